@@ -1,0 +1,25 @@
+"""The errors this project raises on purpose; anything else that escapes is a bug."""
+
+
+class SodaError(Exception):
+    """Base of every error raised on purpose; the message names the thing, the value and the way out."""
+
+
+class PlanError(SodaError):
+    """A plan is invalid, unreadable, or cannot be made or applied as asked."""
+
+
+class OptionError(SodaError):
+    """An option is unknown or has a value that cannot be used."""
+
+
+class CaptureError(SodaError):
+    """A model's graph cannot be captured or brought into the common form."""
+
+
+class SensitivityError(SodaError):
+    """Sensitivity data is invalid, unreadable, or does not fit what it is used for."""
+
+
+class TrajectoryError(SodaError):
+    """Denoising calls do not follow the step order that the plan was made for."""

@@ -1,0 +1,78 @@
+"""The JSON form of a plan: which keys there are, and what makes a file unreadable."""
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from soda_compile.errors import PlanError
+
+SCHEMA = "soda-plan/1"
+Scalar = str | int | float | bool | None
+
+
+class ActionEntry(BaseModel):
+    """What one symbol of the step strings stands for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    kind: str
+    order: int = 0
+
+
+class PlanFile(BaseModel):
+    """The keys of a plan file; `actions` has one string per region with one symbol of `legend` per step."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    schema_version: Literal["soda-plan/1"] = Field(alias="schema")
+    fingerprint: str
+    steps: int
+    timesteps: list[float] | None = None
+    timestep_input: str | None = None
+    scheduler: str | None = None
+    scheduler_digest: str | None = None
+    guidance: float | None = None
+    calls_per_step: int = 1
+    flop_ratio: float | None = None
+    predicted_error: float | None = None
+    method: dict[str, Scalar] = Field(default_factory=dict)
+    legend: dict[str, ActionEntry]
+    actions: dict[str, str]
+
+
+def parse(text: str | bytes, source: str) -> PlanFile:
+    """Reads the JSON form.
+
+    Args:
+        text: the JSON text.
+        source: what to call it in an error, such as its path.
+
+    Raises:
+        PlanError: not JSON, an unknown schema version, an unknown or missing key, or a value of a wrong type.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
+        return PlanFile.model_validate(data)
+    except ValidationError as error:
+        raise PlanError(f"{source}: {_first_problem(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"{source}: damaged JSON: {error}") from None
+
+
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"repeated key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return result
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The schema version first: under another version all the other complaints mean nothing."""
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["loc"] != ("schema",))
+    first = problems[0]
+    where = ".".join(map(str, first["loc"])) or "the file"
+    if where == "schema" and first["type"] == "literal_error":
+        return f"schema {first['input']!r} is not known; this version reads {SCHEMA!r}, so make the plan again"
+    return f"{where}: {first['msg']}"
