@@ -8,57 +8,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 
 from soda_compile import plan_file, plan_grid
+from soda_compile.action import ACTIONS, COMPUTE, FORECAST1, FORECAST2, REUSE, Action, Kind
 from soda_compile.errors import PlanError
 from soda_compile.files import write_atomic
 from soda_compile.plan_file import Scalar
 
-Kind = Literal["compute", "reuse", "forecast"]
-
-
-@dataclass(frozen=True)
-class Action:
-    """What one region does at one step.
-
-    Attributes:
-        kind: "compute" (run the module and keep its output), "reuse" (take the kept output as it is) or "forecast"
-            (extrapolate the last `order + 1` computed outputs by the polynomial of degree `order` through them).
-        order: 0 for compute and reuse, 1 or 2 for forecast.
-    """
-
-    kind: Kind
-    order: int = 0
-
-    def __post_init__(self) -> None:
-        orders = {"compute": (0,), "reuse": (0,), "forecast": (1, 2)}
-        if self.kind not in orders:
-            raise PlanError(f"action kind {self.kind!r} is not known; use one of {', '.join(orders)}")
-        if isinstance(self.order, bool) or self.order not in orders[self.kind]:
-            raise PlanError(f"action {self.kind} has order {self.order!r}; it can be one of {orders[self.kind]}")
-
-    @property
-    def symbol(self) -> str:
-        """The one character that stands for it in grids and files: C, r, 1 or 2."""
-        return str(self.order) if self.kind == "forecast" else {"compute": "C", "reuse": "r"}[self.kind]
-
-    @property
-    def history(self) -> int:
-        """How many earlier computed outputs it reads."""
-        return 0 if self.kind == "compute" else self.order + 1
-
-    def __str__(self) -> str:
-        return f"{self.kind}{self.order or ''}"
-
-
-COMPUTE = Action("compute")
-REUSE = Action("reuse")
-FORECAST1 = Action("forecast", 1)
-FORECAST2 = Action("forecast", 2)
-ACTIONS = (COMPUTE, REUSE, FORECAST1, FORECAST2)
+__all__ = [
+    "ACTIONS",
+    "COMPUTE",
+    "FORECAST1",
+    "FORECAST2",
+    "REUSE",
+    "Action",
+    "Plan",
+    "compute_all_plan",
+    "random_plan",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,8 +177,8 @@ class Plan:
         Raises:
             PlanError: damaged JSON, unknown schema version or key, wrong type, or an invalid plan.
         """
-        data = plan_file.parse(text, source)
         try:
+            data = plan_file.parse(text)
             legend = {symbol: Action(cast(Kind, entry.kind), entry.order) for symbol, entry in data.legend.items()}
             actions = tuple(_decode(region, row, legend, data.steps) for region, row in data.actions.items())
             return cls(

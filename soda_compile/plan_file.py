@@ -41,12 +41,8 @@ class PlanFile(BaseModel):
     actions: dict[str, str]
 
 
-def parse(text: str | bytes, source: str) -> PlanFile:
+def parse(text: str | bytes) -> PlanFile:
     """Reads the JSON form.
-
-    Args:
-        text: the JSON text.
-        source: what to call it in an error, such as its path.
 
     Raises:
         PlanError: not JSON, an unknown schema version, an unknown or missing key, or a value of a wrong type.
@@ -55,9 +51,9 @@ def parse(text: str | bytes, source: str) -> PlanFile:
         data = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
         return PlanFile.model_validate(data)
     except ValidationError as error:
-        raise PlanError(f"{source}: {_first_problem(error)}") from None
+        raise PlanError(_first_problem(error)) from None
     except (ValueError, RecursionError) as error:
-        raise PlanError(f"{source}: damaged JSON: {error}") from None
+        raise PlanError(f"damaged JSON: {error}") from None
 
 
 def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def render(
     """
     width = width or shutil.get_terminal_size((120, 24)).columns
     lines = collapse(regions, rows)
-    indent = max(len(label) for label, _ in lines) + 2
+    indent = max(len("anchors"), *(len(label) for label, _ in lines)) + 2
     columns = max(10, (width - indent) // 10 * 10)
     steps = len(rows[0])
     out: list[str] = []
