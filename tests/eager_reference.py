@@ -1,0 +1,111 @@
+"""Plans of compute, reuse and forecast carried out by forward hooks in eager mode.
+
+Written without the compiler, to check it: the model computes everything, and where the plan does not ask for a
+computation the output of a region's cut modules is replaced by what the plan wants.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from families import Region
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from soda_compile.plan import Action, Plan
+
+
+@dataclass
+class EagerReference:
+    """Runs a model under a plan, one stream at a time.
+
+    Streams (conditional and unconditional calls) each take an instance of their own. Hooks are on the model only
+    inside `step`, so several instances may share one model and take turns.
+
+    Attributes:
+        model: The eager model.
+        family_regions: Region name to its cut modules.
+        plan: Actions per region and step. Regions that the plan does not name are computed at every step.
+
+    Raises:
+        ValueError: If the plan names a region that the family does not have.
+    """
+
+    model: nn.Module
+    family_regions: Mapping[str, Region]
+    plan: "Plan"
+    _computed: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.plan.regions if name not in self.family_regions]
+        if unknown:
+            raise ValueError(f"the plan names regions {unknown}, the model has {list(self.family_regions)}")
+
+    def run(self, inputs_by_step: Sequence[Mapping[str, Any]]) -> list[tuple[Tensor, ...]]:
+        """Runs a whole trajectory from a clean start and returns the output tensors of each step.
+
+        Raises:
+            ValueError: If there are not as many inputs as the plan has steps.
+        """
+        if len(inputs_by_step) != self.plan.steps:
+            raise ValueError(f"the plan has {self.plan.steps} steps, got inputs for {len(inputs_by_step)}")
+        outputs = []
+        for step, inputs in enumerate(inputs_by_step):
+            with self.step(step), torch.no_grad():
+                output = self.model(**inputs)
+            outputs.append((output,) if isinstance(output, Tensor) else tuple(output))
+        return outputs
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Applies the actions of ``step`` to the one model call inside; the hooks go when the context ends.
+
+        Step 0 starts a trajectory: it forgets what was recorded before.
+
+        Raises:
+            RuntimeError: If a cut module did not run exactly once inside.
+            ValueError: If an action needs steps that this instance has not computed.
+        """
+        if step == 0:
+            self._computed.clear()
+        fired: list[str] = []
+        with ExitStack() as hooks:
+            for name, actions in zip(self.plan.regions, self.plan.actions, strict=True):
+                for path in self.family_regions[name].cuts:
+                    hook = self._hook(path, step, actions[step], fired)
+                    hooks.enter_context(self.model.get_submodule(path).register_forward_hook(hook))
+            yield
+        expected = [path for name in self.plan.regions for path in self.family_regions[name].cuts]
+        if sorted(fired) != sorted(expected):
+            raise RuntimeError(f"step {step}: expected one run of each of {expected}, saw {fired}")
+
+    def _hook(self, path: str, step: int, action: "Action", fired: list[str]) -> Any:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            fired.append(path)
+            points = self._computed.setdefault(path, [])
+            if action.kind == "compute":
+                points.append((step, output.detach().clone()))
+                return output
+            wanted = action.order + 1  # reuse has order 0
+            if len(points) < wanted:
+                raise ValueError(f"{path}, step {step}: {action} needs {wanted} computed steps, has {len(points)}")
+            return extrapolate(points[-wanted:], step).to(output.dtype)
+
+        return hook
+
+
+def extrapolate(points: Sequence[tuple[int, Tensor]], step: int) -> Tensor:
+    """Evaluates at ``step`` the polynomial through (step, value) ``points``, in float32 (Lagrange's form).
+
+    One point gives a constant, two a line, three a parabola. The points need not be evenly spaced.
+    """
+    total = torch.zeros_like(points[0][1], dtype=torch.float32)
+    for here, value in points:
+        weight = 1.0
+        for other, _ in points:
+            if other != here:
+                weight *= (step - other) / (here - other)
+        total += weight * value.float()
+    return total
