@@ -73,9 +73,11 @@ class Sensitivity:
         for name, values in (("step_weights", self.step_weights), ("region_flops", self.region_flops)):
             if not (np.isfinite(values).all() and (values >= 0).all()):
                 raise SensitivityError(f"{name} must be finite and not negative; got {values}")
-        if not (math.isfinite(self.total_flops) and self.region_flops.sum() <= self.total_flops * (1 + 1e-6)):
+        removed = float(self.region_flops.sum())
+        if not (0 < self.total_flops < math.inf and removed <= self.total_flops * (1 + 1e-6)):
             raise SensitivityError(
-                f"total_flops is {self.total_flops}, but the regions remove {self.region_flops.sum()} in one call"
+                f"total_flops is {self.total_flops} and the regions remove {removed} in one call; "
+                "it must be finite, positive and no less than what they remove"
             )
 
     @staticmethod
