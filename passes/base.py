@@ -1,0 +1,48 @@
+"""What a pass is, and what it says about its work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import fx
+
+from soda_compile.structure import Note
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass changed, and what it left alone with the reason."""
+
+    changed: tuple[str, ...] = ()
+    skipped: tuple[Note, ...] = ()
+
+
+class Pass(Protocol):
+    """A rewrite of one graph in place. Fields of the implementing dataclass are its parameters."""
+
+    @property
+    def name(self) -> str:
+        """Short name, for logs and dumps."""
+
+    def apply(self, graph: fx.Graph) -> PassResult:
+        """Rewrites ``graph``."""
+
+
+def find_node(graph: fx.Graph, name: str) -> fx.Node:
+    """The node of that name; names of cuts are kept by every pass."""
+    found = next((node for node in graph.nodes if node.name == name), None)
+    if found is None:
+        raise LookupError(f"the graph has no node {name}; a cut must be rewritten before it is removed")
+    return found
+
+
+def add_input(graph: fx.Graph, name: str, value: torch.Tensor, role: Any) -> fx.Node:
+    """Adds a placeholder after the others; ``role`` tells the runtime what to pass for it."""
+    last = [node for node in graph.nodes if node.op == "placeholder"]
+    with graph.inserting_after(last[-1]) if last else graph.inserting_before(next(iter(graph.nodes))):
+        node = graph.placeholder(name)
+    node.target = node.name  # the name may have been taken
+    node.meta = {"val": value, "role": role}
+    return node

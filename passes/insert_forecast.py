@@ -1,0 +1,74 @@
+"""Replaces a region's cuts by an extrapolation of their last computed values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from soda_compile.passes.base import PassResult, add_input, find_node
+from soda_compile.structure import CoefficientInput, Region, SlotInput
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class InsertForecast:
+    """Extrapolates every cut of a region from its last ``order + 1`` computed values.
+
+    Before, with cut ``%y``::
+
+        %y   : [B, N, D] = linear(%attention, %w)
+        %out : [B, N, D] = add(%h, %y)
+
+    After, for first order; the linear is dead::
+
+        %slot, %slot_1 : [B, N, D], %coefficients : float32 [2] = placeholder
+        %y   : [B, N, D] = slot * coefficients[0] + slot_1 * coefficients[1]
+        %out : [B, N, D] = add(%h, %y)
+
+    The coefficients are those of the polynomial through the stored points, evaluated at the present step (finite
+    differences in Lagrange form, exact for uneven steps; TaylorSeer's forecast at even steps, arXiv 2503.06923).
+    They depend on the step alone, so one graph serves all steps. Arithmetic is in float32 at least. Valid for any
+    plan that computed the region ``order + 1`` times earlier in the trajectory. Never skipped.
+    """
+
+    index: int
+    region: Region
+    order: int
+    name: str = "insert_forecast"
+
+    def apply(self, graph: fx.Graph) -> PassResult:
+        """Rewrites ``graph`` in place; run dead-code elimination after it."""
+        nodes = [find_node(graph, cut.node) for cut in self.region.cuts]
+        like = nodes[0].meta["val"]
+        coefficients = add_input(
+            graph,
+            f"coefficients_{nodes[0].name}",
+            like.new_empty(self.order + 1, dtype=torch.float32),
+            CoefficientInput(self.index, self.order),
+        )
+        for number, node in enumerate(nodes):
+            history = [
+                add_input(graph, f"slot_{node.name}_{age}", node.meta["val"], SlotInput(self.index, number, age))
+                for age in range(self.order + 1)
+            ]
+            with graph.inserting_before(node):
+                forecast = _extrapolate(graph, coefficients, history, node.meta["val"].dtype)
+            forecast.meta = dict(node.meta)
+            node.replace_all_uses_with(forecast)
+        return PassResult(changed=(f"{self.region.name} (order {self.order})",))
+
+
+def _extrapolate(graph: fx.Graph, coefficients: fx.Node, history: list[fx.Node], dtype: torch.dtype) -> fx.Node:
+    """``sum(coefficients[k] * history[k])``, rounded once when the slots are narrower than float32."""
+    narrow = dtype in (torch.bfloat16, torch.float16)
+    total: fx.Node | None = None
+    for age, value in enumerate(history):
+        factor = graph.call_function(aten.select.int, (coefficients, 0, age))
+        wide = graph.call_function(aten._to_copy.default, (value,), {"dtype": torch.float32}) if narrow else value
+        term = graph.call_function(aten.mul.Tensor, (wide, factor))
+        total = graph.call_function(aten.add.Tensor, (total, term)) if total is not None else term
+    assert total is not None
+    return graph.call_function(aten._to_copy.default, (total,), {"dtype": dtype}) if narrow else total

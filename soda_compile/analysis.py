@@ -1,0 +1,34 @@
+"""From a captured graph to the structure of the denoiser: outlined blocks with their regions."""
+
+from __future__ import annotations
+
+from soda_compile.capture import Captured
+from soda_compile.operators import graph_flops
+from soda_compile.passes.outline_blocks import OutlineBlocks, Outlined
+from soda_compile.regions import find_regions
+from soda_compile.structure import BlockCall, BlockGraph, Structure
+
+
+def analyse(captured: Captured) -> Structure:
+    """Outlines the blocks of a captured denoiser and finds the regions of each distinct block graph once."""
+    blocks: dict[str, BlockGraph] = {}
+    calls = []
+    for outlined in OutlineBlocks().apply(captured.graph, captured.outputs):
+        if outlined.key not in blocks:
+            blocks[outlined.key] = _analyse_block(outlined)
+        calls.append(BlockCall(outlined.name, blocks[outlined.key], outlined.inputs, outlined.outputs))
+    return Structure(
+        calls=tuple(calls),
+        inputs=captured.inputs,
+        constants=captured.constants,
+        outputs=captured.outputs,
+        paths=captured.paths,
+        parameters=captured.parameters,
+    )
+
+
+def _analyse_block(outlined: Outlined) -> BlockGraph:
+    graph = outlined.module.graph
+    path = "" if outlined.name.startswith("(") else outlined.name.partition("#")[0]
+    regions, notes = find_regions(graph, path)
+    return BlockGraph(outlined.key, outlined.module, regions, notes, graph_flops(graph))

@@ -1,0 +1,109 @@
+"""The backend "soda" of torch.compile: the road from Dynamo's graph to a planned denoiser."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from soda_compile.analysis import analyse
+from soda_compile.capture import capture
+from soda_compile.errors import CaptureError, OptionError, PlanError
+from soda_compile.lowering import Lowering
+from soda_compile.observing import build_observed
+from soda_compile.options import Options, check_options
+from soda_compile.plan import Plan
+from soda_compile.program import build_program
+from soda_compile.runtime import PlannedDenoiser
+from soda_compile.structure import Structure
+from soda_compile.torch_private import log_artifact, plain_inductor
+
+log = logging.getLogger(__name__)
+
+
+def soda(
+    module: fx.GraphModule,
+    inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """Backend for ``torch.compile(denoiser, backend="soda", options={"plan": plan})``.
+
+    Args:
+        module: Graph from Dynamo.
+        inputs: Example inputs; sizes become static, another shape compiles again.
+        options: See ``Options``.
+        mode: A mode of ``torch.compile``; its settings go to Inductor.
+
+    Raises:
+        OptionError: For an unknown option, or gradients that are asked for.
+        PlanError: If the plan does not fit the model.
+        CaptureError: If the graph is not supported.
+    """
+    checked = check_options(options, mode)
+    if checked.plan is None and checked.observer is None:
+        warnings.warn(
+            "backend 'soda' has no plan and compiles with plain Inductor. Measure one with "
+            "soda_compile.calibrate(model, generate), plan with soda_compile.plan(sensitivity, speedup=2), and pass "
+            "options={'plan': plan}",
+            stacklevel=2,
+        )
+        return plain_inductor(module, inputs, checked.inductor)
+    _refuse_gradients(inputs)
+    structure = analyse(capture(module, inputs))
+    log_artifact("soda_structure", lambda: repr(structure.region_names))
+    lowering = Lowering(checked.inductor)
+    if checked.observer is not None:
+        return build_observed(structure, checked.observer, lowering)
+    assert checked.plan is not None
+    return _planned(structure, checked.plan, checked, lowering)
+
+
+def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lowering) -> PlannedDenoiser:
+    require_fit(plan, structure)
+    log_artifact("soda_plan", lambda: str(plan))
+    if True not in structure.parameters:
+        raise CaptureError("the denoiser has no parameters, so its calls cannot be told from another model's")
+    program = build_program(structure, plan, lowering)
+    timestep = structure.paths.index(plan.timestep_input) if plan.timestep_input in structure.paths else None
+    return PlannedDenoiser(program, plan, structure.parameters.index(True), timestep, options.clock)
+
+
+def require_fit(plan: Plan, structure: Structure) -> None:
+    """Checks that a plan was made for this model.
+
+    Raises:
+        PlanError: Naming the regions that differ, or that the weights' shapes do.
+    """
+    if plan.regions != structure.region_names:
+        missing = [name for name in plan.regions if name not in structure.region_names]
+        extra = [name for name in structure.region_names if name not in plan.regions]
+        raise PlanError(
+            f"the plan is for another model: it has {len(plan.regions)} regions, this graph has "
+            f"{len(structure.region_names)}"
+            + (f"; not in this graph: {_some(missing)}" if missing else "")
+            + (f"; not in the plan: {_some(extra)}" if extra else "")
+            + ". Calibrate this model; if it is the same model, look for a graph break with fullgraph=True"
+        )
+    if plan.fingerprint and plan.fingerprint != structure.fingerprint:
+        raise PlanError(
+            f"the plan is for a model with the same region names but other weights' shapes (fingerprint "
+            f"{plan.fingerprint}, this model {structure.fingerprint}). Calibrate this model"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _refuse_gradients(inputs: Sequence[Any]) -> None:
+    if torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs):
+        raise OptionError(
+            "the denoiser is called with gradients enabled, but reused values have none. Call it under "
+            "torch.no_grad() or torch.inference_mode()"
+        )

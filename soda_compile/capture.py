@@ -1,0 +1,166 @@
+"""From Dynamo's graph to the one IR of the compiler: functional pre-dispatch ATen with module paths."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export.graph_signature import InputKind, OutputKind
+
+from soda_compile.errors import CaptureError
+from soda_compile.torch_private import source_name, specialise
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A denoiser as one functional graph.
+
+    Attributes:
+        graph: ATen operators; every node has ``val`` (fake tensor) and ``paths`` (module paths) in its meta.
+        inputs: Names of the placeholders that the caller fills, in call order.
+        paths: For each input, its path in the model or its argument name.
+        parameters: For each input, whether it belongs to the model.
+        constants: Tensors that the model made while it ran, by placeholder name.
+        outputs: Names of the returned values, in order (None for a None).
+    """
+
+    graph: fx.Graph
+    inputs: tuple[str, ...]
+    paths: tuple[str, ...]
+    parameters: tuple[bool, ...]
+    constants: dict[str, torch.Tensor]
+    outputs: tuple[str | None, ...]
+
+
+def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
+    """Normalises a graph from Dynamo.
+
+    Args:
+        module: What Dynamo hands to a backend: parameters are inputs.
+        inputs: Example inputs; tensors, or numbers for symbolic sizes, which become static.
+
+    Raises:
+        CaptureError: If the graph changes its inputs in place or cannot be exported.
+    """
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    sources = [clean_path(source_name(node) or node.name) for node in placeholders]
+    parameters = tuple(_belongs_to_model(node, value) for node, value in zip(placeholders, inputs, strict=True))
+    _detach_data(module.graph)
+    try:
+        exported = torch.export.export(module, tuple(specialise(value) for value in inputs), strict=False)
+        exported = exported.run_decompositions({})
+    except Exception as error:
+        raise CaptureError(
+            f"torch.export could not normalise the denoiser's graph: {type(error).__name__}: {error}. "
+            "Compile the model with backend='inductor' instead, or change the operation it names."
+        ) from error
+    signature = exported.graph_signature
+    _refuse_mutation(signature)
+    graph = exported.graph_module.graph
+    arguments = [spec for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
+    constants = {
+        spec.arg.name: _constant(exported, spec.target)
+        for spec in signature.input_specs
+        if spec.kind != InputKind.USER_INPUT
+    }
+    _clean(graph)
+    outputs = tuple(_output_name(value) for value in next(iter(reversed(graph.nodes))).args[0])  # type: ignore[arg-type, union-attr]
+    names = _name_inputs(graph, [spec.arg.name for spec in arguments], sources, parameters)
+    constants = {names.get(name, name): value for name, value in constants.items()}
+    return Captured(
+        graph=graph,
+        inputs=tuple(names.get(spec.arg.name, spec.arg.name) for spec in arguments),
+        paths=tuple(sources),
+        parameters=parameters,
+        constants=constants,
+        outputs=tuple(names.get(name, name) if name else None for name in outputs),
+    )
+
+
+def clean_path(source: str) -> str:
+    """``L['self']._modules['blocks']._modules['0']`` and its relatives as ``blocks.0``."""
+    path = re.sub(r"\.__dict__\[['\"]_modules['\"]\]|\._(?:modules|parameters|buffers)(?=\[)", "", source)
+    path = re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", path)
+    path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
+    return re.sub(r"^(?:self|kwargs)\.", "", path)
+
+
+def module_paths(node: fx.Node) -> tuple[str, ...]:
+    """Paths of the modules whose forward was running when the node was traced, outermost first."""
+    frames = node.meta.get("nn_module_stack") or {}
+    return tuple(clean_path(str(frame[0])) for frame in frames.values())
+
+
+def _detach_data(graph: fx.Graph) -> None:
+    """``x.data`` as ``x.detach()``, the same alias, which export can follow."""
+    for node in graph.nodes:
+        if getattr(node.target, "__name__", "") == "_get_data_attr":
+            node.target = torch.detach
+
+
+def _belongs_to_model(placeholder: fx.Node, value: Any) -> bool:
+    if isinstance(value, torch.nn.Parameter):
+        return True
+    source = source_name(placeholder)
+    return "_parameters[" in source or "_buffers[" in source
+
+
+def _refuse_mutation(signature: torch.export.graph_signature.ExportGraphSignature) -> None:
+    for spec in signature.output_specs:
+        if spec.kind not in (OutputKind.USER_OUTPUT, OutputKind.TOKEN):
+            raise CaptureError(
+                f"the denoiser changes {spec.target or spec.arg.name} in place ({spec.kind.name.lower()}); "
+                "a cached step would not repeat that. Make forward return the new value instead."
+            )
+
+
+def _constant(exported: torch.export.ExportedProgram, target: str | None) -> torch.Tensor:
+    store = exported.constants if target in exported.constants else exported.state_dict
+    value = store[target]  # type: ignore[index]
+    if not isinstance(value, torch.Tensor):
+        raise CaptureError(f"the denoiser holds {target} of type {type(value).__name__}; only tensors can be lifted")
+    return value.detach()
+
+
+def _output_name(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, fx.Node):
+        raise CaptureError(f"the denoiser returns {value!r}; only tensors and None can be returned")
+    return value.name
+
+
+def _clean(graph: fx.Graph) -> None:
+    """Drops export's checks, puts every getitem right after its producer, and notes the module path."""
+    for node in list(graph.nodes):
+        if node.target in (aten._assert_tensor_metadata.default, aten._assert_scalar.default):
+            graph.erase_node(node)
+    for node in list(graph.nodes):
+        if node.target is operator.getitem:
+            node.args[0].append(node)
+    for node in graph.nodes:
+        node.meta["paths"] = module_paths(node)
+    graph.eliminate_dead_code()
+    graph.lint()
+
+
+def _name_inputs(
+    graph: fx.Graph, names: Sequence[str], paths: Sequence[str], parameters: Sequence[bool]
+) -> dict[str, str]:
+    """Renames placeholders after what they hold; returns the new names by old name."""
+    nodes = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    renamed: dict[str, str] = {}
+    for name, path, parameter in zip(names, paths, parameters, strict=True):
+        node = nodes[name]
+        wanted = re.sub(r"\W+", "_", path).strip("_")
+        node._rename(("p_" if parameter else "") + wanted)
+        node.target = node.name
+        renamed[name] = node.name
+    return renamed

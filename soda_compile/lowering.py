@@ -1,0 +1,53 @@
+"""Compiles pieces with Inductor: each distinct graph once, however often and wherever it is used."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from soda_compile.torch_private import Compiled, inductor_compile
+from soda_compile.variants import Piece
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Lowering:
+    """A store of compiled pieces.
+
+    Attributes:
+        options: Settings for Inductor.
+        compiled: Functions by piece key.
+    """
+
+    options: dict[str, Any]
+    compiled: dict[str, Compiled] = field(default_factory=dict)
+
+    def compile(self, pieces: Iterable[Piece]) -> None:
+        """Compiles all pieces that are new, with a progress bar on a terminal."""
+        new = {piece.key: piece for piece in pieces if piece.key not in self.compiled}
+        with progress_bar() as progress:
+            for piece in progress.track(new.values(), description="compiling"):
+                started = time.perf_counter()
+                self.compiled[piece.key] = inductor_compile(piece.module, self.options)
+                log.info("compiled %s (%s) in %.1f s", piece.name, piece.key, time.perf_counter() - started)
+
+
+def progress_bar() -> Progress:
+    """A bar on standard error that leaves nothing behind, and shows nothing where that is no terminal."""
+    return Progress(
+        TextColumn("soda: {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )

@@ -1,0 +1,147 @@
+"""Which ATen operators do heavy work, and which only rename, cast or select the elements of one tensor."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+
+ATTENTION = frozenset(
+    {
+        aten.scaled_dot_product_attention,
+        aten._scaled_dot_product_flash_attention,
+        aten._scaled_dot_product_flash_attention_for_cpu,
+        aten._scaled_dot_product_efficient_attention,
+        aten._scaled_dot_product_cudnn_attention,
+    }
+)
+PRODUCTS = frozenset({aten.linear, aten.matmul, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.einsum})
+CONVOLUTIONS = frozenset({aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution})
+HEAVY = ATTENTION | PRODUCTS | CONVOLUTIONS
+
+CASTS = frozenset(
+    {aten._to_copy, aten.to, aten.clone, aten.contiguous, aten.alias, aten.detach, aten.dropout, aten.type_as}
+)
+VIEWS = frozenset(
+    {
+        aten.view,
+        aten.reshape,
+        aten._unsafe_view,
+        aten.unsqueeze,
+        aten.squeeze,
+        aten.transpose,
+        aten.permute,
+        aten.expand,
+        aten.flatten,
+        aten.unflatten,
+        aten.movedim,
+        aten.t,
+    }
+)
+SELECTIONS = frozenset(
+    {
+        aten.slice,
+        aten.select,
+        aten.narrow,
+        aten.split,
+        aten.split_with_sizes,
+        aten.chunk,
+        aten.unbind,
+        aten.tensor_split,
+    }
+)
+CLAMPS = frozenset({aten.clamp, aten.clip, aten.clamp_min, aten.clamp_max})
+LOOK_THROUGH = CASTS | VIEWS | SELECTIONS | CLAMPS
+
+
+def packet(node: fx.Node) -> Any:
+    """The operator without its overload: ``aten.add`` for ``aten.add.Tensor``; other targets as they are."""
+    return getattr(node.target, "overloadpacket", node.target)
+
+
+def is_heavy(node: fx.Node) -> bool:
+    """Whether the node multiplies matrices, attends or convolves."""
+    return packet(node) in HEAVY
+
+
+def looks_through(node: fx.Node) -> bool:
+    """Whether the node only renames, casts, clips or selects elements of its first argument."""
+    return packet(node) in LOOK_THROUGH or node.target is operator.getitem
+
+
+def tensor_of(node: fx.Node) -> torch.Tensor:
+    """The node's fake tensor (shape, dtype, strides, device)."""
+    value = node.meta["val"]
+    assert isinstance(value, torch.Tensor), f"{node.name} holds {type(value).__name__}, not a tensor"
+    return value
+
+
+def holds_tensor(node: fx.Node) -> bool:
+    """Whether the node's value is one tensor."""
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def tensor_bytes(node: fx.Node) -> int:
+    """Size of the node's tensor in bytes."""
+    tensor = tensor_of(node)
+    return tensor.numel() * tensor.element_size()
+
+
+def _product_flops(node: fx.Node) -> int:
+    inner = tensor_of(node.args[0]).shape[-1]  # type: ignore[arg-type]
+    return 2 * tensor_of(node).numel() * inner
+
+
+def _attention_flops(node: fx.Node) -> int:
+    query, key, value = (tensor_of(argument) for argument in node.args[:3])  # type: ignore[arg-type]
+    return 2 * math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+def _convolution_flops(node: fx.Node) -> int:
+    weight = tensor_of(node.args[1])  # type: ignore[arg-type]
+    return 2 * tensor_of(node).numel() * math.prod(weight.shape[1:])
+
+
+def _einsum_flops(node: fx.Node) -> int:
+    if len(node.args[1]) < 2:  # type: ignore[arg-type]
+        return 0  # a permutation
+    equation = str(node.args[0]).replace(" ", "")
+    sizes: dict[str, int] = {}
+    for term, argument in zip(equation.split("->")[0].split(","), node.args[1], strict=True):  # type: ignore[arg-type, call-overload]
+        sizes |= dict(zip(term.replace("...", ""), tensor_of(argument).shape, strict=False))
+    return 2 * math.prod(sizes.values())
+
+
+# The registry of torch knows the decomposed operators; these are the whole ones that capture keeps.
+_WHOLE: dict[Any, Callable[[fx.Node], int]] = {
+    aten.linear: _product_flops,
+    aten.matmul: _product_flops,
+    aten.einsum: _einsum_flops,
+    **dict.fromkeys(ATTENTION, _attention_flops),
+    **dict.fromkeys(CONVOLUTIONS, _convolution_flops),
+}
+
+
+def flops(node: fx.Node) -> int:
+    """Floating-point operations of one node, a multiply-add counted as two.
+
+    Only matrix products, attention and convolutions count, as in ``torch.utils.flop_counter``.
+    """
+    if not is_heavy(node):
+        return 0
+    if formula := _WHOLE.get(packet(node)):
+        return formula(node)
+    values = [argument.meta["val"] if isinstance(argument, fx.Node) else argument for argument in node.args]
+    return int(flop_registry[packet(node)](*values, **node.kwargs, out_val=node.meta["val"]))
+
+
+def graph_flops(graph: fx.Graph) -> int:
+    """Floating-point operations of one run of the graph."""
+    return sum(flops(node) for node in graph.nodes if node.op == "call_function")

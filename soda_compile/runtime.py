@@ -1,0 +1,90 @@
+"""What the compiled denoiser is at run time: it finds its step and runs that step's calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from soda_compile.clock import Clock, clock_for
+from soda_compile.errors import TrajectoryError
+from soda_compile.plan import Plan
+from soda_compile.program import Program
+from soda_compile.state import Frame, state_of
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedDenoiser:
+    """Runs a program; called by Dynamo with the graph's inputs in order.
+
+    Attributes:
+        program: The compiled plan.
+        plan: The plan.
+        anchor: Index of an input that is a parameter: it tells which model is called.
+        timestep: Index of the input that carries the timestep, if the plan knows it.
+        clock: The clock that an integration ties to its scheduler.
+    """
+
+    program: Program
+    plan: Plan
+    anchor: int
+    timestep: int | None
+    clock: Clock | None
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        """Runs the step that is due. Inputs and outputs are those of the captured graph."""
+        parameter = inputs[self.anchor]
+        state = state_of(parameter, self.plan.digest, self.plan.calls_per_step, self.plan.steps)
+        clock = self.clock or clock_for(parameter)
+        shown = self._shown_timestep(inputs)
+        starts = shown is not None and self._nearest(shown) == self._timesteps[0]
+        try:
+            step, frame = state.locate(clock, self.program, starts)
+            if shown is not None and self._nearest(shown) != self._timesteps[step]:
+                raise TrajectoryError(self._mismatch(shown, step))
+            return self._run(frame, step, inputs)
+        except BaseException:
+            state.reset()
+            raise
+
+    def _run(self, frame: Frame, step: int, inputs: Sequence[Any]) -> list[Any]:
+        registers = frame.registers
+        registers[: len(inputs)] = inputs
+        try:
+            for call in self.program.steps[step]:
+                results = call.function(*[registers[index] for index in call.arguments])
+                for index, value in zip(call.results, results, strict=True):
+                    registers[index] = value
+                for index in call.release:
+                    registers[index] = None
+            return [None if index is None else registers[index] for index in self.program.outputs]
+        finally:
+            registers[: len(inputs)] = [None] * len(inputs)  # slots stay; the caller's tensors must not
+
+    @property
+    def _timesteps(self) -> tuple[float, ...]:
+        return self.plan.timesteps or ()
+
+    def _shown_timestep(self, inputs: Sequence[Any]) -> float | None:
+        """The timestep that the denoiser is given, where the host can read it without waiting for a device."""
+        if self.timestep is None or not self._timesteps:
+            return None
+        value = inputs[self.timestep]
+        if isinstance(value, torch.Tensor):
+            return float(value.flatten()[0]) if value.device.type == "cpu" else None
+        return float(value)
+
+    def _nearest(self, timestep: float) -> float:
+        """The plan's timestep that is meant; narrow dtypes round what the denoiser is given."""
+        return min(self._timesteps, key=lambda known: abs(known - timestep))
+
+    def _mismatch(self, shown: float, step: int) -> str:
+        return (
+            f"the denoiser is called with {self.plan.timestep_input}={shown:g}, but step {step} is due, which has "
+            f"{self._timesteps[step]:g}. The plan was made for {self.plan.steps} steps, timesteps "
+            f"{self._timesteps[0]:g} to {self._timesteps[-1]:g}, and {self.plan.calls_per_step} denoiser call(s) a "
+            "step. Use the same noise scheduler and step count, and put each generation inside "
+            "`with soda_compile.trajectory(model):`"
+        )

@@ -1,0 +1,79 @@
+"""The pieces that one step runs: which variants, and what of them is still needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from soda_compile.schedule import Access, Treatment
+from soda_compile.structure import Structure
+from soda_compile.variants import Piece, Variant, join, make_variant
+
+
+@dataclass(frozen=True, eq=False)
+class StepPieces:
+    """The pieces of one step, and the slot traffic of each region."""
+
+    pieces: tuple[Piece, ...]
+    accesses: tuple[tuple[Access, ...], ...]  # [call][region]
+
+
+class StepBuilder:
+    """Builds the pieces of steps; equal steps share them."""
+
+    def __init__(self, structure: Structure) -> None:
+        self.structure = structure
+        self._variants: dict[tuple[str, tuple[Treatment, ...], tuple[bool, ...]], Variant] = {}
+        self._steps: dict[tuple[tuple[Treatment, ...], ...], tuple[Piece, ...]] = {}
+
+    def pieces(self, treatments: tuple[tuple[Treatment, ...], ...]) -> tuple[Piece, ...]:
+        """The pieces for one tuple of treatments for each call."""
+        if treatments not in self._steps:
+            self._steps[treatments] = self._build(treatments)
+        return self._steps[treatments]
+
+    def _build(self, treatments: tuple[tuple[Treatment, ...], ...]) -> tuple[Piece, ...]:
+        calls = self.structure.calls
+        variants: list[Variant | None] = [None] * len(calls)
+        needed = {name for name in self.structure.outputs if name}
+        reads: list[set[str]] = [set()] * len(calls)
+        for index in reversed(range(len(calls))):
+            reads[index] = set(needed)
+            variant = self._variant(index, treatments[index], tuple(name in needed for name in calls[index].outputs))
+            if variant is None:
+                continue
+            variants[index] = variant
+            needed |= {calls[index].inputs[source] for source in variant.inputs if isinstance(source, int)}
+        live = [index for index, variant in enumerate(variants) if variant is not None]
+        pieces = []
+        for run in _runs(live, [_is_light(treatment) for treatment in treatments]):
+            members = [(index, calls[index], variants[index]) for index in run]
+            pieces.append(join(members, reads[run[-1]]))  # type: ignore[arg-type]
+        return tuple(pieces)
+
+    def _variant(self, index: int, treatments: tuple[Treatment, ...], needed: tuple[bool, ...]) -> Variant | None:
+        """The variant, or None where nothing of the call is read and nothing stored."""
+        if not any(needed) and not any(treatment.store for treatment in treatments):
+            return None
+        block = self.structure.calls[index].block
+        key = (block.key, treatments, needed)
+        if key not in self._variants:
+            self._variants[key] = make_variant(block, treatments, needed)
+        return self._variants[key]
+
+
+def _is_light(treatments: Sequence[Treatment]) -> bool:
+    return not any(treatment.computes for treatment in treatments)
+
+
+def _runs(calls: Sequence[int], light: Sequence[bool]) -> list[list[int]]:
+    """Blocks that compute stay alone, so that equal ones share code; runs of others become one graph.
+
+    A graph of reuses is cheap to compile, and Inductor fuses its residual adds across blocks.
+    """
+    runs: list[list[int]] = []
+    for is_light, group in groupby(calls, key=lambda index: light[index]):
+        members = list(group)
+        runs.extend([members] if is_light else [[index] for index in members])
+    return runs

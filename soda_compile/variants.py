@@ -1,0 +1,157 @@
+"""Block variants: a block graph rewritten for what its regions do at a step, and joins of several in a row."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from soda_compile.passes.base import Pass
+from soda_compile.passes.dead_code import DeadCode
+from soda_compile.passes.insert_forecast import InsertForecast
+from soda_compile.passes.insert_reuse import InsertReuse
+from soda_compile.passes.narrow_linear import NarrowLinear
+from soda_compile.passes.outline_blocks import canonical_key
+from soda_compile.passes.write_slots import WriteSlots
+from soda_compile.schedule import Treatment
+from soda_compile.structure import BlockCall, BlockGraph, CoefficientInput, Note, Region, SlotInput
+from soda_compile.torch_private import log_artifact
+
+log = logging.getLogger(__name__)
+
+Role = SlotInput | CoefficientInput
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A block graph for one tuple of treatments and the outputs that are needed.
+
+    Attributes:
+        module: The rewritten graph; outputs that nothing needs are gone.
+        inputs: For each placeholder the index of the block's input, or its role as slot or coefficients.
+        outputs: Indices of the block's outputs that it still gives.
+        skipped: What the passes left alone, and why.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[int | Role, ...]
+    outputs: tuple[int, ...]
+    skipped: tuple[Note, ...]
+
+
+@dataclass(frozen=True)
+class CallRole:
+    """A slot or coefficients of one call."""
+
+    call: int
+    role: Role
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A graph that one compiled function runs: one block variant, or several in a row.
+
+    Attributes:
+        key: Hash of the canonical text; pieces with equal keys share compiled code.
+        name: What it covers, for messages.
+        module: The graph.
+        inputs: For each placeholder the name of a value, or a slot or coefficients of a call.
+        outputs: Names of the values it gives.
+    """
+
+    key: str
+    name: str
+    module: fx.GraphModule
+    inputs: tuple[str | CallRole, ...]
+    outputs: tuple[str, ...]
+
+
+def pipeline(regions: Sequence[Region], treatments: Sequence[Treatment]) -> tuple[Pass, ...]:
+    """The passes that turn a block graph into a variant, in order."""
+    rewrites = tuple(
+        rewrite
+        for index, (region, treatment) in enumerate(zip(regions, treatments, strict=True))
+        for rewrite in _rewrites(index, region, treatment)
+    )
+    if all(treatment.computes for treatment in treatments):
+        return (*rewrites, DeadCode())
+    return (*rewrites, DeadCode(), NarrowLinear(), DeadCode())
+
+
+def _rewrites(index: int, region: Region, treatment: Treatment) -> Iterable[Pass]:
+    if treatment.action.kind == "reuse":
+        yield InsertReuse(index, region)
+    elif treatment.action.kind == "forecast":
+        yield InsertForecast(index, region, treatment.action.order)
+    elif treatment.store:
+        yield WriteSlots(index, region)
+
+
+def make_variant(block: BlockGraph, treatments: Sequence[Treatment], needed: Sequence[bool]) -> Variant:
+    """Rewrites a copy of a block graph; ``needed`` tells which of the block's outputs are read later."""
+    graph = copy_graph(block.module.graph)
+    sources = {node: index for index, node in enumerate(graph.find_nodes(op="placeholder"))}
+    output = next(iter(reversed(graph.nodes)))
+    output.args = (tuple(value for value, keep in zip(output.args[0], needed, strict=True) if keep),)  # type: ignore[arg-type]
+    skipped = tuple(note for step in pipeline(block.regions, treatments) for note in run_pass(step, graph))
+    return Variant(
+        module=fx.GraphModule(torch.nn.Module(), graph),
+        inputs=tuple(
+            node.meta["role"] if "role" in node.meta else sources[node] for node in graph.find_nodes(op="placeholder")
+        ),
+        outputs=tuple(index for index, keep in enumerate(needed) if keep),
+        skipped=skipped,
+    )
+
+
+def run_pass(step: Pass, graph: fx.Graph) -> tuple[Note, ...]:
+    """Applies one pass, checks the graph, and logs what it did."""
+    result = step.apply(graph)
+    graph.lint()
+    log.debug("%s: changed %s; left %s", step.name, list(result.changed), [str(note) for note in result.skipped])
+    return result.skipped
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy with the same node names."""
+    return copy.deepcopy(graph)
+
+
+def join(calls: Sequence[tuple[int, BlockCall, Variant]], needed: set[str]) -> Piece:
+    """Puts the variants of consecutive calls into one graph.
+
+    Args:
+        calls: For each call its index in the structure, the call, and its variant.
+        needed: Names of the values that something after these calls reads.
+    """
+    graph = fx.Graph()
+    sources = [
+        [call.inputs[source] if isinstance(source, int) else CallRole(index, source) for source in variant.inputs]
+        for index, call, variant in calls
+    ]
+    inputs: dict[str | CallRole, fx.Node] = {}
+    made: set[str] = set()
+    for (_, call, variant), keys in zip(calls, sources, strict=True):
+        for key, node in zip(keys, variant.module.graph.find_nodes(op="placeholder"), strict=True):
+            if key not in made and key not in inputs:
+                inputs[key] = graph.placeholder(node.name)
+                inputs[key].target = inputs[key].name  # equal blocks have equal names; arguments must differ
+                inputs[key].meta = {"val": node.meta["val"]}
+        made |= {call.outputs[number] for number in variant.outputs}
+    values: dict[str | CallRole, fx.Node] = dict(inputs)
+    for (_, call, variant), keys in zip(calls, sources, strict=True):
+        placeholders = variant.module.graph.find_nodes(op="placeholder")
+        copies = {node: values[key] for key, node in zip(keys, placeholders, strict=True)}
+        results = graph.graph_copy(variant.module.graph, copies)
+        values |= zip((call.outputs[number] for number in variant.outputs), results, strict=True)  # type: ignore[arg-type]
+    outputs = tuple(name for name in values if name in needed and name in made)
+    graph.output(tuple(values[name] for name in outputs))
+    name = calls[0][1].name if len(calls) == 1 else f"{calls[0][1].name} to {calls[-1][1].name}"
+    module = fx.GraphModule(torch.nn.Module(), graph)
+    key = canonical_key(graph)
+    log_artifact(f"soda_piece_{key}", lambda: f"# {name}\n{module.code}")
+    return Piece(key, name, module, tuple(inputs), outputs)
