@@ -16,7 +16,7 @@ from soda_compile.errors import CaptureError, OptionError, PlanError
 from soda_compile.lowering import Lowering
 from soda_compile.observing import build_observed
 from soda_compile.options import Options, check_options
-from soda_compile.plan import Plan
+from soda_compile.plans import Plan
 from soda_compile.program import build_program
 from soda_compile.runtime import PlannedDenoiser
 from soda_compile.structure import Structure

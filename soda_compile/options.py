@@ -11,7 +11,7 @@ from typing import Any
 from soda_compile.clock import Clock
 from soda_compile.errors import OptionError
 from soda_compile.observing import Observer
-from soda_compile.plan import Plan
+from soda_compile.plans import Plan
 from soda_compile.torch_private import inductor_options, mode_options
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")

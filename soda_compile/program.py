@@ -9,7 +9,7 @@ import torch
 
 from soda_compile.lowering import Lowering
 from soda_compile.operators import graph_flops
-from soda_compile.plan import Plan
+from soda_compile.plans import Plan
 from soda_compile.schedule import Access, ring_size, schedule_region
 from soda_compile.steps import StepBuilder, StepPieces
 from soda_compile.structure import CoefficientInput, Cut, Structure

@@ -10,7 +10,7 @@ import torch
 
 from soda_compile.clock import Clock, clock_for
 from soda_compile.errors import TrajectoryError
-from soda_compile.plan import Plan
+from soda_compile.plans import Plan
 from soda_compile.program import Program
 from soda_compile.state import Frame, state_of
 

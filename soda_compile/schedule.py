@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from soda_compile.plan import Action
+from soda_compile.plans import Action
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from families import Region
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from soda_compile.plan import Action, Plan
+    from soda_compile.plans import Action, Plan
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""A really trained small diffusion transformer of handwritten digits: pipeline, weights, training, judge."""

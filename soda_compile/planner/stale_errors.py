@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soda_compile.errors import OptionError
-from soda_compile.plan import FORECAST1, FORECAST2, REUSE, Action
+from soda_compile.plans import FORECAST1, FORECAST2, REUSE, Action
 from soda_compile.sensitivity import METRICS, OPERATORS, Sensitivity
 
 OperatorChoice = Literal["reuse", "forecast1", "forecast2", "auto"]

@@ -12,7 +12,7 @@ from eager_reference import EagerReference, extrapolate
 from families import FAMILIES, Family, Region
 from torch import Tensor, nn
 
-from soda_compile.plan import ACTIONS, Plan, compute_all_plan
+from soda_compile.plans import ACTIONS, Plan, compute_all_plan
 
 STEPS = 6
 TOY_REGIONS = {"mlp": Region(("fc2",))}

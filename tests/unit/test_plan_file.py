@@ -6,7 +6,7 @@ import pytest
 
 from soda_compile import files
 from soda_compile.errors import PlanError
-from soda_compile.plan import COMPUTE, FORECAST2, REUSE, Plan, random_plan
+from soda_compile.plans import COMPUTE, FORECAST2, REUSE, Plan, random_plan
 
 
 @pytest.fixture

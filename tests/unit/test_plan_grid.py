@@ -1,6 +1,6 @@
 import re
 
-from soda_compile.plan import COMPUTE, REUSE, Plan, compute_all_plan, random_plan
+from soda_compile.plans import COMPUTE, REUSE, Plan, compute_all_plan, random_plan
 from soda_compile.plan_grid import collapse
 
 

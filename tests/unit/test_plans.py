@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from soda_compile.errors import PlanError
-from soda_compile.plan import COMPUTE, FORECAST1, FORECAST2, REUSE, Action, Plan, compute_all_plan, random_plan
+from soda_compile.plans import COMPUTE, FORECAST1, FORECAST2, REUSE, Action, Plan, compute_all_plan, random_plan
 
 SYMBOLS = {"C": COMPUTE, "r": REUSE, "1": FORECAST1, "2": FORECAST2}
 
