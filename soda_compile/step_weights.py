@@ -1,0 +1,69 @@
+"""How far an error in the denoiser's output at each step moves the finished sample."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from soda_compile.errors import SensitivityError
+
+
+def probe_step_weights(
+    scheduler: Any, arguments: Sequence[Any] = (), options: Mapping[str, Any] | None = None
+) -> npt.NDArray[np.float64]:
+    """Probes a diffusers noise scheduler; it is linear in the model output, so one small error a step tells all.
+
+    Runs a copy of the scheduler twice over the whole trajectory on a batch with one row for each step, with zero
+    model outputs: in the second run row t has an error at step t. Random noise is drawn alike in both runs.
+
+    Args:
+        scheduler: A diffusers scheduler whose timesteps are set.
+        arguments: Positional arguments of the ``set_timesteps`` call that set them.
+        options: Keyword arguments of it.
+
+    Returns:
+        float64 [steps]: norm of the change of the sample / norm of the error in the model output.
+
+    Raises:
+        SensitivityError: If the scheduler cannot be run again over the same timesteps.
+    """
+    steps = len(scheduler.timesteps)
+    errors = torch.zeros(steps, steps, 1, 2, 2)
+    errors[range(steps), range(steps)] = 1e-2
+    try:
+        disturbed, calm = (_run(scheduler, arguments, options or {}, outputs) for outputs in (errors, errors * 0))
+    except Exception as error:
+        raise SensitivityError(
+            f"{type(scheduler).__name__} could not be probed for its step weights: {type(error).__name__}: {error}. "
+            "Pass scheduler=None to weigh all steps alike"
+        ) from error
+    moved: npt.NDArray[np.float64] = (disturbed - calm).flatten(1).norm(dim=1).double().numpy()
+    return moved / float(errors[0, 0].norm())
+
+
+def _run(
+    scheduler: Any, arguments: Sequence[Any], options: Mapping[str, Any], outputs: torch.Tensor
+) -> torch.Tensor:
+    """The final samples for given model outputs [steps, rows, 1, 2, 2]."""
+    copied = copy.deepcopy(scheduler)
+    for name in ("set_timesteps", "step"):
+        copied.__dict__.pop(name, None)  # an integration may have hooked the instance
+    copied.set_timesteps(*(arguments or (len(outputs),)), **options)
+    if not torch.equal(torch.as_tensor(copied.timesteps).cpu(), torch.as_tensor(scheduler.timesteps).cpu()):
+        raise ValueError(f"set_timesteps({len(outputs)}) gives other timesteps than the ones in use")
+    takes_generator = "generator" in inspect.signature(copied.step).parameters
+    extra = {"generator": torch.Generator().manual_seed(0)} if takes_generator else {}
+    sample = torch.zeros_like(outputs[0])
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for timestep, output in zip(copied.timesteps, outputs, strict=True):
+            if hasattr(copied, "scale_model_input"):
+                copied.scale_model_input(sample, timestep)
+            sample = copied.step(output, timestep, sample, return_dict=False, **extra)[0]
+    return sample
