@@ -66,6 +66,7 @@ class Recorder:
     moments: dict[tuple[int, int], Moments] = field(default_factory=dict)  # by step and region
     inputs: list[dict[str, float]] = field(default_factory=list)  # numbers among the inputs, by call of a generation
     samples: int = 0
+    calls_in_a_step: int = 1
     stride: int = 1
     _heads: tuple[ResidualHead, ...] = ()
     _regions: tuple[Region, ...] = ()
@@ -102,10 +103,15 @@ class Recorder:
             self._stream = self._calls_in_step if step == self._step else 0
         self._step = step
         self._calls_in_step = self._stream + 1
+        self.calls_in_a_step = max(self.calls_in_a_step, self._calls_in_step)
         self._calls += 1
-        self._rows = next((len(value) for value in inputs.values() if isinstance(value, torch.Tensor) and value.ndim > 1), 1)
+        self._rows = next(
+            (len(value) for value in inputs.values() if isinstance(value, torch.Tensor) and value.ndim > 1), 1
+        )
         if self._stream == 0:
-            self.inputs.append({name: number for name, value in inputs.items() if (number := _number(value)) is not None})
+            self.inputs.append(
+                {name: number for name, value in inputs.items() if (number := _number(value)) is not None}
+            )
 
     @property
     def steps(self) -> int:
@@ -179,5 +185,3 @@ def _number(value: Any) -> float | None:
         first = value.flatten()[0]
         return float(first) if bool((value == first).all()) else None
     return None
-
-

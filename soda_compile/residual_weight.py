@@ -44,7 +44,9 @@ def residual_weight(
     body = [node for node in head.module.graph.nodes if node.op == "call_function"]
     if not any(packet(node) in {aten.mul, aten.div} for node in body):
         return None
-    if unknown := [str(packet(node)) for node in body if packet(node) not in _AFFINE and "getitem" not in str(node.target)]:
+    if unknown := [
+        str(packet(node)) for node in body if packet(node) not in _AFFINE and "getitem" not in str(node.target)
+    ]:
         log.debug("no residual weight: %s between cut and residual add", unknown)
         return None
 

@@ -47,9 +47,7 @@ def probe_step_weights(
     return moved / float(errors[0, 0].norm())
 
 
-def _run(
-    scheduler: Any, arguments: Sequence[Any], options: Mapping[str, Any], outputs: torch.Tensor
-) -> torch.Tensor:
+def _run(scheduler: Any, arguments: Sequence[Any], options: Mapping[str, Any], outputs: torch.Tensor) -> torch.Tensor:
     """The final samples for given model outputs [steps, rows, 1, 2, 2]."""
     copied = copy.deepcopy(scheduler)
     for name in ("set_timesteps", "step"):

@@ -1,0 +1,1 @@
+"""Ties to the frameworks that run denoisers."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from soda_compile.errors import OptionError, PlanError
-from soda_compile.plans import COMPUTE, Action, Plan
 from soda_compile.plan_file import Scalar
 from soda_compile.planner.anchors import IntervalCosts, Schedules
 from soda_compile.planner.stale_errors import Floats, OperatorChoice, StaleErrors
+from soda_compile.plans import COMPUTE, Action, Plan
 from soda_compile.sensitivity import Metric, Sensitivity
 
 
