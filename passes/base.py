@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,10 +33,10 @@ class Pass(Protocol):
 
 def find_node(graph: fx.Graph, name: str) -> fx.Node:
     """The node of that name; names of cuts are kept by every pass."""
-    found = next((node for node in graph.nodes if node.name == name), None)
-    if found is None:
-        raise LookupError(f"the graph has no node {name}; a cut must be rewritten before it is removed")
-    return found
+    for node in graph.nodes:
+        if node.name == name:
+            return node  # type: ignore[no-any-return]
+    raise LookupError(f"the graph has no node {name}; a cut must be rewritten before it is removed")
 
 
 def add_input(graph: fx.Graph, name: str, value: torch.Tensor, role: Any) -> fx.Node:
@@ -45,4 +46,13 @@ def add_input(graph: fx.Graph, name: str, value: torch.Tensor, role: Any) -> fx.
         node = graph.placeholder(name)
     node.target = node.name  # the name may have been taken
     node.meta = {"val": value, "role": role}
+    return node
+
+
+def add_call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    """Adds a call of an ATen operator, with the fake tensor it gives."""
+    node = graph.call_function(target, args, kwargs)
+    values: tuple[tuple[Any, ...], Mapping[str, Any]] = fx.map_arg((args, kwargs), lambda source: source.meta["val"])
+    with torch.no_grad():
+        node.meta = {"val": target(*values[0], **values[1])}
     return node

@@ -24,7 +24,8 @@ class DeadCode:
         %slot = placeholder
         %out  = add(%h, %slot)
 
-    Valid because the graph is functional but for ``copy_`` into slots, which counts as used.
+    Valid because the graph is functional but for ``copy_`` into slots, which counts as used. Operators that could
+    draw random numbers (attention with dropout) are erased like the others; fx alone would keep them.
     """
 
     name: str = "dead_code"
@@ -32,9 +33,17 @@ class DeadCode:
     def apply(self, graph: fx.Graph) -> PassResult:
         """Rewrites ``graph`` in place."""
         before = [node.name for node in graph.nodes]
-        graph.eliminate_dead_code()
+        graph.eliminate_dead_code(_has_effect)
         for node in list(graph.nodes):
             if node.op == "placeholder" and not node.users:
                 graph.erase_node(node)
         after = {node.name for node in graph.nodes}
         return PassResult(changed=tuple(name for name in before if name not in after))
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Whether the node counts without users: it is an input, the output, or writes to one of its arguments."""
+    if node.op != "call_function":
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from soda_compile.passes.base import PassResult, add_input, find_node
+from soda_compile.passes.base import PassResult, add_call, add_input, find_node
 from soda_compile.structure import CoefficientInput, Region, SlotInput
 
 aten = torch.ops.aten
@@ -25,8 +25,10 @@ class InsertForecast:
     After, for first order; the linear is dead::
 
         %slot, %slot_1 : [B, N, D], %coefficients : float32 [2] = placeholder
-        %y   : [B, N, D] = slot * coefficients[0] + slot_1 * coefficients[1]
-        %out : [B, N, D] = add(%h, %y)
+        %first    : [B, N, D] = mul(%slot, select(%coefficients, 0, 0))
+        %second   : [B, N, D] = mul(%slot_1, select(%coefficients, 0, 1))
+        %forecast : [B, N, D] = add(%first, %second)
+        %out      : [B, N, D] = add(%h, %forecast)
 
     The coefficients are those of the polynomial through the stored points, evaluated at the present step (finite
     differences in Lagrange form, exact for uneven steps; TaylorSeer's forecast at even steps, arXiv 2503.06923).
@@ -56,19 +58,23 @@ class InsertForecast:
             ]
             with graph.inserting_before(node):
                 forecast = _extrapolate(graph, coefficients, history, node.meta["val"].dtype)
-            forecast.meta = dict(node.meta)
+            forecast.meta["paths"] = node.meta.get("paths", ())
             node.replace_all_uses_with(forecast)
         return PassResult(changed=(f"{self.region.name} (order {self.order})",))
 
 
 def _extrapolate(graph: fx.Graph, coefficients: fx.Node, history: list[fx.Node], dtype: torch.dtype) -> fx.Node:
     """``sum(coefficients[k] * history[k])``, rounded once when the slots are narrower than float32."""
-    narrow = dtype in (torch.bfloat16, torch.float16)
-    total: fx.Node | None = None
+    terms = []
     for age, value in enumerate(history):
-        factor = graph.call_function(aten.select.int, (coefficients, 0, age))
-        wide = graph.call_function(aten._to_copy.default, (value,), {"dtype": torch.float32}) if narrow else value
-        term = graph.call_function(aten.mul.Tensor, (wide, factor))
-        total = graph.call_function(aten.add.Tensor, (total, term)) if total is not None else term
-    assert total is not None
-    return graph.call_function(aten._to_copy.default, (total,), {"dtype": dtype}) if narrow else total
+        factor = add_call(graph, aten.select.int, coefficients, 0, age)
+        wide = add_call(graph, aten._to_copy.default, value, dtype=torch.float32) if _is_narrow(dtype) else value
+        terms.append(add_call(graph, aten.mul.Tensor, wide, factor))
+    total = terms[0]
+    for term in terms[1:]:
+        total = add_call(graph, aten.add.Tensor, total, term)
+    return add_call(graph, aten._to_copy.default, total, dtype=dtype) if _is_narrow(dtype) else total
+
+
+def _is_narrow(dtype: torch.dtype) -> bool:
+    return torch.finfo(dtype).bits < 32

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from soda_compile.passes.base import PassResult
+from soda_compile.passes.base import PassResult, add_call
 from soda_compile.structure import Note
 
 aten = torch.ops.aten
@@ -30,8 +31,9 @@ class NarrowLinear:
         %b2   : [D]    = slice(%b, 0, 2D, 3D)
         %gate : [B, D] = linear(%x, %w2, %b2)
 
-    Valid because each output feature of a linear depends on its own row of the weight alone; the slices are views.
-    Skipped when every chunk is used, or when anything but chunks along the feature axis reads the output.
+    Chunks that touch stay one linear and are sliced from it; casts and new axes between linear and chunks are done
+    on the narrow tensor. Valid because each output feature of a linear depends on its own row of the weight alone;
+    the slices are views. Skipped when all features are used, or when anything but such chunks reads the output.
     """
 
     name: str = "narrow_linear"
@@ -41,70 +43,112 @@ class NarrowLinear:
         changed: list[str] = []
         skipped: list[Note] = []
         for node in list(graph.find_nodes(op="call_function", target=aten.linear.default)):
-            chunks = [chunk for user in node.users for chunk in _chunks(user)]
-            if not chunks:
+            reads = [read for read in _reads(node) if read is not None]
+            if not reads:
                 continue  # read as a whole: nothing to narrow
             width = node.meta["val"].shape[-1]
-            if len(chunks) < sum(max(len(user.users), 1) for user in node.users):
+            runs = _runs(reads)
+            kept = sum(run[0].stop - run[0].start for run in runs)
+            if None in _reads(node):
                 skipped.append(Note(node.name, "something else than chunks along the feature axis reads it"))
-            elif sum(stop - start for start, stop in {(start, stop) for _, start, stop in chunks}) >= width:
+            elif kept == width:
                 skipped.append(Note(node.name, "all of its output is used"))
             else:
-                for chunk, start, stop in chunks:
-                    _replace(graph, node, chunk, start, stop)
-                changed.append(f"{node.name}: {len(chunks)} of {_count(node, chunks)} chunks")
+                for features, members in runs:
+                    _replace(graph, node, features, members)
+                changed.append(f"{node.name}: {kept} of {width} output features")
         return PassResult(tuple(changed), tuple(skipped))
 
 
-def _chunks(user: fx.Node) -> list[tuple[fx.Node, int, int]]:
-    """The feature ranges that ``user``, a reader of the linear, takes: (node with the range, start, stop)."""
-    source = user.args[0]
-    if not isinstance(source, fx.Node) or user.target not in _SPLITS:
-        return []
-    rank, width = source.meta["val"].ndim, source.meta["val"].shape[-1]
-    axis = user.args[_SPLITS[user.target]] if len(user.args) > _SPLITS[user.target] else 0
-    if axis not in (-1, rank - 1):
-        return []
-    if user.target is aten.slice.Tensor:
-        start, stop, step = (*user.args[2:], *(0, width, 1)[len(user.args) - 2 :])
-        return [(user, _bound(start, 0, width), _bound(stop, width, width))] if step == 1 else []
-    bounds = [0]
-    for value in user.meta["val"]:
-        bounds.append(bounds[-1] + value.shape[-1])
-    return [
-        (item, bounds[item.args[1]], bounds[item.args[1] + 1]) for item in user.users if item.target is operator.getitem
-    ]
+@dataclass(frozen=True)
+class _Read:
+    """A node that holds the output features ``start`` to ``stop`` of a linear, and what was done to them before."""
+
+    node: fx.Node
+    start: int
+    stop: int
+    between: tuple[fx.Node, ...]
 
 
-# Operators that take ranges of an axis, and where their arguments name the axis.
+# Operators that take ranges of an axis, and where their arguments name the axis (the first one if they do not).
 _SPLITS = {
     aten.split.Tensor: 2,
     aten.split_with_sizes.default: 2,
     aten.chunk.default: 2,
     aten.slice.Tensor: 1,
 }
+# Operators that treat each feature alike, so that they commute with taking chunks.
+_BETWEEN = frozenset({aten._to_copy.default, aten.clone.default, aten.alias.default, aten.unsqueeze.default})
 
 
-def _bound(value: int | None, default: int, width: int) -> int:
-    if value is None:
-        return default
-    return min(value + width if value < 0 else value, width)
+def _reads(node: fx.Node, between: tuple[fx.Node, ...] = ()) -> Iterator[_Read | None]:
+    """All readers of a linear's output, through ``between``; None for one that takes more than a range of features."""
+    for user in node.users:
+        if user.target in _BETWEEN and user.meta["val"].shape[-1] == node.meta["val"].shape[-1]:
+            yield from _reads(user, (*between, user))
+        elif ranges := list(_ranges(node, user)):
+            yield from (_Read(part, start, stop, between) for part, start, stop in ranges)
+        else:
+            yield None
 
 
-def _count(node: fx.Node, chunks: list[tuple[fx.Node, int, int]]) -> int:
-    return int(node.meta["val"].shape[-1] // (chunks[0][2] - chunks[0][1]))
+def _ranges(source: fx.Node, user: fx.Node) -> Iterator[tuple[fx.Node, int, int]]:
+    """The ranges of the last axis of ``source`` that ``user`` takes; nothing if it does something else."""
+    if user.target not in _SPLITS:
+        return
+    position = _SPLITS[user.target]
+    axis = user.args[position] if len(user.args) > position else 0
+    rank, width = source.meta["val"].ndim, source.meta["val"].shape[-1]
+    if axis not in (-1, rank - 1):
+        return
+    if user.target is aten.slice.Tensor:
+        first, last, step = (*user.args[2:], None, None, None)[:3]
+        start, stop, _ = slice(first, last).indices(width)
+        if step in (None, 1):
+            yield user, start, max(start, stop)
+        return
+    bounds = [0]
+    for value in user.meta["val"]:
+        bounds.append(bounds[-1] + value.shape[-1])
+    for item in user.users:
+        index = item.args[1]
+        if item.target is operator.getitem and isinstance(index, int):
+            yield item, bounds[index], bounds[index + 1]
 
 
-def _replace(graph: fx.Graph, linear: fx.Node, chunk: fx.Node, start: int, stop: int) -> None:
-    source, weight, *bias = linear.args
-    with graph.inserting_before(chunk):
+def _runs(reads: Sequence[_Read]) -> list[tuple[range, list[_Read]]]:
+    """Reads whose features touch or overlap, put together; with the features they span, in order."""
+    runs: list[tuple[range, list[_Read]]] = []
+    for read in sorted(reads, key=lambda read: (read.start, read.stop)):
+        if runs and read.start <= runs[-1][0].stop:
+            span, members = runs.pop()
+            runs.append((range(span.start, max(span.stop, read.stop)), [*members, read]))
+        else:
+            runs.append((range(read.start, read.stop), [read]))
+    return runs
+
+
+def _replace(graph: fx.Graph, linear: fx.Node, features: range, reads: Sequence[_Read]) -> None:
+    """Gives the reads from a linear of these features alone, put where the wide one stands."""
+    source, *weights = linear.args
+    with graph.inserting_before(linear):
         rows = [
-            graph.call_function(aten.slice.Tensor, (value, 0, start, stop))
-            for value in (weight, *bias)
-            if value is not None
+            add_call(graph, aten.slice.Tensor, weight, 0, features.start, features.stop)
+            for weight in weights
+            if weight is not None
         ]
-        narrow = graph.call_function(aten.linear.default, (source, *rows))
-    for node, origin in ((narrow, chunk), *((row, value) for row, value in zip(rows, (weight, *bias), strict=False))):
-        node.meta = {"val": origin.meta["val"] if node is narrow else origin.meta["val"][start:stop]}  # type: ignore[union-attr]
-    narrow.meta["paths"] = linear.meta.get("paths", ())
-    chunk.replace_all_uses_with(narrow)
+        narrow = add_call(graph, aten.linear.default, source, *rows)
+        narrow.meta["paths"] = linear.meta.get("paths", ())
+        wholes: dict[tuple[fx.Node, ...], fx.Node] = {}
+        for read in reads:
+            if read.between not in wholes:
+                wholes[read.between] = narrow
+                for step in read.between:
+                    wholes[read.between] = add_call(
+                        graph, step.target, wholes[read.between], *step.args[1:], **step.kwargs
+                    )
+            value = wholes[read.between]
+            if range(read.start, read.stop) != features:
+                start, stop = read.start - features.start, read.stop - features.start
+                value = add_call(graph, aten.slice.Tensor, value, value.meta["val"].ndim - 1, start, stop)
+            read.node.replace_all_uses_with(value)

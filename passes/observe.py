@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from soda_compile.passes.base import PassResult, find_node
+from soda_compile.passes.base import PassResult, add_call, find_node
 from soda_compile.structure import Region
 
 aten = torch.ops.aten
@@ -90,9 +90,10 @@ class Observe:
             for name in (*(cut.node for cut in region.cuts), *head.others):
                 wanted[name] = find_node(graph, name)
             for carry in region.carries:
-                wanted[f"|{carry}|"] = _squared_size(graph, find_node(graph, carry))
+                if f"|{carry}|" not in wanted:
+                    wanted[f"|{carry}|"] = _squared_size(graph, find_node(graph, carry))
         output = next(iter(reversed(graph.nodes)))
-        output.args = ((*output.args[0], *wanted.values()),)  # type: ignore[misc]
+        output.args = ((*output.args[0], *wanted.values()),)
         return PassResult(changed=tuple(wanted))
 
 
@@ -101,6 +102,6 @@ def _squared_size(graph: fx.Graph, carry: fx.Node) -> fx.Node:
     axes = list(range(1, carry.meta["val"].ndim))
     output = next(iter(reversed(graph.nodes)))
     with graph.inserting_before(output):
-        wide = graph.call_function(aten._to_copy.default, (carry,), {"dtype": torch.float32})
-        square = graph.call_function(aten.mul.Tensor, (wide, wide))
-        return graph.call_function(aten.sum.dim_IntList, (square, axes))
+        wide = add_call(graph, aten._to_copy.default, carry, dtype=torch.float32)
+        square = add_call(graph, aten.mul.Tensor, wide, wide)
+        return add_call(graph, aten.sum.dim_IntList, square, axes)

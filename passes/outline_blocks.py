@@ -136,7 +136,7 @@ def canonical_key(graph: fx.Graph) -> str:
         if node.op == "placeholder":
             lines.append(f"input {_layout(node.meta['val'])}")
             continue
-        arguments = fx.map_arg((node.args, node.kwargs), lambda source: _Number(numbers[source]))
+        arguments: Any = fx.map_arg((node.args, node.kwargs), lambda source: _Number(numbers[source]))  # type: ignore[arg-type, return-value]
         lines.append(f"{node.op} {node.target} {arguments!r}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 

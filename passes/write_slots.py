@@ -43,5 +43,5 @@ class WriteSlots:
             node = find_node(graph, cut.node)
             slot = add_input(graph, f"slot_{cut.node}", node.meta["val"], SlotInput(self.index, number, age=None))
             with graph.inserting_after(node):
-                graph.call_function(aten.copy_.default, (slot, node))
+                graph.call_function(aten.copy_.default, (slot, node)).meta = {"val": slot.meta["val"]}
         return PassResult(changed=(self.region.name,))

@@ -1,0 +1,42 @@
+"""Gives tests the captured graph of a small module without compiling anything."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from soda_compile.capture import Captured, capture
+from soda_compile.regions import find_regions
+from soda_compile.structure import Note, Region
+
+
+def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Captured:
+    """The graph that the backend would capture from this call."""
+    found: list[Captured] = []
+
+    def look(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        found.append(capture(module, inputs))
+        return module.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(model, backend=look, fullgraph=True, dynamic=False)(*args, **kwargs)
+    return found[0]
+
+
+def regions_of(model: nn.Module, *args: Any) -> tuple[tuple[Region, ...], tuple[Note, ...]]:
+    """Regions and notes of a module that is taken as one block."""
+    return find_regions(trace(model, *args).graph)
+
+
+def run(graph: fx.Graph, **inputs: Tensor) -> tuple[Any, ...]:
+    """Interprets a graph; placeholders take the inputs of their names."""
+    names = [node.name for node in graph.find_nodes(op="placeholder")]
+    with torch.no_grad():
+        return tuple(fx.Interpreter(fx.GraphModule(nn.Module(), graph)).run(*[inputs[name] for name in names]))
+
+
+def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters under the names that capture gives their placeholders."""
+    return {"p_" + name.replace(".", "_"): parameter.detach() for name, parameter in model.named_parameters()}
