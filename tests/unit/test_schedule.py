@@ -1,0 +1,124 @@
+"""Slot traffic against a naive simulation that keeps every computed value."""
+
+import math
+import random
+
+import pytest
+
+from soda_compile.action import COMPUTE, FORECAST1, FORECAST2, REUSE, Action
+from soda_compile.schedule import Access, Treatment, lagrange, ring_size, schedule_region
+
+SYMBOLS = {action.symbol: action for action in (COMPUTE, REUSE, FORECAST1, FORECAST2)}
+
+
+def actions(row: str) -> list[Action]:
+    return [SYMBOLS[symbol] for symbol in row]
+
+
+def random_row(generator: random.Random) -> str:
+    """A valid row: every action finds the computed steps that it reads."""
+    row, computed = "C", 1
+    share = generator.random()
+    for _ in range(generator.randrange(1, 25)):
+        allowed = ["r", "1", "2"][:computed]
+        row += "C" if generator.random() < share else generator.choice(allowed)
+        computed += row[-1] == "C"
+    return row
+
+
+def simulate(row: list[Action], accesses: tuple[Access, ...]) -> list[list[int]]:
+    """Which steps' values each access reads out of the ring."""
+    ring: dict[int, int] = {}
+    seen = []
+    for step, (action, access) in enumerate(zip(row, accesses, strict=True)):
+        assert access.treatment.action == action
+        if action.kind == "compute":
+            assert len(access.places) == access.treatment.store
+            for place in access.places:
+                ring[place] = step
+            seen.append([])
+        else:
+            assert not access.treatment.store
+            seen.append([ring[place] for place in access.places])
+    return seen
+
+
+def naive_reads(row: list[Action]) -> list[list[int]]:
+    """The last computed steps, newest first, as many as each action wants."""
+    return [
+        [earlier for earlier in reversed(range(step)) if row[earlier].kind == "compute"][: action.history]
+        for step, action in enumerate(row)
+    ]
+
+
+def test_random_rows_read_the_values_that_they_should():
+    generator = random.Random(0)
+    for _ in range(2000):
+        text = random_row(generator)
+        row = actions(text)
+        accesses = schedule_region(row)
+        assert simulate(row, accesses) == naive_reads(row), text
+        for step, access in enumerate(accesses):
+            points = naive_reads(row)[step]
+            expected = lagrange(points, step) if row[step].kind == "forecast" else ()
+            assert access.coefficients == expected, text
+
+
+def test_nothing_is_stored_that_is_not_read():
+    generator = random.Random(1)
+    for _ in range(500):
+        text = random_row(generator)
+        row = actions(text)
+        read = {source for sources in naive_reads(row) for source in sources}
+        stored = {step for step, access in enumerate(schedule_region(row)) if access.treatment.store}
+        assert stored == read, text
+
+
+def test_the_ring_is_no_larger_than_the_longest_history():
+    generator = random.Random(2)
+    for _ in range(500):
+        row = actions(random_row(generator))
+        assert ring_size(schedule_region(row)) <= max(action.history for action in row)
+
+
+@pytest.mark.parametrize(("row", "size"), [("CCCC", 0), ("Crrr", 1), ("CrCr", 1), ("CC1C1", 2), ("CCC2r", 3)])
+def test_ring_sizes(row: str, size: int):
+    assert ring_size(schedule_region(actions(row))) == size
+
+
+def test_a_row_written_out():
+    assert schedule_region(actions("CC1C1")) == (
+        Access(Treatment(COMPUTE, store=True), (0,)),
+        Access(Treatment(COMPUTE, store=True), (1,)),
+        Access(Treatment(FORECAST1), (1, 0), (2.0, -1.0)),
+        Access(Treatment(COMPUTE, store=True), (0,)),
+        Access(Treatment(FORECAST1), (0, 1), (1.5, -0.5)),
+    )
+
+
+def test_a_row_that_only_computes_stores_nothing():
+    accesses = schedule_region(actions("CCC"))
+    assert accesses == (Access(Treatment(COMPUTE)),) * 3
+    assert all(access.treatment.computes for access in accesses)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_lagrange_is_exact_for_polynomials(degree: int):
+    generator = random.Random(degree)
+    for _ in range(50):
+        points = generator.sample(range(-20, 20), degree + 1)
+        at = generator.randrange(-20, 40)
+        terms = [generator.uniform(-1, 1) for _ in range(degree + 1)]
+        weights = lagrange(points, at)
+
+        def value(x: float, terms: list[float] = terms) -> float:
+            return sum(term * x**power for power, term in enumerate(terms))
+
+        forecast = sum(weight * value(point) for weight, point in zip(weights, points, strict=True))
+        scale = sum(abs(weight * value(point)) for weight, point in zip(weights, points, strict=True))
+        assert math.isclose(forecast, value(at), abs_tol=1e-12 * max(scale, 1))
+        assert math.isclose(sum(weights), 1, abs_tol=1e-12 * sum(map(abs, weights)))
+
+
+def test_lagrange_gives_the_value_itself_at_a_point():
+    assert lagrange([3, 1, 0], 1) == (0.0, 1.0, 0.0)
