@@ -1,0 +1,138 @@
+"""The sampler of the digits model: a diffusers pipeline without a VAE, in pixel space."""
+# mypy: allow-subclassing-any, allow-untyped-calls
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+WEIGHTS = Path(__file__).parent / "weights"
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+
+StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Any]], dict[str, Any]]
+
+
+class DigitsPipeline(DiffusionPipeline):
+    """Class-conditional generation of 8x8 digits with classifier-free guidance.
+
+    Args:
+        transformer: a DiT over pixels whose last label embedding is the null class.
+        scheduler: any diffusers scheduler for epsilon prediction.
+    """
+
+    transformer: Any  # diffusers' mixins give neither attribute a useful type
+    scheduler: Any
+
+    def __init__(self, transformer: DiTTransformer2DModel, scheduler: SchedulerMixin) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Sequence[int],
+        guidance_scale: float = 1.5,
+        num_inference_steps: int = 50,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+    ) -> Any:
+        """Generate one digit per label.
+
+        Args:
+            class_labels: the digits to draw, each in 0..9.
+            guidance_scale: weight of classifier-free guidance; above 1 every step runs the transformer once on the
+                conditional half followed by the unconditional half.
+            num_inference_steps: sampler steps.
+            generator: source of the initial noise; a list gives every sample its own.
+            output_type: "np" float32 (n, 8, 8, 1) in [0, 1]; "pt" (n, 1, 8, 8) in [0, 1]; "pil" a list of images;
+                "latent" (n, 1, 8, 8), the sampler's last state, nominally in [-1, 1] and not clamped.
+            return_dict: return an ``ImagePipelineOutput`` rather than a tuple.
+            callback_on_step_end: called as ``callback(pipe, step, timestep, {"latents": ...})`` after each step; the
+                dict it returns may replace the latents.
+
+        Returns:
+            The images, as ``ImagePipelineOutput.images`` or as a tuple of one.
+
+        Raises:
+            ValueError: for a label outside the classes or an unknown output type.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type {output_type!r} is unknown: choose one of {', '.join(OUTPUT_TYPES)}")
+        guided = guidance_scale > 1
+        labels = self._label_tensor(class_labels, guided)
+        latents = self._initial_noise(len(class_labels), generator)
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = latents * self.scheduler.init_noise_sigma
+        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            noise = self._predict_noise(latents, timestep, labels, guidance_scale if guided else None)
+            latents = self.scheduler.step(noise, timestep, latents).prev_sample
+            if callback_on_step_end is not None:
+                changed = callback_on_step_end(self, step, timestep, {"latents": latents})
+                latents = changed.get("latents", latents)
+        images = self._to_output(latents, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _label_tensor(self, class_labels: Sequence[int], guided: bool) -> Tensor:
+        classes = self.transformer.config.num_embeds_ada_norm
+        bad = [label for label in class_labels if not 0 <= int(label) < classes]
+        if bad or not len(class_labels):
+            raise ValueError(f"class_labels needs one or more digits in 0..{classes - 1}, got {list(class_labels)}")
+        labels = torch.tensor([int(label) for label in class_labels], device=self._execution_device)
+        return torch.cat([labels, torch.full_like(labels, classes)]) if guided else labels  # index `classes` is null
+
+    def _initial_noise(self, count: int, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(f"got {len(generator)} generators for {count} class_labels: pass one per sample, or one")
+        config = self.transformer.config
+        shape = (count, config.in_channels, config.sample_size, config.sample_size)
+        noise: Tensor = randn_tensor(
+            shape, generator=generator, device=self._execution_device, dtype=self.transformer.dtype
+        )
+        return noise
+
+    def _predict_noise(self, latents: Tensor, timestep: Tensor, labels: Tensor, guidance: float | None) -> Tensor:
+        batch = latents if guidance is None else torch.cat([latents, latents])
+        batch = self.scheduler.scale_model_input(batch, timestep)
+        timesteps = timestep.to(batch.device).expand(len(batch))
+        noise: Tensor = self.transformer(batch, timestep=timesteps, class_labels=labels).sample
+        if guidance is None:
+            return noise
+        conditional, unconditional = noise.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+    def _to_output(self, latents: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return latents
+        images = (latents / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        array = images.cpu().permute(0, 2, 3, 1).float().numpy()
+        return self.numpy_to_pil(array) if output_type == "pil" else array
+
+
+def load(dtype: torch.dtype = torch.float32, folder: Path = WEIGHTS) -> DigitsPipeline:
+    """Load the trained pipeline from disk, without the network and without its progress bar.
+
+    Args:
+        dtype: dtype of the transformer's weights, which are stored in float16.
+        folder: a folder in the layout of ``DiffusionPipeline.save_pretrained``.
+
+    Raises:
+        FileNotFoundError: if ``folder`` holds no pipeline.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(f"no pipeline in {folder}: make one with python -m soda_compile.digits.train")
+    pipeline: DigitsPipeline = DigitsPipeline.from_pretrained(folder, local_files_only=True)
+    if pipeline.transformer.dtype != dtype:
+        pipeline.to(dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
