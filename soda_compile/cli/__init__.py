@@ -1,0 +1,5 @@
+"""The console script ``soda-compile``."""
+
+from soda_compile.cli.commands import app
+
+__all__ = ["app"]

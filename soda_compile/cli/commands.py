@@ -1,0 +1,96 @@
+"""The commands of ``soda-compile``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from soda_compile.cli.errors import OneLineErrors
+from soda_compile.cli.target import FORMS, load_target
+from soda_compile.errors import OptionError
+from soda_compile.inspection import inspect as inspect_model
+from soda_compile.planner import OPERATOR_CHOICES
+from soda_compile.planner import plan as make_plan
+from soda_compile.plans import Plan
+from soda_compile.sensitivity import METRICS, Sensitivity
+from soda_compile.tree import render
+
+DEMO_EXTRAS = ("diffusers", "matplotlib", "sklearn", "transformers", "accelerate", "PIL")
+
+app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+
+
+@app.callback()
+def main() -> None:
+    """Plans and compiles diffusion transformers: what need not be computed again at every step is not."""
+
+
+@app.command()
+def inspect(target: Annotated[str, typer.Argument(help=f"{FORMS}; returns the model and its inputs.")]) -> None:
+    """Show the blocks and regions that the compiler finds in a model, and what it leaves alone."""
+    found = load_target(target)
+    structure = inspect_model(found.model, *found.args, **found.kwargs)
+    typer.echo(render(structure, type(found.model).__name__, color=sys.stdout.isatty()))
+
+
+@app.command()
+def plan(
+    sensitivity: Annotated[Path, typer.Argument(help="What soda_compile.calibrate measured (.safetensors).")],
+    anchors: Annotated[int | None, typer.Option(help="Number of steps that compute everything.")] = None,
+    speedup: Annotated[float | None, typer.Option(help="FLOPs of computing everything / FLOPs of the plan.")] = None,
+    operator: Annotated[str, typer.Option(help=f"What stale regions do: {', '.join(OPERATOR_CHOICES)}.")] = "forecast1",
+    objective: Annotated[str, typer.Option(help=f"Error to minimise: {', '.join(METRICS)}.")] = "residual",
+    step_weights: Annotated[bool, typer.Option(help="Weight each step by how far it moves the sample.")] = True,
+    paper: Annotated[bool, typer.Option("--paper", help="Exactly the schedule of SODA (OFS+DCS).")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the plan here (.json).")] = None,
+) -> None:
+    """Choose the steps that compute everything, by --anchors or by --speedup, and show the plan."""
+    if out is not None and not out.parent.is_dir():
+        raise OptionError(f"cannot write {out}: there is no folder {out.parent}")
+    made = make_plan(
+        Sensitivity.load(sensitivity),
+        anchors=anchors,
+        speedup=speedup,
+        operator=operator,  # type: ignore[arg-type]
+        objective=objective,  # type: ignore[arg-type]
+        step_weights=step_weights,
+        paper=paper,
+    )
+    typer.echo(made.grid())
+    if out is not None:
+        made.save(out)
+        typer.echo(f"wrote {out}")
+
+
+@app.command()
+def show(plan: Annotated[Path, typer.Argument(help="A plan (.json).")]) -> None:
+    """Show a plan: what every region does at every step."""
+    loaded = Plan.load(plan)
+    typer.echo(loaded.grid())
+    made_for = [loaded.scheduler, None if loaded.guidance is None else f"guidance {loaded.guidance:g}"]
+    facts = [*filter(None, made_for), *(f"{key} {value}" for key, value in loaded.method if value is not None)]
+    if facts:
+        typer.echo(f"made for and by: {', '.join(facts)}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the picture, the plans and the sensitivity.")] = Path(
+        "soda-demo"
+    ),
+    samples: Annotated[int, typer.Option(min=1, help="Digits to draw, in one batch.")] = 64,
+    generations: Annotated[int, typer.Option(min=1, help="Generations to calibrate on.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each method is timed.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the digits that are compared.")] = 0,
+    speedups: Annotated[tuple[float, float], typer.Option(help="Two speedups by FLOPs to plan for.")] = (2.0, 3.0),
+) -> None:
+    """Calibrate, plan and compile a small trained model of digits, and compare speed and samples, on the CPU."""
+    try:
+        from soda_compile.demo.run import Settings, run
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in DEMO_EXTRAS:
+            raise
+        raise OptionError(f"the demo needs {missing}: pip install 'soda-compile[demo]'") from error
+    run(Settings(out, samples, generations, rounds, seed, speedups))

@@ -1,0 +1,83 @@
+"""The picture of the demonstration: the digits of each method side by side, and the plans below."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from soda_compile.demo.measure import Method, labels
+from soda_compile.files import write_atomic
+from soda_compile.plans import ACTIONS, Plan
+
+COLUMNS = 12
+# By action symbol; dark is work, light is none.
+COLORS = {"C": "#1f3a5f", "r": "#f2e3c6", "1": "#f0b35a", "2": "#d9793b"}
+SYMBOLS = tuple(action.symbol for action in ACTIONS)
+
+
+def save_figure(path: Path, methods: Sequence[Method], captions: Sequence[str]) -> None:
+    """Draws and writes a PNG.
+
+    Args:
+        path: Where to.
+        methods: The rows of digits; those with a plan get a grid as well.
+        captions: For each method what to say under its name.
+    """
+    planned = [method for method in methods if method.plan is not None]
+    columns = min(COLUMNS, len(methods[0].latents))
+    heights = [0.95 * len(methods) + 0.4, *(0.16 * len(method.plan.regions) + 0.9 for method in planned if method.plan)]
+    figure = Figure(figsize=(13, sum(heights) + 0.5), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    parts = figure.subfigures(1 + len(planned), 1, squeeze=False, height_ratios=heights, hspace=0.02)
+    top, *grids = parts[:, 0]
+    _draw_digits(top, methods, captions, columns)
+    for index, (part, method) in enumerate(zip(grids, planned, strict=True)):
+        assert method.plan is not None
+        _draw_plan(part.subplots(), method.name, method.plan, legend=index == len(planned) - 1)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", pad_inches=0.25)
+    write_atomic(path, buffer.getvalue())
+
+
+def _draw_digits(part: Any, methods: Sequence[Method], captions: Sequence[str], columns: int) -> None:
+    axes = part.subplots(len(methods), columns, squeeze=False)
+    for axis, label in zip(axes[0], labels(columns).tolist(), strict=True):
+        axis.set_title(str(label), fontsize=12, color="#555555")
+    for row, method, caption in zip(axes, methods, captions, strict=True):
+        for axis, image in zip(row, method.images, strict=False):
+            axis.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_color("#cccccc")
+        row[0].set_ylabel(f"{method.name}\n", rotation=0, ha="right", va="center", fontsize=12, weight="bold")
+        row[0].text(-0.16, 0.42, caption, transform=row[0].transAxes, ha="right", va="top", fontsize=9, color="#555555")
+
+
+def _draw_plan(axis: Axes, name: str, plan: Plan, *, legend: bool) -> None:
+    codes = np.array([[SYMBOLS.index(symbol) for symbol in row] for row in plan.rows])
+    colors = ListedColormap([COLORS[symbol] for symbol in SYMBOLS])
+    axis.pcolormesh(codes, cmap=colors, vmin=-0.5, vmax=len(SYMBOLS) - 0.5, edgecolors="white", linewidth=0.8)
+    axis.invert_yaxis()
+    axis.set_yticks(np.arange(len(plan.regions)) + 0.5, plan.regions, fontsize=7)
+    ticks = range(0, plan.steps, 5)
+    axis.set_xticks(np.array(ticks) + 0.5, [str(tick) for tick in ticks], fontsize=8)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_xlabel("step", fontsize=9)
+    axis.set_title(
+        f"{name}: {len(plan.anchors)} of {plan.steps} steps compute everything, {plan.flop_ratio:.3f} of the FLOPs",
+        fontsize=11,
+        loc="left",
+    )
+    if legend:
+        used = [action for action in ACTIONS if action.symbol in "".join(plan.rows)]
+        patches = [Patch(color=COLORS[action.symbol], label=str(action)) for action in used]
+        axis.legend(handles=patches, ncols=len(used), loc="upper right", bbox_to_anchor=(1, -0.08), frameon=False)

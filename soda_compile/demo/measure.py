@@ -1,0 +1,155 @@
+"""Times the methods in turn, and compares what they draw with what the original draws."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from soda_compile.digits.classifier import DigitClassifier, accuracy
+from soda_compile.digits.pipeline import DigitsPipeline
+from soda_compile.plans import Plan
+
+STEPS = 50
+GUIDANCE = 1.5
+
+
+@dataclass(eq=False)
+class Method:
+    """One way to run the denoiser.
+
+    Attributes:
+        name: What to call it.
+        pipe: A pipeline of its own, prepared; nothing is compiled before its first call.
+        plan: What it follows, if it follows one.
+        first_s: Seconds inside denoiser calls in the first generation, which compiles.
+        rounds_s: The same for each later generation.
+        latents: What it drew first: float32 (n, 1, 8, 8), nominally in [-1, 1].
+    """
+
+    name: str
+    pipe: DigitsPipeline
+    plan: Plan | None = None
+    first_s: float = math.nan
+    rounds_s: list[float] = field(default_factory=list)
+    latents: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def flop_ratio(self) -> float:
+        """FLOPs / FLOPs of computing everything."""
+        return 1.0 if self.plan is None or self.plan.flop_ratio is None else self.plan.flop_ratio
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds inside denoiser calls over a whole trajectory, the median over rounds."""
+        return statistics.median(self.rounds_s)
+
+    @property
+    def compile_s(self) -> float:
+        """What the first generation took longer than the later ones, in seconds."""
+        return max(0.0, self.first_s - self.latency_s)
+
+    @property
+    def images(self) -> Tensor:
+        """What it drew first: float32 (n, 1, 8, 8), clamped to [0, 1]."""
+        return (self.latents / 2 + 0.5).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close samples are to those of the original for the same seeds, and whether they show their class.
+
+    Attributes:
+        mean: Mean over samples of the relative L2 distance of the latents, |x - original| / |original|.
+        median: Median of the same.
+        psnr_db: Peak signal-to-noise ratio over all pixels of the images in [0, 1]; infinite where all are equal.
+        accuracy: Share of the images that the classifier gives their label.
+    """
+
+    mean: float
+    median: float
+    psnr_db: float
+    accuracy: float
+
+
+class Stopwatch:
+    """Sums the wall time inside a module's calls, whatever its forward is; on the CPU, where calls do not return early.
+
+    Used as a context manager: it counts between enter and exit.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.seconds = 0.0
+        self._module = module
+        self._started = 0.0
+
+    def _start(self, *_: Any) -> None:
+        self._started = time.perf_counter()
+
+    def _stop(self, *_: Any) -> None:
+        self.seconds += time.perf_counter() - self._started
+
+    def __enter__(self) -> Stopwatch:
+        hooks = (self._module.register_forward_pre_hook(self._start), self._module.register_forward_hook(self._stop))
+        self._hooks = hooks
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def draw(pipe: DigitsPipeline, count: int, seed: int) -> Tensor:
+    """Draws the digits 0 to 9 in turn; returns latents (count, 1, 8, 8).
+
+    Every sample has a generator of its own, so different seeds never share noise.
+    """
+    generators = [torch.Generator().manual_seed(seed * 1_000_000 + index) for index in range(count)]
+    latents: Tensor = pipe(labels(count).tolist(), GUIDANCE, STEPS, generator=generators, output_type="latent").images
+    return latents
+
+
+def labels(count: int) -> Tensor:
+    """The digits that ``draw`` draws, int64 (count,)."""
+    return torch.arange(count) % 10
+
+
+def warm_up(method: Method, samples: int, seed: int) -> None:
+    """Runs the first generation: compiles, and keeps what was drawn."""
+    with Stopwatch(method.pipe.transformer) as watch:
+        method.latents = draw(method.pipe, samples, seed)
+    method.first_s = watch.seconds
+
+
+def time_rounds(methods: Sequence[Method], rounds: Iterable[int], samples: int, seed: int) -> None:
+    """Runs each method once a round, each round beginning with another one, so that all see the same noise."""
+    for number in rounds:
+        start = number % len(methods)
+        for method in (*methods[start:], *methods[:start]):
+            with Stopwatch(method.pipe.transformer) as watch:
+                draw(method.pipe, samples, seed)
+            method.rounds_s.append(watch.seconds)
+
+
+def ratio(method: Method, baseline: Method) -> float:
+    """Latency over the baseline's, the median of the rounds' ratios."""
+    return statistics.median(mine / theirs for mine, theirs in zip(method.rounds_s, baseline.rounds_s, strict=True))
+
+
+def fidelity(method: Method, original: Method, classifier: DigitClassifier) -> Fidelity:
+    """Compares what a method drew with what the original drew."""
+    difference = (method.latents - original.latents).flatten(1).norm(dim=1)
+    relative = difference / original.latents.flatten(1).norm(dim=1)
+    error = float((method.images - original.images).square().mean())
+    return Fidelity(
+        mean=float(relative.mean()),
+        median=statistics.median(relative.tolist()),
+        psnr_db=-10 * math.log10(error) if error else math.inf,
+        accuracy=accuracy(classifier, method.images * 2 - 1, labels(len(method.latents))),
+    )
