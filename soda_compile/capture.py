@@ -71,7 +71,7 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
         if spec.kind != InputKind.USER_INPUT
     }
     _clean(graph)
-    outputs = tuple(_output_name(value) for value in next(iter(reversed(graph.nodes))).args[0])  # type: ignore[arg-type, union-attr]
+    outputs = tuple(_output_name(value) for value in next(iter(reversed(graph.nodes))).args[0])
     names = _name_inputs(graph, [spec.arg.name for spec in arguments], sources, parameters)
     constants = {names.get(name, name): value for name, value in constants.items()}
     return Captured(
@@ -123,7 +123,7 @@ def _refuse_mutation(signature: torch.export.graph_signature.ExportGraphSignatur
 
 def _constant(exported: torch.export.ExportedProgram, target: str | None) -> torch.Tensor:
     store = exported.constants if target in exported.constants else exported.state_dict
-    value = store[target]  # type: ignore[index]
+    value = store[target]
     if not isinstance(value, torch.Tensor):
         raise CaptureError(f"the denoiser holds {target} of type {type(value).__name__}; only tensors can be lifted")
     return value.detach()

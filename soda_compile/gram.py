@@ -53,7 +53,7 @@ class ErrorEntries:
     def reach(self) -> npt.NDArray[np.int64]:
         """int64 [entries]: the oldest value that each entry reads, in steps; beyond ``lags`` where undefined."""
         used = np.nan_to_num(self.weights, nan=1.0) != 0
-        oldest = self.lags - np.argmax(used[:, ::-1], axis=1)
+        oldest: npt.NDArray[np.int64] = self.lags - np.argmax(used[:, ::-1], axis=1)
         oldest[np.isnan(self.weights).any(axis=1)] = self.lags + 1
         return oldest
 

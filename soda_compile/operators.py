@@ -114,7 +114,7 @@ def _einsum_flops(node: fx.Node) -> int:
         return 0  # a permutation
     equation = str(node.args[0]).replace(" ", "")
     sizes: dict[str, int] = {}
-    for term, argument in zip(equation.split("->")[0].split(","), node.args[1], strict=True):  # type: ignore[arg-type, call-overload]
+    for term, argument in zip(equation.split("->")[0].split(","), node.args[1], strict=True):  # type: ignore[arg-type]
         sizes |= dict(zip(term.replace("...", ""), tensor_of(argument).shape, strict=False))
     return 2 * math.prod(sizes.values())
 

@@ -146,7 +146,7 @@ def _cut(group: Sequence[_Residual], graph: fx.Graph, ancestors: dict[fx.Node, s
     branches = {residual.branch for residual in group}
     wanted = branches.union(*(ancestors[branch] for branch in branches))
     between = [node for node in graph.nodes if node in wanted and (node in heavy or heavy & ancestors[node])]
-    return minimum_cut(heavy, branches, dict.fromkeys(between))  # type: ignore[arg-type]
+    return minimum_cut(heavy, branches, dict.fromkeys(between))
 
 
 def _dying(graph: fx.Graph, cut: Sequence[fx.Node]) -> list[fx.Node]:

@@ -57,7 +57,7 @@ def residual_weight(
     ones = tuple(torch.ones_like(cut) for cut in cuts)
     zeros = tuple(torch.zeros_like(cut) for cut in cuts)
     with torch.enable_grad():
-        at_ones, transpose = torch.func.vjp(branch, *ones)
+        at_ones, transpose = torch.func.vjp(branch, *ones)[:2]
     at_zero = branch(*zeros)
     weights = transpose(tuple(one - zero for one, zero in zip(at_ones, at_zero, strict=True)))
     return [weight.float() for weight in weights]

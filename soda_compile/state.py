@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -130,9 +130,9 @@ _states: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 def state_of(parameter: torch.Tensor, digest: str, calls_per_step: int, steps: int) -> State:
     """The state of the model that owns ``parameter`` under the plan with this digest."""
-    by_plan: dict[str, State] | None = _states.get(parameter)
+    by_plan: dict[str, State] | None = _states.get(parameter)  # type: ignore[no-untyped-call]
     if by_plan is None:
-        by_plan = _states.setdefault(parameter, {})
+        by_plan = cast(dict[str, State], _states.setdefault(parameter, {}))  # type: ignore[no-untyped-call]
     if digest not in by_plan:
         by_plan.setdefault(digest, State(calls_per_step, steps))
     return by_plan[digest]

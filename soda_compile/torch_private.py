@@ -12,7 +12,7 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch._guards import TracingContext, tracing
 from torch._inductor import list_mode_options, list_options
 from torch._inductor.compile_fx import compile_fx
-from torch._logging import trace_structured
+from torch._logging._internal import trace_structured
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, guard_int
 from torch.utils.weak import WeakIdKeyDictionary
@@ -77,7 +77,7 @@ def plain_inductor(module: fx.GraphModule, inputs: Sequence[Any], options: dict[
 
 def mode_options(mode: str | None) -> dict[str, Any]:
     """Inductor's settings for a ``torch.compile`` mode."""
-    return dict(list_mode_options(mode)) if mode else {}  # type: ignore[arg-type]
+    return dict(list_mode_options(mode)) if mode else {}
 
 
 def inductor_options() -> list[str]:

@@ -96,7 +96,7 @@ def make_variant(block: BlockGraph, treatments: Sequence[Treatment], needed: Seq
     graph = copy_graph(block.module.graph)
     sources = {node: index for index, node in enumerate(graph.find_nodes(op="placeholder"))}
     output = next(iter(reversed(graph.nodes)))
-    output.args = (tuple(value for value, keep in zip(output.args[0], needed, strict=True) if keep),)  # type: ignore[arg-type]
+    output.args = (tuple(value for value, keep in zip(output.args[0], needed, strict=True) if keep),)
     skipped = tuple(note for step in pipeline(block.regions, treatments) for note in run_pass(step, graph))
     return Variant(
         module=fx.GraphModule(torch.nn.Module(), graph),

@@ -94,7 +94,7 @@ def denoiser_of(pipe: Any) -> torch.nn.Module:
     }
     if len(found) != 1:
         raise OptionError(
-            f"{type(pipe).__name__} has {len(found)} denoisers ({', '.join(found) or 'none of ' + ', '.join(DENOISERS)}); "
+            f"{type(pipe).__name__} has {len(found)} denoisers ({', '.join(found) or 'no transformer, no unet'}); "
             "compile one by hand with torch.compile(denoiser, backend='soda') and soda_compile.trajectory"
         )
     denoiser: torch.nn.Module = next(iter(found.values()))
