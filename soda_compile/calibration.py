@@ -15,6 +15,7 @@ import torch
 from soda_compile.backend import soda
 from soda_compile.clock import Clock
 from soda_compile.errors import OptionError, SensitivityError
+from soda_compile.forward import compile_forward, restore_forward
 from soda_compile.gram import ErrorEntries, Floats
 from soda_compile.integrations.diffusers import (
     SchedulerTie,
@@ -101,14 +102,12 @@ def _check(model: Any, generations: int, max_interval: int, calls_per_step: int,
 @contextmanager
 def _observed(denoiser: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
     """Compiles the denoiser's forward in observe mode for a while."""
-    if "forward" in denoiser.__dict__:
-        raise OptionError("the denoiser's forward is replaced already; call soda_compile.restore(pipe) first")
     backend = functools.partial(soda, options={"observer": recorder})
-    denoiser.forward = torch.compile(denoiser.forward, backend=backend, fullgraph=True, dynamic=False)
+    compiled = compile_forward(denoiser, backend)
     try:
         yield
     finally:
-        del denoiser.forward
+        restore_forward(denoiser, compiled)
 
 
 @contextmanager

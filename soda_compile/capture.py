@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +55,17 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
     parameters = tuple(_belongs_to_model(node, value) for node, value in zip(placeholders, inputs, strict=True))
     _detach_data(module.graph)
     try:
-        exported = torch.export.export(module, tuple(specialise(value) for value in inputs), strict=False)
-        exported = exported.run_decompositions({})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch.export uses deprecated parts of torch itself
+            exported = torch.export.export(module, tuple(specialise(value) for value in inputs), strict=False)
+            exported = exported.run_decompositions({})
     except Exception as error:
         raise CaptureError(
             f"torch.export could not normalise the denoiser's graph: {type(error).__name__}: {error}. "
             "Compile the model with backend='inductor' instead, or change the operation it names."
         ) from error
     signature = exported.graph_signature
-    _refuse_mutation(signature)
+    _refuse_mutation(signature, dict(zip(signature.user_inputs, sources, strict=True)))
     graph = exported.graph_module.graph
     arguments = [spec for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
     constants = {
@@ -112,11 +115,11 @@ def _belongs_to_model(placeholder: fx.Node, value: Any) -> bool:
     return "_parameters[" in source or "_buffers[" in source
 
 
-def _refuse_mutation(signature: torch.export.graph_signature.ExportGraphSignature) -> None:
+def _refuse_mutation(signature: torch.export.graph_signature.ExportGraphSignature, paths: Mapping[Any, str]) -> None:
     for spec in signature.output_specs:
         if spec.kind not in (OutputKind.USER_OUTPUT, OutputKind.TOKEN):
             raise CaptureError(
-                f"the denoiser changes {spec.target or spec.arg.name} in place ({spec.kind.name.lower()}); "
+                f"the denoiser changes {paths.get(spec.target, spec.target or spec.arg.name)} in place ({spec.kind.name.lower()}); "
                 "a cached step would not repeat that. Make forward return the new value instead."
             )
 

@@ -88,7 +88,8 @@ def difference_gram(
     changes = (past.float() - wide).transpose(0, 1)  # [rows, lags, features]
     weighted = changes if weight is None else changes * weight.unsqueeze(-2)
     base = wide if weight is None else wide * weight
-    gram = torch.bmm(weighted, changes.transpose(1, 2))
+    # Forecasts cancel these products against each other, hence float64.
+    gram = torch.bmm(weighted.double(), changes.transpose(1, 2).double())
     cross = torch.einsum("rf,rlf->rl", base, changes)
     square = (base * wide).sum(-1)
     return square.double().cpu().numpy(), cross.double().cpu().numpy(), gram.double().cpu().numpy()
@@ -108,7 +109,7 @@ def squared_errors(entries: ErrorEntries, gram: Floats, available: int) -> Float
     result = np.full((len(gram), len(entries.weights)), np.nan)
     usable = entries.reach <= available
     weights = entries.weights[usable, :available]
-    result[:, usable] = np.maximum(np.einsum("el,rlm,em->re", weights, gram, weights, optimize=True), 0.0)
+    result[:, usable] = np.maximum(((weights @ gram) * weights).sum(-1), 0.0)
     return result
 
 

@@ -76,6 +76,16 @@ def looks_through(node: fx.Node) -> bool:
     return packet(node) in LOOK_THROUGH or node.target is operator.getitem
 
 
+def takes_features(node: fx.Node) -> bool:
+    """Whether the node selects along the last axis: a chunk of a modulation, not a part of a stream's tokens."""
+    if node.target is operator.getitem:
+        (node,) = node.all_input_nodes
+    if packet(node) not in SELECTIONS:
+        return False
+    parts = node.meta["val"] if isinstance(node.meta["val"], list | tuple) else [node.meta["val"]]
+    return any(part.shape[-1:] != tensor_of(node.all_input_nodes[0]).shape[-1:] for part in parts)
+
+
 def tensor_of(node: fx.Node) -> torch.Tensor:
     """The node's fake tensor (shape, dtype, strides, device)."""
     value = node.meta["val"]
@@ -115,8 +125,11 @@ def _einsum_flops(node: fx.Node) -> int:
     equation = str(node.args[0]).replace(" ", "")
     sizes: dict[str, int] = {}
     for term, argument in zip(equation.split("->")[0].split(","), node.args[1], strict=True):  # type: ignore[arg-type]
-        sizes |= dict(zip(term.replace("...", ""), tensor_of(argument).shape, strict=False))
-    return 2 * math.prod(sizes.values())
+        front, _, back = term.partition("...")
+        shape = tensor_of(argument).shape
+        sizes |= dict(zip(front, shape, strict=False)) | dict(zip(reversed(back), reversed(shape), strict=False))
+    summed = [size for letter, size in sizes.items() if letter not in equation.partition("->")[2]]
+    return 2 * tensor_of(node).numel() * math.prod(summed)
 
 
 # The registry of torch knows the decomposed operators; these are the whole ones that capture keeps.

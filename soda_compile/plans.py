@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """One action for every region and step, with what it was made for.
 
@@ -138,6 +138,10 @@ class Plan:
 
     def __str__(self) -> str:
         return self.grid()
+
+    def __repr__(self) -> str:
+        anchors = len(self.anchors)
+        return f"Plan({len(self.regions)} regions, {self.steps} steps, {anchors} anchors, digest={self.digest!r})"
 
     def grid(self, width: int | None = None) -> str:
         """The plan as a region x step grid in plain text, at most `width` columns (the terminal's by default)."""

@@ -21,6 +21,7 @@ from soda_compile.operators import (
     is_heavy,
     looks_through,
     packet,
+    takes_features,
     tensor_bytes,
     tensor_of,
 )
@@ -107,7 +108,7 @@ def _shown(operand: fx.Node, found: dict[fx.Node, _Residual]) -> Iterator[fx.Nod
         yield node
         if node in found:
             node = found[node].operand
-        elif looks_through(node) and node.all_input_nodes:
+        elif looks_through(node) and node.all_input_nodes and not takes_features(node):
             node = node.all_input_nodes[0]
         else:
             node = None

@@ -1,9 +1,10 @@
-"""How far an error in the denoiser's output at each step moves the finished sample."""
+"""How far an error in the denoiser's output at each step moves the sample."""
 
 from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,9 @@ def probe_step_weights(
     """Probes a diffusers noise scheduler; it is linear in the model output, so one small error a step tells all.
 
     Runs a copy of the scheduler twice over the whole trajectory on a batch with one row for each step, with zero
-    model outputs: in the second run row t has an error at step t. Random noise is drawn alike in both runs.
+    model outputs: in the first run row t has an error at step t. Random noise is drawn alike in both runs. What
+    counts is how far the sample has moved right after the step, against the size that samples have there. Following
+    the error to the end without the denoiser would overrate the first steps by far: the denoiser corrects it.
 
     Args:
         scheduler: A diffusers scheduler whose timesteps are set.
@@ -28,7 +31,7 @@ def probe_step_weights(
         options: Keyword arguments of it.
 
     Returns:
-        float64 [steps]: norm of the change of the sample / norm of the error in the model output.
+        float64 [steps]: norm of the change of the sample / norm of the error in the model output / size of a sample.
 
     Raises:
         SensitivityError: If the scheduler cannot be run again over the same timesteps.
@@ -43,12 +46,30 @@ def probe_step_weights(
             f"{type(scheduler).__name__} could not be probed for its step weights: {type(error).__name__}: {error}. "
             "Pass scheduler=None to weigh all steps alike"
         ) from error
-    moved: npt.NDArray[np.float64] = (disturbed - calm).flatten(1).norm(dim=1).double().numpy()
-    return moved / float(errors[0, 0].norm())
+    rows = torch.arange(steps)
+    moved: npt.NDArray[np.float64] = (disturbed - calm)[rows, rows].flatten(1).norm(dim=1).double().numpy()
+    return moved / float(errors[0, 0].norm()) / _sample_sizes(scheduler)
+
+
+def _sample_sizes(scheduler: Any) -> npt.NDArray[np.float64]:
+    """Size of a noised sample after each step, for clean samples and noise of unit size."""
+    one, zero = torch.ones(1, 1), torch.zeros(1, 1)
+    sizes = [
+        math.hypot(_noised(scheduler, one, zero, timestep), _noised(scheduler, zero, one, timestep))
+        for timestep in scheduler.timesteps[1:]
+    ]
+    return np.array([*sizes, 1.0])  # after the last step the sample is clean
+
+
+def _noised(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> float:
+    at = timestep.reshape(1)
+    if hasattr(scheduler, "scale_noise"):  # flow matching
+        return float(scheduler.scale_noise(clean, at, noise))
+    return float(scheduler.add_noise(clean, noise, at)) if hasattr(scheduler, "add_noise") else float(clean)
 
 
 def _run(scheduler: Any, arguments: Sequence[Any], options: Mapping[str, Any], outputs: torch.Tensor) -> torch.Tensor:
-    """The final samples for given model outputs [steps, rows, 1, 2, 2]."""
+    """The samples after each step, [steps, rows, 1, 2, 2], for given model outputs of that shape."""
     copied = copy.deepcopy(scheduler)
     for name in ("set_timesteps", "step"):
         copied.__dict__.pop(name, None)  # an integration may have hooked the instance
@@ -58,10 +79,12 @@ def _run(scheduler: Any, arguments: Sequence[Any], options: Mapping[str, Any], o
     takes_generator = "generator" in inspect.signature(copied.step).parameters
     extra = {"generator": torch.Generator().manual_seed(0)} if takes_generator else {}
     sample = torch.zeros_like(outputs[0])
+    samples = []
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for timestep, output in zip(copied.timesteps, outputs, strict=True):
             if hasattr(copied, "scale_model_input"):
                 copied.scale_model_input(sample, timestep)
             sample = copied.step(output, timestep, sample, return_dict=False, **extra)[0]
-    return sample
+            samples.append(sample)
+    return torch.stack(samples)

@@ -14,6 +14,7 @@ import torch
 from soda_compile.backend import soda
 from soda_compile.clock import Clock
 from soda_compile.errors import OptionError, PlanError
+from soda_compile.forward import compile_forward, restore_forward
 from soda_compile.options import check_options
 from soda_compile.plans import Plan
 
@@ -140,9 +141,8 @@ def accelerate(
     assert checked is not None
     _require_scheduler(checked, pipe.scheduler)
     backend = functools.partial(soda, mode=mode, options={**options, "plan": checked})
-    forward = torch.compile(denoiser.forward, backend=backend, fullgraph=True, dynamic=False)
+    forward = compile_forward(denoiser, backend)
     tie = SchedulerTie(pipe.scheduler, clock, functools.partial(_require_timesteps, checked)).tie()
-    denoiser.forward = forward
     setattr(pipe, _HANDLE, _Acceleration(tie, denoiser, forward))
     return pipe
 
@@ -157,8 +157,7 @@ def restore(pipe: Any) -> Any:
         raise OptionError(f"this {type(pipe).__name__} is not accelerated: there is nothing to restore")
     acceleration: _Acceleration = getattr(pipe, _HANDLE)
     acceleration.tie.untie()
-    if acceleration.denoiser.__dict__.get("forward") is acceleration.forward:
-        del acceleration.denoiser.forward
+    restore_forward(acceleration.denoiser, acceleration.forward)
     delattr(pipe, _HANDLE)
     return pipe
 

@@ -125,7 +125,6 @@ def test_a_change_of_an_input_is_refused(model: nn.Module, name: str):
         trace(model, X.clone())
 
 
-@pytest.mark.xfail(strict=True, reason="the message has export's own name, args_0")
 @in_place
 def test_the_refusal_names_the_input(model: nn.Module, name: str):
     with pytest.raises(Exception, match=rf"the denoiser changes {name} in place"):

@@ -1,7 +1,7 @@
 import re
 
-from soda_compile.plans import COMPUTE, REUSE, Plan, compute_all_plan, random_plan
 from soda_compile.plan_grid import collapse
+from soda_compile.plans import COMPUTE, REUSE, Plan, compute_all_plan, random_plan
 
 
 def test_golden():

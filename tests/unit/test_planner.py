@@ -6,8 +6,8 @@ import pytest
 from planner_tables import every_schedule, make_sensitivity, plain_cost
 
 from soda_compile.errors import OptionError, PlanError, SensitivityError
-from soda_compile.plans import COMPUTE, FORECAST1, FORECAST2, REUSE, Plan
 from soda_compile.planner import OPERATOR_CHOICES, fixed_interval_plan, flop_ratio, plan
+from soda_compile.plans import COMPUTE, FORECAST1, FORECAST2, REUSE, Plan
 
 
 @pytest.mark.parametrize("operator", OPERATOR_CHOICES)

@@ -10,8 +10,8 @@ import pytest
 from planner_tables import every_schedule, make_sensitivity
 
 from soda_compile.errors import OptionError
-from soda_compile.plans import COMPUTE, REUSE
 from soda_compile.planner import plan
+from soda_compile.plans import COMPUTE, REUSE
 
 CASES = [(seed, steps, width) for seed in range(3) for steps, width in [(1, 1), (6, 5), (8, 3), (10, 9)]]
 

@@ -20,7 +20,7 @@ def prepared(name: str, **options: Any) -> Any:
 
 
 def by_hand(scheduler: Any, step: int, seed: int | None = None) -> float:
-    """Norm of the sample's change for an error of norm 1 at one step, around random model outputs, in float64."""
+    """Norm of the sample's change right after an error of norm 1 at one step, around random outputs, in float64."""
     calls = len(scheduler.timesteps)
     generator = torch.Generator().manual_seed(7)
     outputs = torch.randn(calls, 1, 1, 8, 8, generator=generator, dtype=torch.float64)
@@ -35,8 +35,21 @@ def by_hand(scheduler: Any, step: int, seed: int | None = None) -> float:
             own.scale_model_input(sample, timestep) if hasattr(own, "scale_model_input") else None
             output = outputs[index] + (factor * error if index == step else 0)
             sample = own.step(output, timestep, sample, return_dict=False, **extra)[0]
+            if index == step:
+                break
         results.append(sample)
     return float((results[1] - results[0]).norm() / (1e-3 * error.norm()))
+
+
+def sizes(scheduler: Any) -> np.ndarray:
+    """Sizes of unit samples with unit noise after each step: 1 where the noising preserves variance."""
+    calls = len(scheduler.timesteps)
+    sigmas = np.array(scheduler.sigmas.double())[1:] if hasattr(scheduler, "sigmas") else np.zeros(calls)
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return np.hypot(1 - sigmas, sigmas)
+    if type(scheduler).__name__ in ("EulerDiscreteScheduler", "HeunDiscreteScheduler"):
+        return np.hypot(1, sigmas)
+    return np.ones(calls)
 
 
 DETERMINISTIC = {
@@ -56,23 +69,24 @@ def test_an_error_put_in_by_hand_moves_the_sample_as_much(scheduler: Any):
     weights = probe_step_weights(scheduler, (STEPS,))
     calls = len(scheduler.timesteps)
     assert weights.shape == (calls,)
-    np.testing.assert_allclose(weights, [by_hand(scheduler, step) for step in range(calls)], rtol=2e-3, atol=1e-5)
+    expected = np.array([by_hand(scheduler, step) for step in range(calls)]) / sizes(scheduler)
+    np.testing.assert_allclose(weights, expected, rtol=2e-3, atol=1e-5)
 
 
 def test_ddim_in_closed_form():
-    """x' = sqrt(a'/a) x + (sqrt(1 - a') - sqrt(a' (1 - a) / a)) output, and the factors of later steps telescope."""
+    """x' = sqrt(a'/a) x + (sqrt(1 - a') - sqrt(a' (1 - a) / a)) output, for samples of size 1."""
     scheduler = prepared("DDIMScheduler", clip_sample=False, set_alpha_to_one=True)
     alphas = scheduler.alphas_cumprod.double()[scheduler.timesteps]
     following = torch.cat([alphas[1:], torch.ones(1, dtype=torch.float64)])
     at_once = (1 - following).sqrt() - (following * (1 - alphas) / alphas).sqrt()
-    expected = (at_once / following.sqrt()).abs().numpy()
+    expected = at_once.abs().numpy()
     np.testing.assert_allclose(probe_step_weights(scheduler), expected, rtol=1e-3)
 
 
 def test_flow_matching_weighs_a_step_by_its_length():
     scheduler = prepared("FlowMatchEulerDiscreteScheduler", shift=3.0)
     lengths = -np.diff(scheduler.sigmas.double().numpy())
-    np.testing.assert_allclose(probe_step_weights(scheduler), lengths, rtol=1e-4)
+    np.testing.assert_allclose(probe_step_weights(scheduler), lengths / sizes(scheduler), rtol=1e-4)
 
 
 def test_the_noise_of_a_stochastic_scheduler_cancels():
