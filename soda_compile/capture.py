@@ -118,8 +118,9 @@ def _belongs_to_model(placeholder: fx.Node, value: Any) -> bool:
 def _refuse_mutation(signature: torch.export.graph_signature.ExportGraphSignature, paths: Mapping[Any, str]) -> None:
     for spec in signature.output_specs:
         if spec.kind not in (OutputKind.USER_OUTPUT, OutputKind.TOKEN):
+            changed = paths.get(spec.target, spec.target or spec.arg.name)
             raise CaptureError(
-                f"the denoiser changes {paths.get(spec.target, spec.target or spec.arg.name)} in place ({spec.kind.name.lower()}); "
+                f"the denoiser changes {changed} in place ({spec.kind.name.lower()}); "
                 "a cached step would not repeat that. Make forward return the new value instead."
             )
 

@@ -28,7 +28,7 @@ def compile_forward(module: torch.nn.Module, backend: Callable[..., Any]) -> Cal
             f"the forward of this {type(module).__name__} is replaced already; if soda_compile did it, call "
             "soda_compile.restore(pipe) first"
         )
-    function = module.forward.__func__
+    function: FunctionType = module.forward.__func__  # type: ignore[attr-defined]
     own = FunctionType(
         function.__code__.replace(),
         function.__globals__,

@@ -41,7 +41,7 @@ def plan(
     speedup: Annotated[float | None, typer.Option(help="FLOPs of computing everything / FLOPs of the plan.")] = None,
     operator: Annotated[str, typer.Option(help=f"What stale regions do: {', '.join(OPERATOR_CHOICES)}.")] = "forecast1",
     objective: Annotated[str, typer.Option(help=f"Error to minimise: {', '.join(METRICS)}.")] = "residual",
-    step_weights: Annotated[bool, typer.Option(help="Weight each step by how far it moves the sample.")] = True,
+    step_weights: Annotated[bool, typer.Option(help="Weight each step by how far it moves the sample.")] = False,
     paper: Annotated[bool, typer.Option("--paper", help="Exactly the schedule of SODA (OFS+DCS).")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the plan here (.json).")] = None,
 ) -> None:

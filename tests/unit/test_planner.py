@@ -83,12 +83,12 @@ def test_forecast_falls_back_where_history_is_short():
 def test_objective_and_step_weights_matter():
     sensitivity = make_sensitivity(5, steps=8, regions=1, width=7)
     for objective in ("residual", "relative", "cosine"):
-        made = plan(sensitivity, anchors=3, operator="reuse", objective=objective)
+        made = plan(sensitivity, anchors=3, operator="reuse", objective=objective, step_weights=True)
         expected = min(plain_cost(sensitivity, anchors, "reuse", objective) for anchors in every_schedule(8, 3))
         assert made.predicted_error == pytest.approx(expected)
     heavy = np.ones(8)
     heavy[3] = 1000.0
-    assert 3 in plan(replace(sensitivity, step_weights=heavy), anchors=3).anchors
+    assert 3 in plan(replace(sensitivity, step_weights=heavy), anchors=3, step_weights=True).anchors
 
 
 def _smooth(steps=12, width=11):

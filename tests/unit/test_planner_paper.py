@@ -83,7 +83,7 @@ def test_it_reuses_and_ignores_step_weights():
     assert dict(made.method)["planner"] == "paper"
 
 
-@pytest.mark.parametrize("option", [{"operator": "reuse"}, {"objective": "cosine"}, {"step_weights": False}])
+@pytest.mark.parametrize("option", [{"operator": "reuse"}, {"objective": "cosine"}, {"step_weights": True}])
 def test_it_contradicts_other_choices(option):
     with pytest.raises(OptionError, match="paper=True fixes"):
         plan(make_sensitivity(), anchors=3, paper=True, **option)

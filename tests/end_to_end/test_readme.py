@@ -1,0 +1,33 @@
+"""The README's examples run as written."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["pipeline", "loop"])
+def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    code = re.search(rf"<!-- example: {name} -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    torch.compiler.reset()
+    scope: dict = {"__name__": "readme"}
+    exec(compile(code[1], f"README.md ({name})", "exec"), scope)
+    assert scope["plan"].flop_ratio <= 1 / 2.5
+    if name == "pipeline":
+        assert scope["images"].shape == (2, 8, 8, 1)
+        assert (tmp_path / "plan.json").exists()
+    else:
+        original = scope["sample"](scope["model"], 0)
+        error = (scope["image"] - original).norm() / original.norm()
+        assert 0 < error < 0.3
+
+
+def test_files_it_names_exist():
+    root = Path(__file__).parents[2]
+    for path in re.findall(r"(?:soda_compile|passes|benchmarks|docs)/[\w/]+\.\w+", README):
+        assert (root / path).exists(), path
