@@ -1,6 +1,6 @@
 """How close planned generations come to the original, on the digits model: schedules x operators at equal compute.
 
-    python benchmarks/digits_fidelity.py --out benchmarks/results/digits_fidelity.json
+python benchmarks/digits_fidelity.py --out benchmarks/results/digits_fidelity.json
 """
 
 import itertools
@@ -95,7 +95,9 @@ def main(
 
 
 def show(report: dict) -> None:
-    table = Table("anchors", "method", "FLOPs", "rel. L2 mean", "median", "/ fixed reuse (geo. mean)", "class agreement")
+    table = Table(
+        "anchors", "method", "FLOPs", "rel. L2 mean", "median", "/ fixed reuse (geo. mean)", "class agreement"
+    )
     for row in report["rows"]:
         table.add_row(
             str(row["anchors"]),
@@ -108,7 +110,9 @@ def show(report: dict) -> None:
         )
     console = Console(width=120)
     console.print(table)
-    console.print(f"seeds {report['seeds']}; floor (Inductor against eager) {report['noise_floor_relative_l2_mean']:.1e}")
+    console.print(
+        f"seeds {report['seeds']}; floor (Inductor against eager) {report['noise_floor_relative_l2_mean']:.1e}"
+    )
 
 
 if __name__ == "__main__":

@@ -75,10 +75,10 @@ def digits(batch: int = 64, rounds: int = 5, out: Path = RESULTS / "digits_laten
         flops = plans[name].flop_ratio or 1.0 if name in plans else 1.0
         saved = (1 - 1 / speedup) / (1 - flops) if flops < 1 else None
         rows.append({"method": name, "seconds": values, "speedup": speedup, "flop_speedup": 1 / flops, "saved": saved})
-        typer.echo(
-            f"{name:28} median {statistics.median(values):.3f} s  x{speedup:.2f} over torch.compile, FLOPs x{1 / flops:.2f}"
-            + (f", {speedup * flops:.0%} of the FLOP ratio, time saved / FLOPs saved {saved:.0%}" if saved else "")
-        )
+        line = f"{name:28} median {statistics.median(values):.3f} s, x{speedup:.2f} over torch.compile"
+        if saved is not None:
+            line += f", FLOPs x{1 / flops:.2f} ({speedup * flops:.0%} of it), time saved / FLOPs saved {saved:.0%}"
+        typer.echo(line)
     write_atomic(out, json.dumps({"batch": batch, **machine(), "rows": rows}, indent=1).encode())
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from soda_compile.schedule import Access, Treatment
 from soda_compile.structure import Structure
 from soda_compile.variants import Piece, Variant, join, make_variant
+
+# Joining more blocks than this fuses hardly more, and makes code that only this one run can use.
+LONGEST_JOIN = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +77,17 @@ def _runs(calls: Sequence[int], light: Sequence[bool]) -> list[list[int]]:
     A graph of reuses is cheap to compile, and Inductor fuses its residual adds across blocks.
     """
     runs: list[list[int]] = []
-    for is_light, group in groupby(calls, key=lambda index: light[index]):
+    for is_light, group in itertools.groupby(calls, key=lambda index: light[index]):
         members = list(group)
-        runs.extend([members] if is_light else [[index] for index in members])
+        runs.extend(_chunks(members) if is_light else [[index] for index in members])
     return runs
+
+
+def _chunks(run: Sequence[int]) -> list[list[int]]:
+    """A long run in even parts, which equal blocks can share; its ends, the head and tail of a model, alone."""
+    if len(run) <= LONGEST_JOIN + 2:
+        return [list(run)]
+    inner = list(run[1:-1])
+    count = math.ceil(len(inner) / LONGEST_JOIN)
+    bounds = [len(inner) * part // count for part in range(count + 1)]
+    return [[run[0]], *(inner[start:stop] for start, stop in itertools.pairwise(bounds)), [run[-1]]]
