@@ -1,6 +1,8 @@
-"""Lets every test folder import the shared material that lies directly in ``tests/``."""
+"""Lets every test folder import the shared material that lies directly in ``tests/``; one thread for each worker."""
 
+import os
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, and by processes that tests start
 sys.path.insert(0, str(Path(__file__).parent))
