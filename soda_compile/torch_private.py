@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch._inductor.config
 from torch import fx
-from torch._dynamo.backends.registry import lookup_backend
 from torch._guards import TracingContext, tracing
 from torch._inductor import list_mode_options, list_options
 from torch._inductor.compile_fx import compile_fx
@@ -71,7 +70,7 @@ def inductor_compile(module: fx.GraphModule, options: dict[str, Any]) -> Compile
 
 def plain_inductor(module: fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any]) -> Callable[..., Any]:
     """What ``torch.compile`` does without us."""
-    compiled: Callable[..., Any] = lookup_backend("inductor")(module, inputs, options=options)  # type: ignore[call-arg, arg-type]
+    compiled: Callable[..., Any] = compile_fx(module, list(inputs), config_patches=options or None)  # type: ignore[assignment]
     return compiled
 
 
