@@ -171,7 +171,6 @@ def test_a_plan_of_another_model_names_the_regions(model: Denoiser) -> None:
         generate(compiled(model, plan=make_plan(fingerprint="0123")), calls())
 
 
-@pytest.mark.xfail(strict=True, reason="plain_inductor passes options= to compile_fx, which takes config_patches=")
 def test_without_a_plan_it_warns_once_and_is_plain(model: Denoiser) -> None:
     plain = generate(torch.compile(model, backend="inductor", dynamic=False), calls())
     denoiser = torch.compile(model, backend="soda", dynamic=False)

@@ -107,7 +107,9 @@ def test_inspect_takes_files_and_modules_and_both_kinds_of_inputs(folder, place,
     sys.modules.pop("target", None)
     assert text.startswith("Residual  ")
     assert "mlp  float32[2, 3, 4] 96 B" in text
-    assert "2 regions hold 1.54 kFLOP of 1.54 kFLOP (100.0%); one copy of all cuts takes 192 B" in " ".join(text.split())
+    assert "2 regions hold 1.54 kFLOP of 1.54 kFLOP (100.0%); one copy of all cuts takes 192 B" in " ".join(
+        text.split()
+    )
 
 
 def test_inspect_the_digits():
