@@ -5,32 +5,50 @@ from typing import Literal
 
 from soda_compile.errors import PlanError
 
-Kind = Literal["compute", "reuse", "forecast"]
+Kind = Literal["compute", "reuse", "forecast", "prune"]
+
+# Rates lie on a small grid, so that few variants exist and every action has a symbol of its own.
+PRUNE_RATES = tuple(eighths / 8 for eighths in range(1, 8))
+SIDE_RATES = (0.0, 0.25, 0.5, 0.75)
+_PRUNE_SYMBOLS = "abcdefghijklmnopqstuvwxyzABD"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Action:
     """What one region does at one step.
 
     Attributes:
-        kind: "compute" (run the module and keep its output), "reuse" (take the kept output as it is) or "forecast"
-            (extrapolate the last `order + 1` computed outputs by the polynomial of degree `order` through them).
-        order: 0 for compute and reuse, 1 or 2 for forecast.
+        kind: "compute" (run the module and keep its output), "reuse" (take the kept output as it is), "forecast"
+            (extrapolate the last `order + 1` computed outputs by the polynomial of degree `order` through them) or
+            "prune" (compute some tokens and take the others from the kept output).
+        order: 1 or 2 for forecast, 0 otherwise.
+        rate: for prune, the share of tokens that keep their old value, one of PRUNE_RATES; 0 otherwise. In a region
+            of several streams (joint attention) it is the rate of the longest stream.
+        side_rate: for prune, the rate of the other streams of the region, one of SIDE_RATES.
     """
 
     kind: Kind
     order: int = 0
+    rate: float = 0.0
+    side_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        orders = {"compute": (0,), "reuse": (0,), "forecast": (1, 2)}
+        orders = {"compute": (0,), "reuse": (0,), "forecast": (1, 2), "prune": (0,)}
         if self.kind not in orders:
             raise PlanError(f"action kind {self.kind!r} is not known; use one of {', '.join(orders)}")
         if isinstance(self.order, bool) or self.order not in orders[self.kind]:
             raise PlanError(f"action {self.kind} has order {self.order!r}; it can be one of {orders[self.kind]}")
+        allowed = (PRUNE_RATES, SIDE_RATES) if self.kind == "prune" else ((0.0,), (0.0,))
+        for name, values in zip(("rate", "side_rate"), allowed, strict=True):
+            if isinstance(value := getattr(self, name), bool) or value not in values:
+                raise PlanError(f"action {self.kind} has {name} {value!r}; it can be one of {values}")
+            object.__setattr__(self, name, float(value))
 
     @property
     def symbol(self) -> str:
-        """The one character that stands for it in grids and files: C, r, 1 or 2."""
+        """The one character that stands for it in grids and files: C, r, 1, 2, or a letter for each pair of rates."""
+        if self.kind == "prune":
+            return _PRUNE_SYMBOLS[SIDE_RATES.index(self.side_rate) * len(PRUNE_RATES) + PRUNE_RATES.index(self.rate)]
         return str(self.order) if self.kind == "forecast" else {"compute": "C", "reuse": "r"}[self.kind]
 
     @property
@@ -39,7 +57,15 @@ class Action:
         return 0 if self.kind == "compute" else self.order + 1
 
     def __str__(self) -> str:
+        if self.kind == "prune":
+            side = f"/{self.side_rate:.3g}" if self.side_rate else ""
+            return f"prune {self.rate:.3g}{side}"
         return f"{self.kind}{self.order or ''}"
+
+
+def prune(rate: float, side_rate: float = 0.0) -> Action:
+    """The action that keeps a share `rate` of the tokens as they are and computes the others."""
+    return Action("prune", rate=rate, side_rate=side_rate)
 
 
 COMPUTE = Action("compute")
@@ -47,3 +73,4 @@ REUSE = Action("reuse")
 FORECAST1 = Action("forecast", 1)
 FORECAST2 = Action("forecast", 2)
 ACTIONS = (COMPUTE, REUSE, FORECAST1, FORECAST2)
+"""The actions that treat all tokens alike."""

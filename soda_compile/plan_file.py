@@ -18,6 +18,19 @@ class ActionEntry(BaseModel):
 
     kind: str
     order: int = 0
+    rate: float = 0.0
+    side_rate: float = 0.0
+
+
+class PruningEntry(BaseModel):
+    """How the tokens to compute are picked."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    score: str
+    staleness: float = 0.0
+    share: str | int = "region"
+    groups: int = 1
 
 
 class PlanFile(BaseModel):
@@ -36,6 +49,7 @@ class PlanFile(BaseModel):
     calls_per_step: int = 1
     flop_ratio: float | None = None
     predicted_error: float | None = None
+    pruning: PruningEntry | None = None
     method: dict[str, Scalar] = Field(default_factory=dict)
     legend: dict[str, ActionEntry]
     actions: dict[str, str]

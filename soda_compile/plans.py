@@ -1,22 +1,22 @@
-"""A plan says what every region does at every step: compute, reuse or forecast."""
+"""A plan says what every region does at every step: compute, reuse, forecast or prune."""
 
 import hashlib
 import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from soda_compile import plan_file, plan_grid
-from soda_compile.action import ACTIONS, COMPUTE, FORECAST1, FORECAST2, REUSE, Action, Kind
+from soda_compile.action import ACTIONS, COMPUTE, FORECAST1, FORECAST2, REUSE, Action, prune
 from soda_compile.errors import PlanError
 from soda_compile.files import write_atomic
 from soda_compile.plan_file import Scalar
+from soda_compile.pruning import Pruning
 
 __all__ = [
     "ACTIONS",
@@ -26,9 +26,13 @@ __all__ = [
     "REUSE",
     "Action",
     "Plan",
+    "Pruning",
     "compute_all_plan",
+    "prune",
     "random_plan",
 ]
+
+_DECODED = {"schema_version", "steps", "timesteps", "pruning", "method", "legend", "actions"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,7 +40,8 @@ class Plan:
     """One action for every region and step, with what it was made for.
 
     Two plans are equal when their JSON is. Validated on construction: at least one region and one step, unique
-    region names, every region computes at step 0, every forecast has enough earlier computed steps.
+    region names, every region computes at step 0, every forecast has enough earlier computed steps, and where a
+    region prunes, `pruning` says how tokens are picked.
 
     Attributes:
         fingerprint: hash of the model structure it belongs to; empty when it is tied to none.
@@ -50,6 +55,7 @@ class Plan:
         calls_per_step: denoiser calls in one step (2 when guidance makes a second call).
         flop_ratio: predicted FLOPs of the plan / FLOPs of computing everything.
         predicted_error: the value of the objective that was minimised; its unit is the objective's.
+        pruning: how pruned regions pick the tokens to compute; None where none prunes.
         method: how the plan was made, as (key, value) pairs sorted by key; a mapping is accepted too.
 
     Raises:
@@ -67,6 +73,7 @@ class Plan:
     calls_per_step: int = 1
     flop_ratio: float | None = None
     predicted_error: float | None = None
+    pruning: Pruning | None = None
     method: tuple[tuple[str, Scalar], ...] = ()
 
     def __post_init__(self) -> None:
@@ -82,6 +89,12 @@ class Plan:
         self._check_numbers()
         for region, row in zip(self.regions, self.actions, strict=True):
             _check_row(region, row)
+        if self.pruning is None and (
+            prunes := [name for name, row in zip(self.regions, self.actions, strict=True) if _prunes(row)]
+        ):
+            raise PlanError(
+                f"region {prunes[0]!r} prunes tokens, but the plan does not say how they are picked; pass pruning"
+            )
 
     def _check_shape(self) -> None:
         if not self.regions or not self.actions or not self.actions[0]:
@@ -145,13 +158,19 @@ class Plan:
 
     def grid(self, width: int | None = None) -> str:
         """The plan as a region x step grid in plain text, at most `width` columns (the terminal's by default)."""
-        legend = {action.symbol: str(action) for action in ACTIONS}
+        legend = {action.symbol: str(action) for action in (*ACTIONS, *self._prunes)}
         return plan_grid.render(self.regions, self.rows, self.anchors, legend, self.flop_ratio, width)
+
+    @property
+    def _prunes(self) -> list[Action]:
+        """The ways of pruning that occur."""
+        return sorted({action for row in self.actions for action in row if action.kind == "prune"})
 
     def to_json(self) -> str:
         """The JSON text; equal plans give the same text."""
         used = set("".join(self.rows))
-        legend = {action.symbol: {"kind": action.kind, "order": action.order} for action in ACTIONS}
+        legend: dict[str, object] = {action.symbol: {"kind": action.kind, "order": action.order} for action in ACTIONS}
+        legend |= {action.symbol: asdict(action) for action in self._prunes}
         data = {
             "schema": plan_file.SCHEMA,
             "fingerprint": self.fingerprint,
@@ -164,6 +183,7 @@ class Plan:
             "calls_per_step": self.calls_per_step,
             "flop_ratio": self.flop_ratio,
             "predicted_error": self.predicted_error,
+            "pruning": asdict(self.pruning) if self.pruning else None,
             "method": dict(self.method),
             "legend": {symbol: entry for symbol, entry in legend.items() if symbol in used},
             "actions": dict(zip(self.regions, self.rows, strict=True)),
@@ -183,14 +203,15 @@ class Plan:
         """
         try:
             data = plan_file.parse(text)
-            legend = {symbol: Action(cast(Kind, entry.kind), entry.order) for symbol, entry in data.legend.items()}
+            legend = {symbol: Action(**entry.model_dump()) for symbol, entry in data.legend.items()}
             actions = tuple(_decode(region, row, legend, data.steps) for region, row in data.actions.items())
             return cls(
                 regions=tuple(data.actions),
                 actions=actions,
                 timesteps=None if data.timesteps is None else tuple(data.timesteps),
+                pruning=Pruning(**data.pruning.model_dump()) if data.pruning else None,
                 method=tuple(data.method.items()),
-                **data.model_dump(exclude={"schema_version", "steps", "timesteps", "method", "legend", "actions"}),
+                **data.model_dump(exclude=_DECODED),
             )
         except PlanError as error:
             raise PlanError(f"{source}: {error}") from None
@@ -256,6 +277,10 @@ def _check_row(region: str, row: tuple[Action, ...]) -> None:
                 f"{computed}; use an operator of lower order there or compute the region at one more step before"
             )
         computed += action == COMPUTE
+
+
+def _prunes(row: tuple[Action, ...]) -> bool:
+    return any(action.kind == "prune" for action in row)
 
 
 def _decode(region: str, row: str, legend: dict[str, Action], steps: int) -> tuple[Action, ...]:

@@ -72,8 +72,8 @@ def test_the_legend_decides():
         ({"actions": {"a": 5}}, "actions.a: Input should be a valid string"),
         ({"actions": {"a": "C" * 11 + "?"}}, r"'a' has the symbol '\?', which is not in the legend"),
         ({"actions": {"a": "r" * 12}}, "'a', step 0"),
-        ({"legend": {"C": {"kind": "prune", "order": 0}}}, "kind 'prune' is not known"),
-        ({"legend": {"C": {"kind": "compute", "order": 0, "rate": 0.5}}}, "legend.C.rate: Extra inputs"),
+        ({"legend": {"C": {"kind": "skip", "order": 0}}}, "kind 'skip' is not known"),
+        ({"legend": {"C": {"kind": "compute", "order": 0, "share": 0.5}}}, "legend.C.share: Extra inputs"),
     ],
 )
 def test_refuses_a_wrong_file(plan, tmp_path, change, message):
