@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import soda_compile
-from soda_compile.digits.classifier import load as load_classifier
+from soda_compile.digits.classifier import load_classifier
 from soda_compile.digits.pipeline import DigitsPipeline, load
 from soda_compile.files import write_atomic
 

@@ -41,4 +41,4 @@ def test_round_trip_and_grid() -> None:
     assert again.actions == plan.actions
     assert again.pruning == plan.pruning
     assert "prune 0.5" in plan.grid()
-    assert plan.rows == ("Cdwr",)
+    assert plan.rows == ("Cdxr",)
