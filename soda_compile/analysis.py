@@ -5,12 +5,14 @@ from __future__ import annotations
 from soda_compile.capture import Captured
 from soda_compile.operators import graph_flops
 from soda_compile.passes.outline_blocks import OutlineBlocks, Outlined
+from soda_compile.passes.settle_layouts import SettleLayouts
 from soda_compile.regions import find_regions
 from soda_compile.structure import BlockCall, BlockGraph, Structure
 
 
 def analyse(captured: Captured) -> Structure:
     """Outlines the blocks of a captured denoiser and finds the regions of each distinct block graph once."""
+    SettleLayouts().apply(captured.graph)
     blocks: dict[str, BlockGraph] = {}
     calls = []
     for outlined in OutlineBlocks().apply(captured.graph, captured.outputs):
