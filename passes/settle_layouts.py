@@ -89,7 +89,7 @@ def _propagate(graph: fx.Graph, changed: fx.Node) -> dict[fx.Node, Any]:
             continue
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: values.get(source, source.meta["val"]))
         with torch.no_grad():
-            value = node.target(*args, **kwargs)  # type: ignore[operator]
+            value = node.target(*args, **kwargs)
         if _strides(value) != _strides(node.meta["val"]):
             values[node] = value
     return values
