@@ -5,6 +5,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,12 +43,12 @@ def new_transformer() -> DiTTransformer2DModel:
         patch_size=1,
         num_embeds_ada_norm=CLASSES,
     )
-    _initialise(model)
+    initialise(model)
     model.eval()  # in train mode diffusers drops labels in each block on its own; there is no other dropout
     return model
 
 
-def _initialise(model: Any) -> None:
+def initialise(model: Any) -> None:
     """Initialise and tie as in DiT (arXiv 2212.09748); the constructor of diffusers does neither.
 
     Residual branches start closed (adaLN-Zero), so the first output is zero, and all blocks share one embedder of
@@ -81,7 +82,8 @@ def _warm_cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr
     )
 
 
-def _ema(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+def ema(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+    """Average weights in place, as `multi_avg_fn` of an `AveragedModel`."""
     # a short memory at first, so that the average forgets the initial weights
     decay = min(EMA_DECAY, (1 + float(count)) / (10 + float(count)))
     torch._foreach_lerp_(averaged, current, 1 - decay)
@@ -106,7 +108,7 @@ def train_transformer(
     """Train the diffusion transformer and return its exponential moving average, float32."""
     model = new_transformer()
     compiled = torch.compile(model)
-    average = AveragedModel(model, multi_avg_fn=_ema)
+    average = AveragedModel(model, multi_avg_fn=ema)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = _warm_cosine(optimizer, steps)
     for images, labels in _shown(_batches(data, batch, steps), "transformer", steps):
@@ -117,12 +119,15 @@ def train_transformer(
         optimizer.step()
         schedule.step()
         average.update_parameters(model)
-    untied: DiTTransformer2DModel = DiTTransformer2DModel.from_config(
-        model.config
-    )  # the stored format keeps an embedder per block
-    untied.load_state_dict(average.module.state_dict())
-    untied.eval()
-    return untied
+    return untied(average.module)
+
+
+def untied(model: Any) -> DiTTransformer2DModel:
+    """Return a copy, ready to sample; the stored format keeps an embedder per block."""
+    copied: DiTTransformer2DModel = DiTTransformer2DModel.from_config(model.config)
+    copied.load_state_dict(model.state_dict())
+    copied.eval()
+    return copied
 
 
 def train_classifier(data: Digits, steps: int) -> DigitClassifier:
@@ -139,17 +144,25 @@ def train_classifier(data: Digits, steps: int) -> DigitClassifier:
     return model.eval()
 
 
-def save(pipeline: DigitsPipeline, classifier: DigitClassifier, folder: Path) -> None:
-    """Write both models in float16; the folder appears whole or not at all."""
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """Yield a scratch folder to write to, which then takes the place of `folder`: whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         fresh, old = Path(scratch) / "new", Path(scratch) / "old"
-        pipeline.to(torch.float16).save_pretrained(fresh)
-        weights = {name: tensor.half().contiguous() for name, tensor in classifier.state_dict().items()}
-        save_file(weights, fresh / "classifier.safetensors")
+        fresh.mkdir()
+        yield fresh
         if folder.exists():
             shutil.move(folder, old)
         shutil.move(fresh, folder)
+
+
+def save(pipeline: DigitsPipeline, classifier: DigitClassifier, folder: Path) -> None:
+    """Write both models in float16; the folder appears whole or not at all."""
+    with replaced(folder) as fresh:
+        pipeline.to(torch.float16).save_pretrained(fresh)
+        weights = {name: tensor.half().contiguous() for name, tensor in classifier.state_dict().items()}
+        save_file(weights, fresh / "classifier.safetensors")
 
 
 def _shown(batches: Iterable[tuple[Tensor, Tensor]], name: str, steps: int) -> Iterable[tuple[Tensor, Tensor]]:

@@ -3,6 +3,8 @@
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 
@@ -36,8 +38,9 @@ def test_links_let_type_checkers_see_the_mapped_packages():
         assert link.resolve() == (ROOT / folder).resolve(), package
 
 
-def test_weights_are_shipped():
-    patterns = SETUPTOOLS["package-data"]["soda_compile.digits"]
-    digits = folder_of("soda_compile.digits")
-    shipped = {path for pattern in patterns for path in digits.glob(pattern)}
-    assert shipped == {path for path in (digits / "weights").rglob("*") if path.is_file()}
+@pytest.mark.parametrize("package", ["soda_compile.digits", "soda_compile.photos"])
+def test_weights_are_shipped(package: str):
+    patterns = SETUPTOOLS["package-data"][package]
+    folder = folder_of(package)
+    shipped = {path for pattern in patterns for path in folder.glob(pattern)}
+    assert shipped == {path for path in (folder / "weights").rglob("*") if path.is_file()}

@@ -1,0 +1,1 @@
+"""A really trained diffusion transformer of 256 tokens: crops of photographs, pipeline, weights, training, judge."""

@@ -1,0 +1,25 @@
+"""The photographs model with inputs: ``soda-compile inspect soda_compile.photos.example:example``."""
+
+from typing import Any
+
+import torch
+
+from soda_compile.photos.pipeline import load
+
+
+def example(samples: int = 1) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The transformer of the photographs pipeline and what one of its guided calls passes.
+
+    Args:
+        samples: crops to draw; guidance doubles the batch.
+
+    Returns:
+        The model and its inputs by name.
+    """
+    transformer: torch.nn.Module = load().transformer
+    labels = torch.arange(samples) % 10
+    return transformer, {
+        "hidden_states": torch.randn(2 * samples, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
+        "timestep": torch.full((2 * samples,), 500),
+        "class_labels": torch.cat([labels, torch.full_like(labels, 10)]),
+    }
