@@ -25,12 +25,17 @@ class Clock:
         trajectory: Number of the present trajectory, unique in the process; 0 before the first.
         step: Present step, 0 for the first; meaningless for an automatic clock.
         steps: Number of steps of the trajectory, where the owner of the clock knows it.
+        stream: Name of the call that comes next, where its owner knows one, such as "cond"; nameless calls of a step
+            are told apart by counting.
+        restarts: Whether a stream may come in late or leave out steps; it then computes everything when it comes.
     """
 
     automatic: bool = False
     trajectory: int = 0
     step: int = 0
     steps: int | None = None
+    stream: str | None = None
+    restarts: bool = False
 
     def begin(self, steps: int | None = None) -> None:
         """Starts a new trajectory."""

@@ -1,8 +1,10 @@
-"""Replaces one module's forward by a compiled one, for a while, without touching its class."""
+"""Replaces one module's forward for a while, without touching its class or the hooks around it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -11,24 +13,120 @@ import torch
 from soda_compile.errors import OptionError
 
 
-def compile_forward(module: torch.nn.Module, backend: Callable[..., Any]) -> Callable[..., Any]:
-    """Sets ``module.forward`` to a compiled one; hooks and the module itself stay as they are.
+@dataclass(eq=False)
+class ReplacedForward:
+    """What stands in for a module's forward.
 
-    Dynamo counts recompilations by code object, which all instances of a class share, and gives up after a few. A
-    code object of its own for each compiled instance lets any number of them live side by side.
+    A copy of the module gets the original forward back, on the copy: it must not run this module's.
 
-    Returns:
-        The compiled forward, for ``restore_forward``.
+    Attributes:
+        module: The module.
+        original: Its own forward.
+        function: What runs instead.
+    """
+
+    module: torch.nn.Module
+    original: MethodType
+    function: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        functools.update_wrapper(self, self.original)  # pipelines look at the signature
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Runs the function."""
+        return self.function(*arguments, **options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
+        return MethodType(self.original.__func__, memo.get(id(self.module), self.module))
+
+
+@dataclass(frozen=True, eq=False)
+class _Holder:
+    """A place where a bound forward is kept: the module itself, or a hook that wraps it."""
+
+    owner: Any
+    name: str
+
+    @property
+    def value(self) -> Any:
+        return getattr(self.owner, self.name)
+
+    def set(self, value: Any) -> None:
+        setattr(self.owner, self.name, value)
+
+
+def _holders(module: torch.nn.Module) -> Iterator[_Holder]:
+    """All places, the innermost last: ``accelerate`` keeps what it wraps on the module, diffusers in its registry."""
+    yield _Holder(module, "forward")
+    if "_old_forward" in module.__dict__:
+        yield _Holder(module, "_old_forward")
+    registry = module.__dict__.get("_diffusers_hook")
+    for reference in getattr(registry, "_fn_refs", ()):
+        for name in ("forward", "original_forward"):
+            if getattr(reference, name) is not None:
+                yield _Holder(reference, name)
+
+
+def replace_forward(module: torch.nn.Module, function: Callable[..., Any]) -> ReplacedForward:
+    """Puts ``function`` where the module's own forward is; hooks that wrap it stay around it.
+
+    Raises:
+        OptionError: If the forward is replaced already, or compiled by other means.
+    """
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        raise OptionError(f"this {type(module).__name__} is compiled already; take it before .compile()")
+    for holder in _holders(module):
+        value = holder.value
+        if isinstance(value, MethodType) and value.__self__ is module and value.__func__ is _own_forward(module):
+            replaced = ReplacedForward(module, value, function)
+            holder.set(replaced)
+            return replaced
+    raise OptionError(
+        f"the forward of this {type(module).__name__} is replaced already; if soda_compile did it, call "
+        "soda_compile.restore(pipe) first"
+    )
+
+
+def restore_forward(module: torch.nn.Module, replaced: ReplacedForward) -> None:
+    """Takes back ``replace_forward``, unless somebody else has replaced the forward since."""
+    for holder in _holders(module):
+        if holder.value is replaced:
+            if holder.owner is module and holder.name == "forward":
+                del module.forward
+            else:
+                holder.set(replaced.original)
+
+
+def compile_forward(
+    module: torch.nn.Module, backend: Callable[..., Any], before: Callable[[], None] | None = None
+) -> ReplacedForward:
+    """Replaces the module's forward by a compiled one.
+
+    Args:
+        module: The module.
+        backend: A backend of ``torch.compile``.
+        before: Called before each call.
 
     Raises:
         OptionError: If the instance's forward is replaced already.
     """
-    if "forward" in module.__dict__:
-        raise OptionError(
-            f"the forward of this {type(module).__name__} is replaced already; if soda_compile did it, call "
-            "soda_compile.restore(pipe) first"
-        )
-    function: FunctionType = module.forward.__func__  # type: ignore[attr-defined]
+    compiled = compiled_forward(module, backend)
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        if before is not None:
+            before()
+        return compiled(*arguments, **options)
+
+    return replace_forward(module, timed)
+
+
+def compiled_forward(module: torch.nn.Module, backend: Callable[..., Any]) -> Callable[..., Any]:
+    """The module's forward, compiled; the module stays as it is.
+
+    Dynamo counts recompilations by code object, which all instances of a class share, and gives up after a few. A
+    code object of its own for each compiled instance lets any number of them live side by side.
+    """
+    function = _own_forward(module)
     own = FunctionType(
         function.__code__.replace(),
         function.__globals__,
@@ -37,14 +135,9 @@ def compile_forward(module: torch.nn.Module, backend: Callable[..., Any]) -> Cal
         function.__closure__,
     )
     own.__kwdefaults__ = function.__kwdefaults__
-    compiled: Callable[..., Any] = torch.compile(
-        MethodType(own, module), backend=backend, fullgraph=True, dynamic=False
-    )
-    module.forward = compiled
-    return compiled
+    return torch.compile(MethodType(own, module), backend=backend, fullgraph=True, dynamic=False)
 
 
-def restore_forward(module: torch.nn.Module, compiled: Callable[..., Any]) -> None:
-    """Takes back ``compile_forward``, unless somebody else has replaced the forward since."""
-    if module.__dict__.get("forward") is compiled:
-        del module.forward
+def _own_forward(module: torch.nn.Module) -> FunctionType:
+    forward: FunctionType = type(module).forward  # type: ignore[assignment]
+    return forward
