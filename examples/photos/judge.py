@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from soda_compile.digits.classifier import frechet_distance
+from soda_compile.photos.data import Photographs
 
-__all__ = ["features", "frechet_distance"]
+__all__ = ["class_agreement", "features", "frechet_distance"]
 
 FILTERS = 16
 SCALES = 3
@@ -33,6 +34,24 @@ def features(images: Tensor) -> Tensor:
         columns.append((functional.conv2d(shrunk, filters).abs().mean((2, 3)) + 1e-2).log())
     columns.append(functional.adaptive_avg_pool2d(images, 2).flatten(1))
     return torch.cat(columns, dim=1)
+
+
+def class_agreement(images: Tensor, labels: Tensor, photographs: Photographs) -> float:
+    """The fraction of images whose features lie nearest to the mean of real crops of their own class.
+
+    Distances are counted in standard deviations of each feature over real crops of all classes.
+
+    Args:
+        images: float32 of shape (n, 3, 64, 64), in [-1, 1].
+        labels: int64 of shape (n,).
+        photographs: where the real crops come from; 100 are cut of each class, always the same.
+    """
+    classes = len(photographs.scaled)
+    real = photographs.crops(torch.arange(classes).repeat_interleave(100), torch.Generator().manual_seed(1234))
+    reference = features(real)
+    spread = reference.std(0)
+    means = reference.unflatten(0, (classes, 100)).mean(1) / spread
+    return float((torch.cdist(features(images) / spread, means).argmin(1) == labels).float().mean())
 
 
 def _filters() -> Tensor:
