@@ -1,0 +1,52 @@
+"""Runs a denoiser under diffusers' group offloading: its hooks cannot be captured, so the whole model is brought in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from soda_compile.errors import OptionError
+
+
+def offload_groups(module: torch.nn.Module) -> list[Any]:
+    """The groups of modules that diffusers moves to the device one after another; empty without group offloading.
+
+    Raises:
+        OptionError: If they are kept on disk.
+    """
+    groups = {id(hook.group): hook.group for child in module.modules() for hook in _hooks(child).values()}
+    if any(group.offload_to_disk_path is not None for group in groups.values()):
+        raise OptionError(
+            f"the weights of this {type(module).__name__} are offloaded to disk; use enable_group_offload without "
+            "offload_to_disk_path, or pipe.enable_model_cpu_offload()"
+        )
+    return list(groups.values())
+
+
+@contextmanager
+def onloaded(module: torch.nn.Module, groups: list[Any]) -> Iterator[None]:
+    """All groups on the device and the modules without their hooks, for one call of the denoiser."""
+    if not groups:
+        yield
+        return
+    hooked = [child for child in module.modules() if child is not module and _hooks(child)]
+    forwards = [child.__dict__.pop("forward") for child in hooked]
+    try:
+        for group in groups:
+            group.onload_()
+            if group.stream is not None:
+                group.stream.synchronize()
+        yield
+    finally:
+        for group in groups:
+            group.offload_()
+        for child, forward in zip(hooked, forwards, strict=True):
+            child.forward = forward
+
+
+def _hooks(module: torch.nn.Module) -> dict[str, Any]:
+    hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
+    return {name: hook for name, hook in hooks.items() if hasattr(hook, "group")}
