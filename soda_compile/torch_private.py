@@ -1,19 +1,18 @@
-"""Every use of torch that is not public API. Checked with torch 2.11 and 2.13."""
+"""Every use of torch that is not public API. Checked with torch 2.11 and 2.13.
+
+Dynamo and Inductor are imported where they are used: they take seconds, and a process that only runs a package from
+``soda_compile.load`` needs neither.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch._inductor.config
 from torch import fx
-from torch._guards import TracingContext, tracing
-from torch._inductor import list_mode_options, list_options
-from torch._inductor.compile_fx import compile_fx
 from torch._logging._internal import trace_structured
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv, guard_int
 from torch.utils.weak import WeakIdKeyDictionary
 
 Compiled = Callable[..., Sequence[Any]]
@@ -21,10 +20,12 @@ Compiled = Callable[..., Sequence[Any]]
 __all__ = [
     "Compiled",
     "WeakIdKeyDictionary",
+    "aot_compile",
     "inductor_compile",
     "inductor_options",
     "log_artifact",
     "mode_options",
+    "open_piece",
     "plain_inductor",
     "source_name",
     "specialise",
@@ -40,18 +41,59 @@ def source_name(placeholder: fx.Node) -> str:
 
 def specialise(value: Any) -> Any:
     """A symbolic size as the number it has now, with a guard so that another size compiles again."""
-    return guard_int(value) if isinstance(value, torch.SymInt) else value
+    if not isinstance(value, torch.SymInt):
+        return value
+    from torch.fx.experimental.symbolic_shapes import guard_int
+
+    return guard_int(value)
 
 
 def inductor_compile(module: fx.GraphModule, options: dict[str, Any]) -> Compiled:
-    """Compiles a graph of static shapes with Inductor, on its own, whatever is being traced around it.
+    """Compiles a graph of static shapes with Inductor, on its own, whatever is being traced around it."""
+    from torch._inductor.compile_fx import compile_fx
 
-    A fresh fake mode and tracing context for each graph: sharing them gives kernels with dynamic shapes and
-    unstable cache keys.
+    with _alone(module) as (copy, inputs):
+        compiled: Compiled = compile_fx(copy, inputs, config_patches=options or None, ignore_shape_env=True)  # type: ignore[assignment]
+    return compiled
+
+
+def aot_compile(module: fx.GraphModule, options: dict[str, Any], folder: str) -> list[str]:
+    """Compiles a graph of static shapes with AOTInductor.
+
+    Args:
+        module: The graph.
+        options: Settings for Inductor.
+        folder: Where the files go.
+
+    Returns:
+        Paths of the files, sources among them; ``open_piece`` needs those that are not sources.
     """
+    from torch._inductor.compile_fx import compile_fx_aot
+
+    # Without line tables the code is a third of the size.
+    smaller = {"aot_inductor.enable_line_tables": False, "aot_inductor.enable_frame_pointer": False}
+    known = set(inductor_options())
+    packaging = {"aot_inductor.package": True, "aot_inductor.output_path": folder}
+    patches = {**{name: value for name, value in smaller.items() if name in known}, **options, **packaging}
+    with _alone(module) as (copy, inputs):
+        files = compile_fx_aot(copy, inputs, config_patches=patches)
+    assert isinstance(files, list)
+    return [file for file in files if isinstance(file, str)]
+
+
+@contextmanager
+def _alone(module: fx.GraphModule) -> Iterator[tuple[fx.GraphModule, list[Any]]]:
+    """A copy of a graph and its inputs, under a fresh fake mode and tracing context.
+
+    Sharing those with other graphs gives kernels with dynamic shapes and unstable cache keys.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
     fake_mode = FakeTensorMode(shape_env=ShapeEnv())
     with fake_mode:
-        inputs = [
+        inputs: list[Any] = [
             torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
             for value in (node.meta["val"] for node in module.graph.nodes if node.op == "placeholder")
         ]
@@ -64,23 +106,43 @@ def inductor_compile(module: fx.GraphModule, options: dict[str, Any]) -> Compile
         node.meta = {}
     copy.recompile()
     with torch.no_grad(), tracing(TracingContext(fake_mode)):
-        compiled: Compiled = compile_fx(copy, inputs, config_patches=options or None, ignore_shape_env=True)  # type: ignore[assignment]
-    return compiled
+        yield copy, inputs
+
+
+def open_piece(package: str, name: str) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+    """Loads one model of an AOTInductor package, without Dynamo and Inductor.
+
+    Args:
+        package: Path of the .pt2 file.
+        name: Name of the model in it.
+
+    Returns:
+        A function of a list of tensors, which it may empty.
+    """
+    loader = torch._C._aoti.AOTIModelPackageLoader(package, name, False, 1, -1)
+    run: Callable[[list[torch.Tensor]], list[torch.Tensor]] = loader.boxed_run
+    return run
 
 
 def plain_inductor(module: fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any]) -> Callable[..., Any]:
     """What ``torch.compile`` does without us."""
+    from torch._inductor.compile_fx import compile_fx
+
     compiled: Callable[..., Any] = compile_fx(module, list(inputs), config_patches=options or None)  # type: ignore[assignment]
     return compiled
 
 
 def mode_options(mode: str | None) -> dict[str, Any]:
     """Inductor's settings for a ``torch.compile`` mode."""
+    from torch._inductor import list_mode_options
+
     return dict(list_mode_options(mode)) if mode else {}
 
 
 def inductor_options() -> list[str]:
     """Names of all settings Inductor takes."""
+    from torch._inductor import list_options
+
     return list(list_options())
 
 
