@@ -9,6 +9,7 @@ from torch import fx
 
 from soda_compile.passes.base import PassResult, add_call, find_node
 from soda_compile.structure import Region
+from soda_compile.token_axes import carries_of
 
 aten = torch.ops.aten
 
@@ -64,6 +65,8 @@ def _extract(graph: fx.Graph, inputs: list[fx.Node], path: list[fx.Node], result
 class Observe:
     """Returns the cuts of every region, what its residual head reads, and the size of its carries.
 
+    With ``carries`` also the carry of each cut, where the region can be pruned.
+
     Before::
 
         %y   : [B, N, D] = linear(%attention, %w)
@@ -76,10 +79,11 @@ class Observe:
         return (%out, %y, %gate, %size)
 
     Valid for every graph: it only adds outputs. The result's ``changed`` names them in order, without repetition:
-    cuts and what the heads read by their node names, sizes as ``|carry|``.
+    cuts, what the heads read and carries by their node names, sizes as ``|carry|``.
     """
 
     regions: tuple[Region, ...]
+    carries: bool = False
     name: str = "observe"
 
     def apply(self, graph: fx.Graph) -> PassResult:
@@ -89,6 +93,8 @@ class Observe:
             head = residual_head(graph, region)
             for name in (*(cut.node for cut in region.cuts), *head.others):
                 wanted[name] = find_node(graph, name)
+            if self.carries:
+                wanted |= {node.name: node for node in carries_of(graph, region) or ()}
             for carry in region.carries:
                 if f"|{carry}|" not in wanted:
                     wanted[f"|{carry}|"] = _squared_size(graph, find_node(graph, carry))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from soda_compile.action import PRUNE_RATES
 from soda_compile.backend import soda
 from soda_compile.clock import Clock
 from soda_compile.errors import OptionError, SensitivityError
@@ -22,11 +21,11 @@ from soda_compile.gram import ErrorEntries, Floats
 from soda_compile.integrations.denoisers import denoiser_of, denoisers_of, is_pipeline
 from soda_compile.integrations.scheduler_tie import SchedulerTie, Stage, scheduler_config, scheduler_digest
 from soda_compile.lowering import progress_bar
+from soda_compile.prune_flops import prune_flops
 from soda_compile.pruning import SCORES
 from soda_compile.recorder import METRICS, Recorder
 from soda_compile.sensitivity import Sensitivity, SensitivityInfo, merge
 from soda_compile.step_weights import probe_step_weights
-from soda_compile.structure import Structure
 
 
 def calibrate(
@@ -281,17 +280,8 @@ def _assemble(
         notes={"seconds": f"{seconds:.1f}", "device": str(structure.regions[0].cuts[0].device), **part.notes},
     )
     region_flops = np.array([region.flops for region in structure.regions], dtype=np.float64)
-    removed = _prune_flops(structure) if recorder.prune_scores else None
+    removed = prune_flops(structure) if recorder.prune_scores else None
     return Sensitivity(info, mean, variance, part.weights, region_flops, float(structure.flops), removed)
-
-
-def _prune_flops(structure: Structure) -> Floats:
-    """FLOPs that pruning each region at each rate removes from one call, float64 [R, rates]."""
-    try:
-        from soda_compile.prune_flops import prune_flops
-    except ModuleNotFoundError:  # without the passes that prune, nothing is saved
-        return np.zeros((len(structure.regions), len(PRUNE_RATES)))
-    return np.asarray(prune_flops(structure), dtype=np.float64)
 
 
 def _tables(recorder: Recorder, steps: int, regions: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -113,23 +113,38 @@ def squared_errors(entries: ErrorEntries, gram: Floats, available: int) -> Float
     return result
 
 
-def cosine_errors(entries: ErrorEntries, square: Floats, cross: Floats, error: Floats, available: int) -> Floats:
-    """1 - cos(prediction, present), the paper's cache error (arXiv 2603.07057), from inner products.
+def change_products(entries: ErrorEntries, cross: Floats, available: int) -> Floats:
+    """Inner products of the present value with (prediction - present), for the entries of ``squared_errors``.
 
     Args:
         entries: What to score.
-        square: float64 [rows], squared norm of the present value.
         cross: float64 [rows, lags], products of the present value with the changes.
-        error: float64 [rows, entries], squared norm of (prediction - present).
         available: Past steps at hand.
+
+    Returns:
+        float64 [rows, entries]; NaN for the others.
     """
-    result = np.full_like(error, np.nan)
+    result = np.full((len(cross), len(entries.weights)), np.nan)
     usable = entries.reach <= available
-    product = cross @ entries.weights[usable, :available].T
+    result[:, usable] = cross @ entries.weights[usable, :available].T
+    return result
+
+
+def cosine_errors(square: Floats, product: Floats, error: Floats) -> Floats:
+    """1 - cos(prediction, present), the paper's error (arXiv 2603.07057), from inner products.
+
+    Args:
+        square: float64 [rows], squared norm of the present value.
+        product: float64 [rows, entries], products of the present value with (prediction - present).
+        error: float64 [rows, entries], squared norm of (prediction - present).
+
+    Returns:
+        float64 [rows, entries]; NaN where ``error`` is.
+    """
     length = np.sqrt(square)[:, None]
-    predicted = np.sqrt(np.maximum(square[:, None] + 2 * product + error[:, usable], 0.0))
+    predicted = np.sqrt(np.maximum(square[:, None] + 2 * product + error, 0.0))
     # 1 - x.y / |x||y| = (|x - y|^2 - (|x| - |y|)^2) / 2|x||y|, without the cancellation in 1 - cos.
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = (error[:, usable] - (length - predicted) ** 2) / (2 * length * predicted)
-    result[:, usable] = np.clip(np.nan_to_num(cosine, nan=0.0, posinf=1.0), 0.0, 2.0)
-    return result
+        cosine = (error - (length - predicted) ** 2) / (2 * length * predicted)
+    known = np.clip(np.nan_to_num(cosine, nan=0.0, posinf=1.0), 0.0, 2.0)
+    return np.where(np.isnan(error), np.nan, known)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import fx
@@ -12,14 +12,21 @@ from torch import fx
 from soda_compile.lowering import Lowering
 from soda_compile.passes.observe import Observe, ResidualHead, residual_head
 from soda_compile.passes.outline_blocks import canonical_key
-from soda_compile.structure import BlockGraph, Structure
+from soda_compile.structure import BlockGraph, Region, Structure
+from soda_compile.token_axes import carries_of
 from soda_compile.torch_private import Compiled
 from soda_compile.variants import Piece, copy_graph
+
+Made = TypeVar("Made")
 
 
 @runtime_checkable
 class Observer(Protocol):
     """Takes what an observed denoiser gives."""
+
+    @property
+    def wants_carries(self) -> bool:
+        """Whether the values of carries are to be handed over as well, where regions can be pruned."""
 
     def start(self, structure: Structure) -> None:
         """Told once, before the first call of a compiled signature."""
@@ -79,28 +86,32 @@ def build_observed(structure: Structure, observer: Observer, lowering: Lowering)
     pieces: dict[str, tuple[Piece, tuple[str, ...]]] = {}
     for call in structure.calls:
         if call.block.key not in pieces:
-            pieces[call.block.key] = _observed_piece(call.name, call.block)
+            pieces[call.block.key] = _observed_piece(call.name, call.block, observer.wants_carries)
     lowering.compile(piece for piece, _ in pieces.values())
     blocks = {key: ObservedBlock(lowering.compiled[piece.key], names) for key, (piece, names) in pieces.items()}
     observer.start(structure)
     return ObservedDenoiser(structure, blocks, observer)
 
 
-def _observed_piece(name: str, block: BlockGraph) -> tuple[Piece, tuple[str, ...]]:
+def _observed_piece(name: str, block: BlockGraph, carries: bool) -> tuple[Piece, tuple[str, ...]]:
     graph = copy_graph(block.module.graph)
-    names = Observe(block.regions).apply(graph).changed
+    names = Observe(block.regions, carries).apply(graph).changed
     module = fx.GraphModule(torch.nn.Module(), graph)
     return Piece(canonical_key(graph), name, module, (), ()), names
 
 
 def residual_heads(structure: Structure) -> tuple[ResidualHead, ...]:
     """For each region the graph from its cuts to its branches; regions of equal blocks share it."""
-    made: dict[tuple[str, str], ResidualHead] = {}
-    heads = []
-    for call in structure.calls:
-        for region in call.block.regions:
-            key = (call.block.key, region.name)
-            if key not in made:
-                made[key] = residual_head(call.block.module.graph, region)
-            heads.append(made[key])
-    return tuple(heads)
+    return _for_each_region(structure, residual_head)
+
+
+def region_carries(structure: Structure) -> tuple[tuple[fx.Node, ...] | None, ...]:
+    """For each region the carry of each of its cuts, or None if it cannot be pruned."""
+    return _for_each_region(structure, carries_of)
+
+
+def _for_each_region(structure: Structure, make: Callable[[fx.Graph, Region], Made]) -> tuple[Made, ...]:
+    """What is made of each region; made once for the regions of equal blocks."""
+    blocks = {call.block.key: call.block for call in structure.calls}
+    made = {key: tuple(make(block.module.graph, region) for region in block.regions) for key, block in blocks.items()}
+    return tuple(result for call in structure.calls for result in made[call.block.key])

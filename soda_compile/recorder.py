@@ -3,48 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
+from soda_compile.action import PRUNE_RATES
 from soda_compile.clock import Clock
 from soda_compile.errors import SensitivityError
-from soda_compile.gram import ErrorEntries, Floats, cosine_errors, difference_gram, squared_errors
-from soda_compile.observing import residual_heads
+from soda_compile.gram import ErrorEntries, Floats
+from soda_compile.moments import Moments
+from soda_compile.observing import region_carries, residual_heads
 from soda_compile.passes.observe import ResidualHead
+from soda_compile.prune_errors import pruned_products
 from soda_compile.residual_weight import residual_weight
-from soda_compile.structure import Region, Structure
+from soda_compile.scoring import errors_of, prediction_products
+from soda_compile.structure import Cut, Region, Structure
+from soda_compile.thinning import thin
+from soda_compile.windows import TokenStream, Window, window_bytes
 
 METRICS = ("cosine", "relative", "residual")
-
-
-@dataclass
-class Moments:
-    """Count, mean and summed squared deviation of samples, each [metrics, entries]; NaN entries are not counted."""
-
-    count: Floats
-    mean: Floats
-    deviation: Floats
-
-    @classmethod
-    def empty(cls, entries: int) -> Moments:
-        """No samples yet."""
-        return cls(*(np.zeros((len(METRICS), entries)) for _ in range(3)))
-
-    def add(self, samples: Floats) -> None:
-        """Adds samples [rows, metrics, entries] (Chan's parallel formula)."""
-        known = ~np.isnan(samples)
-        count = known.sum(0)
-        mean = np.where(known, samples, 0.0).sum(0) / np.maximum(count, 1)
-        deviation = (np.where(known, samples - mean, 0.0) ** 2).sum(0)
-        total = np.maximum(self.count + count, 1)
-        difference = mean - self.mean
-        self.deviation += deviation + difference**2 * self.count * count / total
-        self.mean += difference * count / total
-        self.count += count
+_DRAWS = 0x50DA  # keeps the draws of the random score apart from what ``generate`` draws with the same seed
 
 
 @dataclass(eq=False)
@@ -56,12 +38,14 @@ class Recorder:
         calls_per_step: Denoiser calls in a step, where no scheduler advances the clock.
         entries: The predictions to score.
         memory_bytes: Bound on the memory of all windows; tokens are subsampled to keep it.
+        prune_scores: The scores by which pruning is measured as well.
     """
 
     clock: Clock
     calls_per_step: int
     entries: ErrorEntries
     memory_bytes: int
+    prune_scores: tuple[str, ...] = ()
     structure: Structure | None = None
     moments: dict[tuple[int, int], Moments] = field(default_factory=dict)  # by step and region
     inputs: list[dict[str, float]] = field(default_factory=list)  # numbers among the inputs, by call of a generation
@@ -70,13 +54,21 @@ class Recorder:
     stride: int = 1
     _heads: tuple[ResidualHead, ...] = ()
     _regions: tuple[Region, ...] = ()
-    _windows: dict[tuple[int, int], list[torch.Tensor]] = field(default_factory=dict)  # by stream and region
+    _carries: tuple[tuple[fx.Node, ...] | None, ...] = ()  # by region
+    _windows: dict[tuple[int, int], Window] = field(default_factory=dict)  # by stream and region
+    _draws: torch.Generator = field(default_factory=torch.Generator)
+    _fitted: Any = None
     _trajectory: int = 0
     _calls: int = 0
     _calls_in_step: int = 0
     _step: int = 0
     _stream: int = 0
     _rows: int = 1
+
+    @property
+    def wants_carries(self) -> bool:
+        """Scores of tokens are made of the carries."""
+        return bool(self.prune_scores)
 
     def start(self, structure: Structure) -> None:
         """Learns the regions; a second shape must be of the same model."""
@@ -87,8 +79,12 @@ class Recorder:
         self.structure = structure
         self._heads = residual_heads(structure)
         self._regions = structure.regions
-        window = sum(region.memory_bytes for region in structure.regions) * (self.entries.lags + 1)
-        self.stride = max(self.stride, math.ceil(window * self.calls_per_step / self.memory_bytes))
+        self._carries = region_carries(structure) if self.wants_carries else (None,) * len(structure.regions)
+
+    def begin(self, seed: int) -> None:
+        """Begins a generation; the random score draws the same for the same seed."""
+        self._draws.manual_seed(_DRAWS + seed)
+        self.clock.begin()
 
     def begin_call(self, inputs: Mapping[str, Any]) -> None:
         """Places the call in the trajectory."""
@@ -108,6 +104,7 @@ class Recorder:
         self._rows = next(
             (len(value) for value in inputs.values() if isinstance(value, torch.Tensor) and value.ndim > 1), 1
         )
+        self._fit_stride()
         if self._stream == 0:
             self.inputs.append(
                 {name: number for name, value in inputs.items() if (number := _number(value)) is not None}
@@ -118,57 +115,96 @@ class Recorder:
         """Steps of the present trajectory so far."""
         return self._step + 1 if self._calls else 0
 
+    @property
+    def width(self) -> int:
+        """Entries that are scored for each metric: those of ``entries``, then those of pruning."""
+        return len(self.entries.weights) + math.prod(self._prune_shape)
+
+    @property
+    def _prune_shape(self) -> tuple[int, int, int]:
+        return len(self.prune_scores), self.entries.max_interval, len(PRUNE_RATES)
+
+    def split(self, values: Floats) -> dict[str, Floats]:
+        """Entries in the last axis as tables: those of ``ErrorEntries.split``, and prune.<score> [..., W, rates]."""
+        predicted, pruned = np.split(values, [len(self.entries.weights)], axis=-1)
+        tables = np.moveaxis(pruned.reshape(*values.shape[:-1], *self._prune_shape), -3, 0)
+        named = {f"prune.{score}": table for score, table in zip(self.prune_scores, tables, strict=True)}
+        return {**self.entries.split(predicted), **named}
+
+    def _fit_stride(self) -> None:
+        """Thins the tokens until the windows of all streams fit; done again where a new call needs more."""
+        needs = (self.structure, self._rows, max(self.calls_per_step, self.calls_in_a_step))
+        if needs == self._fitted:
+            return
+        self._fitted = needs
+        if (least := self._window_bytes(2**62)) > self.memory_bytes:
+            raise SensitivityError(
+                f"memory_bytes is {self.memory_bytes}, but windows of one token of each region take {least}; "
+                "pass at least that, or a smaller max_interval"
+            )
+        stride = max(self.stride, math.ceil(self._window_bytes(1) / self.memory_bytes))
+        while self._window_bytes(stride) > self.memory_bytes:
+            stride += 1
+        if stride != self.stride:
+            self.stride = stride
+            self._windows.clear()  # values at the old stride cannot be compared
+
+    def _window_bytes(self, stride: int) -> int:
+        total = 0
+        for region, carries in zip(self._regions, self._carries, strict=True):
+            rows = self._rows_of(region.cuts)
+            total += window_bytes(region, carries or (), self._empty_window(), rows, stride)
+        return total * max(self.calls_per_step, self.calls_in_a_step)
+
+    def _empty_window(self) -> Window:
+        return Window(self.entries.lags, self.entries.max_interval if "drift" in self.prune_scores else 0)
+
+    def _rows_of(self, cuts: Sequence[Cut] | Sequence[torch.Tensor]) -> int:
+        """Samples in values whose first axis counts them, alone or times frames; else all is one sample."""
+        return self._rows if all(cut.shape[0] % self._rows == 0 for cut in cuts) else 1
+
     def record(self, region: int, values: Mapping[str, torch.Tensor]) -> None:
         """Scores all predictions of one region against its present value, and keeps that value."""
         cuts = [values[cut.node] for cut in self._regions[region].cuts]
-        rows = self._rows if all(len(cut) % self._rows == 0 for cut in cuts) else 1
-        present = self._flatten(cuts, rows)
-        window = self._windows.setdefault((self._stream, region), [])
-        if window:
-            past = torch.stack(window)
-            samples = self._score(region, values, cuts, present, past, rows)
+        rows = self._rows_of(cuts)
+        carries = [values[node.name] for node in self._carries[region] or ()]
+        present, carries = ([thin(value, rows, self.stride) for value in group] for group in (cuts, carries))
+        window = self._windows.setdefault((self._stream, region), self._empty_window())
+        if len(window):
+            weights = self._weights(region, values, cuts)
+            streams = window.streams(present, [thin(weight, rows, self.stride) for weight in weights], carries)
+            share = sum(value.numel() for value in present) / sum(cut.numel() for cut in cuts)
+            sizes = [_by_row(values[f"|{name}|"], rows) for name in self._regions[region].carries]
+            samples = self._score(streams, np.sum(sizes, axis=0) * share)
             key = (self._step, region)
-            self.moments.setdefault(key, Moments.empty(samples.shape[-1])).add(samples)
+            self.moments.setdefault(key, Moments.empty(*samples.shape[1:])).add(samples)
         if region == 0 and self._step == 0:
             self.samples += rows
-        window.insert(0, present)
-        del window[self.entries.lags :]
+        window.keep(present, carries)
 
     def end_call(self) -> None:
         """Nothing is left to do."""
 
-    def _flatten(self, tensors: list[torch.Tensor], rows: int) -> torch.Tensor:
-        """Tensors [rows * k, tokens, features] as [rows, kept features], every ``stride``-th token."""
-        flat = [tensor.reshape(rows, -1, tensor.shape[-1])[:, :: self.stride].flatten(1) for tensor in tensors]
-        return torch.cat(flat, dim=1)
-
-    def _score(
-        self,
-        region: int,
-        values: Mapping[str, torch.Tensor],
-        cuts: list[torch.Tensor],
-        present: torch.Tensor,
-        past: torch.Tensor,
-        rows: int,
-    ) -> Floats:
-        """Errors [rows, metrics, entries]."""
-        available = len(past)
-        square, cross, gram = difference_gram(present, past)
-        error = squared_errors(self.entries, gram, available)
-        cosine = cosine_errors(self.entries, square, cross, error, available)
-        relative = np.sqrt(error / np.maximum(square, 1e-30)[:, None])
+    def _weights(
+        self, region: int, values: Mapping[str, torch.Tensor], cuts: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
         head = self._heads[region]
-        carry = sum(_by_row(values[f"|{name}|"], rows) for name in self._regions[region].carries)
-        scale = self._kept_share(cuts, rows, present)
-        weights = residual_weight(head, cuts, [values[name] for name in head.others])
-        if weights is not None:
-            _, _, gram = difference_gram(present, past, self._flatten(weights, rows))
-            error = squared_errors(self.entries, gram, available)
-        residual = np.sqrt(error / scale / np.maximum(carry, 1e-30)[:, None])
-        return np.stack([cosine, relative, residual], axis=1)
+        return residual_weight(head, cuts, [values[name] for name in head.others]) or []
 
-    def _kept_share(self, cuts: list[torch.Tensor], rows: int, present: torch.Tensor) -> float:
-        return present.numel() / sum(cut.numel() for cut in cuts)
+    def _score(self, streams: Sequence[TokenStream], stream_square: Floats) -> Floats:
+        """Errors [rows, metrics, entries], the entries of pruning [scores, W, rates] after the others."""
+        products, square = prediction_products(self.entries, streams)
+        if self.prune_scores:
+            products = np.concatenate([products, self._prune(streams, len(square))], axis=-1)
+        return errors_of(products, square, stream_square)
+
+    def _prune(self, streams: Sequence[TokenStream], rows: int) -> Floats:
+        """Products of the changes that pruning leaves [3, rows, entries]; NaN where the region cannot be pruned."""
+        products = np.full((3, rows, *self._prune_shape), np.nan)
+        if all(stream.carry is not None for stream in streams):
+            known = pruned_products(streams, self.prune_scores, self.entries.max_interval, self._draws)
+            products[..., : known.shape[3], :] = known.cpu().numpy()
+        return products.reshape(3, rows, -1)
 
 
 def _by_row(squares: torch.Tensor, rows: int) -> Floats:

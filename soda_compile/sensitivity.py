@@ -1,7 +1,7 @@
 """How much each region's output changes between steps, measured once per model and sampler setting.
 
 This is the table of offline fine-grained sensitivity (SODA, arXiv 2603.07057), held per operator: what it costs to
-reuse a value, and what it costs to forecast it.
+reuse a value, what it costs to forecast it, and, if that was measured, what it costs to prune tokens.
 """
 
 import json
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from soda_compile import sensitivity_file
+from soda_compile.action import PRUNE_RATES
 from soda_compile.errors import SensitivityError
 from soda_compile.files import write_atomic
-from soda_compile.sensitivity_info import METRICS, OPERATORS, Metric, Operator, SensitivityInfo
+from soda_compile.sensitivity_info import METRICS, OPERATORS, PRUNE_OPERATORS, Metric, Operator, SensitivityInfo
 
-__all__ = ["METRICS", "OPERATORS", "Metric", "Operator", "Sensitivity", "SensitivityInfo", "merge"]
+__all__ = ["METRICS", "OPERATORS", "PRUNE_OPERATORS", "Metric", "Operator", "Sensitivity", "SensitivityInfo", "merge"]
 
 _SUMMED = ("generations", "samples", "seeds")
 _FREE_TO_DIFFER = ("versions", "notes")
@@ -31,10 +32,14 @@ _FREE_TO_DIFFER = ("versions", "notes")
 class Sensitivity:
     """Mean and variance of the errors, per metric and operator, under keys such as "residual.forecast1".
 
+    The operators are OPERATORS and PRUNE_OPERATORS, "prune.drift" and so on for the scores by which tokens are ranked.
     With T steps, R regions and W = `info.max_interval`, entry [t, r, ...] is the error at step t of region r:
 
     - reuse tables are [T, R, W], index n-1: the value kept at step t-n is used;
-    - forecast tables are [T, R, W, W], index [n-1, N-1]: the values kept at t-n, t-n-N (and t-n-2N for order 2).
+    - forecast tables are [T, R, W, W], index [n-1, N-1]: the values kept at t-n, t-n-N (and t-n-2N for order 2);
+    - prune tables are [T, R, W, 7], index [n-1, i]: the share PRUNE_RATES[i] of the tokens, those of lowest score,
+      keeps the value of step t-n, and the others are fresh. Where a region has several streams, the rate is that of
+      each of them.
 
     NaN stands where an entry is undefined. Tables may be left out, but a table is in both dicts or in neither.
 
@@ -45,6 +50,8 @@ class Sensitivity:
         step_weights: [T] float64, how far an output error at a step moves the sample; ones when unknown.
         region_flops: [R] float64, FLOPs that reusing a region removes from one call.
         total_flops: FLOPs of one full call.
+        region_prune_flops: [R, 7] float64, FLOPs that pruning a region at each of PRUNE_RATES removes from one call;
+            0 where it cannot be pruned. There if, and only if, there are prune tables.
 
     Raises:
         SensitivityError: an array's name, shape, dtype or value does not fit.
@@ -56,6 +63,7 @@ class Sensitivity:
     step_weights: NDArray[np.float64]
     region_flops: NDArray[np.float64]
     total_flops: float
+    region_prune_flops: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         steps, regions, width = self.info.steps, len(self.info.regions), self.info.max_interval
@@ -64,9 +72,8 @@ class Sensitivity:
                 f"tables of the mean {sorted(self.mean)} and variance {sorted(self.variance)} differ"
             )
         for name, array in self.arrays().items():
-            operator = name.rpartition(".")[2]
-            shape = (steps, regions, width) if operator == "reuse" else (steps, regions, width, width)
-            self._check_array(name, array, shape, np.float32)
+            choices = _choices(name.split(".", 2)[2], width)
+            self._check_array(name, array, (steps, regions, width, *choices), np.float32)
         object.__setattr__(self, "total_flops", float(self.total_flops))
         self._check_array("step_weights", self.step_weights, (steps,), np.float64)
         self._check_array("region_flops", self.region_flops, (regions,), np.float64)
@@ -79,6 +86,32 @@ class Sensitivity:
                 f"total_flops is {self.total_flops} and the regions remove {removed} in one call; "
                 "it must be finite, positive and no less than what they remove"
             )
+        self._check_prune_flops()
+
+    def _check_prune_flops(self) -> None:
+        removed = self.region_prune_flops
+        if (removed is not None) != bool(self.prune_scores):
+            raise SensitivityError(
+                f"region_prune_flops is {'missing' if removed is None else 'given'}, but the scores by which pruning "
+                f"was measured are {list(self.prune_scores)}; give both or neither"
+            )
+        if removed is None:
+            return
+        self._check_array("region_prune_flops", removed, (len(self.info.regions), len(PRUNE_RATES)), np.float64)
+        wrong = ~((removed >= 0) & (removed <= self.region_flops[:, None] * (1 + 1e-6)))
+        if wrong.any():
+            region, rate = np.argwhere(wrong)[0]
+            raise SensitivityError(
+                f"region_prune_flops is {removed[region, rate]} for {self.info.regions[region]} at rate "
+                f"{PRUNE_RATES[rate]}; it must lie between 0 and what reusing the region removes, "
+                f"{self.region_flops[region]}"
+            )
+
+    @property
+    def prune_scores(self) -> tuple[str, ...]:
+        """The scores by which pruning was measured."""
+        operators = {key.partition(".")[2] for key in self.mean}
+        return tuple(name.removeprefix("prune.") for name in PRUNE_OPERATORS if name in operators)
 
     @staticmethod
     def _check_array(name: str, array: NDArray[Any], shape: tuple[int, ...], dtype: type) -> None:
@@ -91,7 +124,7 @@ class Sensitivity:
         Raises:
             SensitivityError: a key is not a metric and an operator.
         """
-        known = {f"{metric}.{operator}" for metric in METRICS for operator in OPERATORS}
+        known = {f"{metric}.{operator}" for metric in METRICS for operator in (*OPERATORS, *PRUNE_OPERATORS)}
         if unknown := sorted(set(self.mean) - known):
             raise SensitivityError(f"table {unknown[0]!r} is not known; tables are {sorted(known)}")
         tables = {"mean": self.mean, "variance": self.variance}
@@ -110,22 +143,33 @@ class Sensitivity:
             )
         return table
 
-    def error(self, metric: str, operator: str, step: int, region: str, age: int, spacing: int = 1) -> float:
+    def error(
+        self,
+        metric: str,
+        operator: str,
+        step: int,
+        region: str,
+        age: int,
+        spacing: int = 1,
+        rate: float = PRUNE_RATES[0],
+    ) -> float:
         """One mean error; NaN where it is undefined or outside what was measured.
 
         Args:
             metric: one of METRICS.
-            operator: one of OPERATORS.
+            operator: one of OPERATORS or PRUNE_OPERATORS.
             step: the step that uses the value.
             region: region name.
             age: n, steps since the region last computed.
-            spacing: N, steps between the kept values; reuse ignores it.
+            spacing: N, steps between the kept values; only forecasts have it.
+            rate: share of the tokens that keep the old value, one of PRUNE_RATES; only pruning has it.
         """
         table = self.table(metric, operator)[step, self.info.regions.index(region)]
-        index = (age,) if operator == "reuse" else (age, spacing)
-        if not all(1 <= value <= self.info.max_interval for value in index):
+        ages = (age, spacing) if operator.startswith("forecast") else (age,)
+        if not all(1 <= value <= self.info.max_interval for value in ages):
             return math.nan
-        return float(table[tuple(value - 1 for value in index)])
+        rates = (PRUNE_RATES.index(rate),) if operator in PRUNE_OPERATORS else ()
+        return float(table[(*(value - 1 for value in ages), *rates)])
 
     def require_matches(
         self, *, fingerprint: str | None = None, steps: int | None = None, scheduler_digest: str | None = None
@@ -151,6 +195,8 @@ class Sensitivity:
         """
         header = {"info": asdict(self.info), "total_flops": self.total_flops}
         single: dict[str, NDArray[Any]] = {"step_weights": self.step_weights, "region_flops": self.region_flops}
+        if self.region_prune_flops is not None:
+            single["region_prune_flops"] = self.region_prune_flops
         write_atomic(path, sensitivity_file.encode(header, {**self.arrays(), **single}))
 
     @classmethod
@@ -176,11 +222,22 @@ class Sensitivity:
         mean = {name[5:]: array for name, array in arrays.items() if name.startswith("mean.")}
         variance = {name[9:]: array for name, array in arrays.items() if name.startswith("variance.")}
         others = {name for name in arrays if not name.startswith(("mean.", "variance."))}
-        if others != {"step_weights", "region_flops"} or set(header) != {"info", "total_flops"}:
+        if others - {"region_prune_flops"} != {"step_weights", "region_flops"} or set(header) != {
+            "info",
+            "total_flops",
+        }:
             raise SensitivityError(f"an entry is missing or unknown; it holds {sorted(others)} and {sorted(header)}")
         info = TypeAdapter(SensitivityInfo).validate_json(json.dumps(header["info"]))
         total_flops = TypeAdapter(float).validate_python(header["total_flops"])
-        return cls(info, mean, variance, arrays["step_weights"], arrays["region_flops"], total_flops)
+        single = (arrays["step_weights"], arrays["region_flops"], total_flops, arrays.get("region_prune_flops"))
+        return cls(info, mean, variance, *single)
+
+
+def _choices(operator: str, width: int) -> tuple[int, ...]:
+    """The axes of an operator's table behind step, region and age."""
+    if operator == "reuse":
+        return ()
+    return (len(PRUNE_RATES),) if operator in PRUNE_OPERATORS else (width,)
 
 
 def merge(a: Sensitivity, b: Sensitivity) -> Sensitivity:
@@ -221,7 +278,8 @@ def _check_mergeable(a: Sensitivity, b: Sensitivity) -> None:
     for name, (left, right) in pairs.items():
         if left != right:
             raise SensitivityError(f"cannot merge: {name} is {left!r} in one and {right!r} in the other")
-    for name in ("step_weights", "region_flops", "total_flops"):
+    numbers = ("step_weights", "region_flops", "total_flops", *(("region_prune_flops",) if a.prune_scores else ()))
+    for name in numbers:
         if not np.allclose(getattr(a, name), getattr(b, name), rtol=1e-6, atol=0):
             raise SensitivityError(f"cannot merge: {name} differs: {getattr(a, name)} and {getattr(b, name)}")
     if shared := sorted(set(a.info.seeds) & set(b.info.seeds)):

@@ -7,11 +7,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict
 
 from soda_compile.errors import SensitivityError
+from soda_compile.pruning import SCORES
 
 Metric = Literal["cosine", "relative", "residual"]
 Operator = Literal["reuse", "forecast1", "forecast2"]
 METRICS: tuple[Metric, ...] = ("cosine", "relative", "residual")
 OPERATORS: tuple[Operator, ...] = ("reuse", "forecast1", "forecast2")
+PRUNE_OPERATORS = tuple(f"prune.{score}" for score in SCORES)
 
 
 @dataclass(frozen=True)

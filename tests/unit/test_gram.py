@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from soda_compile.gram import ErrorEntries, cosine_errors, difference_gram, squared_errors
+from soda_compile.gram import ErrorEntries, change_products, cosine_errors, difference_gram, squared_errors
 
 WIDTH, ROWS, FEATURES = 3, 2, 17
 ENTRIES = ErrorEntries(WIDTH)
@@ -44,7 +44,7 @@ def tables(present: torch.Tensor, past: torch.Tensor, weight: torch.Tensor | Non
     """All tables [rows, ...] under "squared.reuse", "cosine.forecast1" and so on."""
     square, cross, gram = difference_gram(present, past, weight)
     error = squared_errors(ENTRIES, gram, len(past))
-    cosine = cosine_errors(ENTRIES, square, cross, error, len(past))
+    cosine = cosine_errors(square, change_products(ENTRIES, cross, len(past)), error)
     return {
         f"{metric}.{operator}": table
         for metric, values in (("squared", error), ("cosine", cosine))

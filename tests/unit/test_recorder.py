@@ -11,7 +11,8 @@ import soda_compile
 from soda_compile.clock import Clock
 from soda_compile.errors import SensitivityError
 from soda_compile.gram import ErrorEntries
-from soda_compile.recorder import METRICS, Moments, Recorder
+from soda_compile.moments import Moments
+from soda_compile.recorder import METRICS, Recorder
 from soda_compile.structure import Structure
 
 ROWS, TOKENS, WIDTH, STEPS, INTERVAL = 2, 6, 4, 5, 2
@@ -143,16 +144,18 @@ def test_a_generation_starts_clean(structure: Structure):
 def test_tokens_are_left_out_where_memory_is_short(structure: Structure, share: float, stride: int):
     window = ROWS * TOKENS * WIDTH * 4 * (ENTRIES.lags + 1)
     recorder, stream = make(structure, memory_bytes=int(window * share)), values(0)
-    assert recorder.stride == stride
     feed(recorder, stream)
+    assert recorder.stride == stride
     check(recorder, [stream], stride)
-    kept = sum(value.numel() * value.element_size() for window in recorder._windows.values() for value in window)
+    kept = sum(window.memory_bytes for window in recorder._windows.values())
     assert kept <= window * share
 
 
 def test_memory_is_shared_by_the_streams(structure: Structure):
     window = ROWS * TOKENS * WIDTH * 4 * (ENTRIES.lags + 1)
-    assert make(structure, calls_per_step=2, memory_bytes=window).stride == 2
+    recorder = make(structure, calls_per_step=2, memory_bytes=window)
+    feed(recorder, values(0), values(1))
+    assert recorder.stride == 2
 
 
 def test_numbers_among_the_inputs_are_kept_for_one_call_a_step(structure: Structure):
@@ -174,7 +177,7 @@ def test_moments_are_those_of_all_samples_at_once():
     generator = np.random.default_rng(0)
     samples = generator.normal(5, 2, (12, 3, 4))
     samples[generator.random(samples.shape) < 0.3] = np.nan
-    moments = Moments.empty(4)
+    moments = Moments.empty(3, 4)
     for part in np.split(samples, [1, 4, 5]):
         moments.add(part)
     np.testing.assert_array_equal(moments.count, (~np.isnan(samples)).sum(0))

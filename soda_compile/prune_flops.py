@@ -1,0 +1,41 @@
+"""How many FLOPs pruning saves in each region, as the passes do it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soda_compile.action import COMPUTE, PRUNE_RATES, prune
+from soda_compile.operators import graph_flops
+from soda_compile.pruning import Pruning
+from soda_compile.schedule import Treatment
+from soda_compile.structure import BlockGraph, Structure
+from soda_compile.token_axes import carries_of
+from soda_compile.variants import make_variant
+
+
+def prune_flops(structure: Structure) -> NDArray[np.float64]:
+    """FLOPs that pruning a region removes from one call, [regions, len(PRUNE_RATES)]; 0 where it cannot be pruned.
+
+    All streams of a region are pruned at the same rate, rounded down to what ``side_rate`` can be.
+    """
+    known: dict[str, list[NDArray[np.float64]]] = {}
+    rows = []
+    for call in structure.calls:
+        if call.block.key not in known:
+            known[call.block.key] = [_of_region(call.block, index) for index in range(len(call.block.regions))]
+        rows += known[call.block.key]
+    return np.stack(rows) if rows else np.zeros((0, len(PRUNE_RATES)))
+
+
+def _of_region(block: BlockGraph, index: int) -> NDArray[np.float64]:
+    saved = np.zeros(len(PRUNE_RATES))
+    if carries_of(block.module.graph, block.regions[index]) is None:
+        return saved
+    outputs = len(next(iter(reversed(block.module.graph.nodes))).args[0])
+    for position, rate in enumerate(PRUNE_RATES):
+        treatments = [Treatment(COMPUTE)] * len(block.regions)
+        treatments[index] = Treatment(prune(rate), pruning=Pruning("feature_mean"))
+        variant = make_variant(block, treatments, [True] * outputs)
+        saved[position] = max(0, block.flops - graph_flops(variant.module.graph))
+    return saved
