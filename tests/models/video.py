@@ -1,0 +1,516 @@
+"""Video denoisers."""
+
+from typing import Any
+
+import torch
+from diffusers.models import transformers as library
+from models.base import (
+    HEAD_DIM,
+    HEADS,
+    POOLED_WIDTH,
+    TEXT_TOKENS,
+    TEXT_WIDTH,
+    WIDTH,
+    Case,
+    denoiser,
+    grid,
+    noise,
+    steps,
+    text,
+    unit,
+)
+
+ATTENTION: dict[str, Any] = {"num_attention_heads": HEADS, "attention_head_dim": HEAD_DIM}
+
+
+@denoiser("LatteTransformer3DModel", {})
+def latte() -> Case:
+    model = library.LatteTransformer3DModel(
+        **ATTENTION,
+        in_channels=4,
+        num_layers=2,
+        cross_attention_dim=WIDTH,
+        caption_channels=TEXT_WIDTH,
+        attention_bias=True,
+        sample_size=8,
+        patch_size=2,
+        activation_fn="gelu-approximate",
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        video_length=3,
+    )
+    return model, {"hidden_states": noise(2, 4, 3, 8, 8), "timestep": steps(2), **text(2)}
+
+
+@denoiser("AllegroTransformer3DModel", {})
+def allegro() -> Case:
+    model = library.AllegroTransformer3DModel(
+        num_attention_heads=HEADS,
+        attention_head_dim=24,
+        in_channels=4,
+        num_layers=2,
+        cross_attention_dim=48,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=2,
+        caption_channels=TEXT_WIDTH,
+    )
+    rotary = (tuple(noise(32, 8).sin() for _ in range(3)), tuple(noise(32, 8).cos() for _ in range(3)))
+    positions = tuple(grid(2, 4, 4)[:, axis].expand(2, -1) for axis in range(3))
+    return model, {
+        "hidden_states": noise(2, 4, 2, 8, 8),
+        "timestep": steps(2),
+        **text(2),
+        "attention_mask": torch.ones(2, 2, 8, 8),
+        "image_rotary_emb": (
+            tuple((torch.ones(2, 32, 8), torch.zeros(2, 32, 8)) for _ in range(3)),
+            positions,
+        ),
+    } | ({} if rotary else {})
+
+
+@denoiser("CogVideoXTransformer3DModel", {})
+def cogvideox() -> Case:
+    model = library.CogVideoXTransformer3DModel(
+        **ATTENTION,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=16,
+        text_embed_dim=TEXT_WIDTH,
+        num_layers=2,
+        sample_width=16,
+        sample_height=16,
+        sample_frames=9,
+        patch_size=2,
+        max_text_seq_length=TEXT_TOKENS,
+    )
+    return model, {"hidden_states": noise(2, 3, 4, 8, 8), "timestep": steps(2), **text(2)}
+
+
+@denoiser("ConsisIDTransformer3DModel", {})
+def consis_id() -> Case:
+    model = library.ConsisIDTransformer3DModel(
+        **ATTENTION,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=16,
+        text_embed_dim=TEXT_WIDTH,
+        num_layers=2,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=1,
+        patch_size=2,
+        max_text_seq_length=TEXT_TOKENS,
+        is_train_face=True,
+        cross_attn_interval=1,
+        cross_attn_dim_head=8,
+        cross_attn_num_heads=2,
+        LFE_id_dim=4,
+        LFE_vit_dim=4,
+        LFE_depth=5,
+        LFE_dim_head=8,
+        LFE_num_heads=2,
+        LFE_num_id_token=1,
+        LFE_num_querie=2,
+        LFE_output_dim=10,
+        LFE_ff_mult=1,
+        LFE_num_scale=1,
+    )
+    return model, {
+        "hidden_states": noise(2, 1, 4, 8, 8),
+        "timestep": steps(2),
+        **text(2),
+        "id_vit_hidden": [noise(2, 2, 4)],
+        "id_cond": noise(2, 4),
+    }
+
+
+@denoiser("EasyAnimateTransformer3DModel", {})
+def easy_animate() -> Case:
+    model = library.EasyAnimateTransformer3DModel(
+        **ATTENTION,
+        in_channels=4,
+        out_channels=4,
+        patch_size=2,
+        sample_width=8,
+        sample_height=8,
+        num_layers=2,
+        mmdit_layers=1,
+        time_embed_dim=16,
+        text_embed_dim=TEXT_WIDTH,
+        after_norm=True,
+    )
+    return model, {"hidden_states": noise(2, 4, 2, 8, 8), "timestep": steps(2), **text(2)}
+
+
+@denoiser("CosmosTransformer3DModel", {})
+def cosmos() -> Case:
+    model = library.CosmosTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        **ATTENTION,
+        num_layers=2,
+        mlp_ratio=2,
+        text_embed_dim=TEXT_WIDTH,
+        adaln_lora_dim=4,
+        max_size=(4, 16, 16),
+        concat_padding_mask=False,
+        extra_pos_embed_type="learnable",
+    )
+    return model, {"hidden_states": noise(2, 4, 2, 8, 8), "timestep": steps(2), **text(2), "fps": 30}
+
+
+@denoiser("Cosmos3OmniTransformer", {}, sample=("vision_tokens",), time=("vision_timesteps",))
+def cosmos3() -> Case:
+    model = library.Cosmos3OmniTransformer(
+        head_dim=HEAD_DIM,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        latent_channel=4,
+        latent_patch_size=2,
+        patch_latent_dim=16,
+        num_attention_heads=HEADS,
+        num_hidden_layers=2,
+        num_key_value_heads=1,
+        rope_axes_dim=[4, 2, 2],
+        vocab_size=32,
+    )
+    tokens = torch.arange(4, 20)
+    return model, {
+        "input_ids": torch.tensor([1, 2, 3, 4]),
+        "text_indexes": torch.arange(4),
+        "position_ids": torch.arange(20).expand(3, -1),
+        "und_len": 4,
+        "sequence_length": 20,
+        "vision_tokens": [noise(1, 4, 1, 8, 8)],
+        "vision_token_shapes": [(1, 4, 4)],
+        "vision_sequence_indexes": tokens,
+        "vision_mse_loss_indexes": tokens,
+        "vision_timesteps": torch.full((16,), 900.0),
+        "vision_noisy_frame_indexes": [torch.tensor([0])],
+    }
+
+
+@denoiser("MochiTransformer3DModel", {})
+def mochi() -> Case:
+    model = library.MochiTransformer3DModel(
+        **ATTENTION,
+        patch_size=2,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=4,
+        text_embed_dim=TEXT_WIDTH,
+        time_embed_dim=8,
+        max_sequence_length=TEXT_TOKENS,
+    )
+    return model, {
+        "hidden_states": noise(2, 4, 2, 8, 8),
+        "timestep": steps(2),
+        **text(2),
+        "encoder_attention_mask": torch.ones(2, TEXT_TOKENS, dtype=torch.bool),
+    }
+
+
+@denoiser("LTXVideoTransformer3DModel", {})
+def ltx() -> Case:
+    model = library.LTXVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        **ATTENTION,
+        cross_attention_dim=WIDTH,
+        num_layers=2,
+        caption_channels=TEXT_WIDTH,
+    )
+    return model, {
+        "hidden_states": noise(2, 32, 4),
+        "timestep": steps(2),
+        **text(2),
+        "encoder_attention_mask": torch.ones(2, TEXT_TOKENS),
+        "num_frames": 2,
+        "height": 4,
+        "width": 4,
+    }
+
+
+@denoiser("LTX2VideoTransformer3DModel", {}, sample=("hidden_states", "audio_hidden_states"))
+def ltx2() -> Case:
+    model = library.LTX2VideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        **ATTENTION,
+        cross_attention_dim=WIDTH,
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=8,
+        audio_cross_attention_dim=16,
+        num_layers=2,
+        caption_channels=TEXT_WIDTH,
+        rope_double_precision=False,
+    )
+    return model, {
+        "hidden_states": noise(2, 32, 4),
+        "audio_hidden_states": noise(2, 5, 4),
+        **text(2),
+        "audio_encoder_hidden_states": noise(2, TEXT_TOKENS, TEXT_WIDTH),
+        "timestep": torch.full((2,), 900.0),
+        "encoder_attention_mask": torch.ones(2, TEXT_TOKENS),
+        "num_frames": 2,
+        "height": 4,
+        "width": 4,
+        "audio_num_frames": 5,
+        "fps": 25.0,
+    }
+
+
+HUNYUAN: dict[str, Any] = {
+    **ATTENTION,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "num_refiner_layers": 1,
+    "text_embed_dim": TEXT_WIDTH,
+    "rope_axes_dim": (4, 6, 6),
+}
+
+
+def masked_text() -> dict[str, Any]:
+    mask = torch.ones(2, TEXT_TOKENS)
+    mask[1, -2:] = 0
+    return {**text(2), "encoder_attention_mask": mask}
+
+
+@denoiser("HunyuanVideoTransformer3DModel", {})
+def hunyuan_video() -> Case:
+    model = library.HunyuanVideoTransformer3DModel(**HUNYUAN, num_single_layers=2, pooled_projection_dim=POOLED_WIDTH)
+    return model, {
+        "hidden_states": noise(2, 4, 2, 8, 8),
+        "timestep": steps(2).float(),
+        **masked_text(),
+        "pooled_projections": noise(2, POOLED_WIDTH),
+        "guidance": torch.full((2,), 6000.0),
+    }
+
+
+@denoiser("HunyuanVideoFramepackTransformer3DModel", {})
+def hunyuan_framepack() -> Case:
+    model = library.HunyuanVideoFramepackTransformer3DModel(
+        **HUNYUAN,
+        num_single_layers=2,
+        pooled_projection_dim=POOLED_WIDTH,
+        has_image_proj=True,
+        image_proj_dim=16,
+        has_clean_x_embedder=True,
+    )
+    return model, {
+        "hidden_states": noise(1, 4, 2, 8, 8),
+        "timestep": steps(1),
+        **text(1),
+        "encoder_attention_mask": torch.ones(1, TEXT_TOKENS),
+        "pooled_projections": noise(1, POOLED_WIDTH),
+        "guidance": torch.full((1,), 6000.0),
+        "image_embeds": noise(1, 4, 16),
+        "indices_latents": torch.arange(2),
+        "latents_clean": noise(1, 4, 2, 8, 8),
+        "indices_latents_clean": torch.arange(2),
+        "latents_history_2x": noise(1, 4, 2, 8, 8),
+        "indices_latents_history_2x": torch.arange(2),
+        "latents_history_4x": noise(1, 4, 4, 8, 8),
+        "indices_latents_history_4x": torch.arange(4),
+    }
+
+
+@denoiser("HunyuanVideo15Transformer3DModel", {})
+def hunyuan_video15() -> Case:
+    model = library.HunyuanVideo15Transformer3DModel(
+        **HUNYUAN, patch_size=2, text_embed_2_dim=8, image_embed_dim=12, target_size=16, task_type="t2v"
+    )
+    return model, {
+        "hidden_states": noise(2, 4, 2, 8, 8),
+        "timestep": steps(2).float(),
+        **masked_text(),
+        "encoder_hidden_states_2": noise(2, 4, 8),
+        "encoder_attention_mask_2": torch.ones(2, 4),
+        "image_embeds": torch.zeros(2, 3, 12),
+    }
+
+
+@denoiser("Kandinsky5Transformer3DModel", {})
+def kandinsky5() -> Case:
+    model = library.Kandinsky5Transformer3DModel(
+        in_visual_dim=4,
+        in_text_dim=TEXT_WIDTH,
+        in_text_dim2=POOLED_WIDTH,
+        time_dim=16,
+        out_visual_dim=4,
+        model_dim=WIDTH,
+        ff_dim=2 * WIDTH,
+        num_text_blocks=2,
+        num_visual_blocks=2,
+        axes_dims=(4, 6, 6),
+    )
+    return model, {
+        "hidden_states": noise(1, 2, 8, 8, 4),
+        **text(1),
+        "timestep": torch.full((1,), 900.0),
+        "pooled_projections": noise(1, POOLED_WIDTH),
+        "visual_rope_pos": [torch.arange(2), torch.arange(4), torch.arange(4)],
+        "text_rope_pos": torch.arange(TEXT_TOKENS),
+    }
+
+
+@denoiser("Kandinsky6Transformer3DModel", {}, sample=("hidden_states", "audio_hidden_states"))
+def kandinsky6() -> Case:
+    model = library.Kandinsky6Transformer3DModel(
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=TEXT_WIDTH,
+        in_text_dim2=POOLED_WIDTH,
+        time_dim=16,
+        model_dim=WIDTH,
+        ff_dim=2 * WIDTH,
+        num_text_blocks=1,
+        num_visual_blocks=2,
+        axes_dims=(4, 6, 6),
+        visual_cond=False,
+        in_audio_dim=4,
+        out_audio_dim=4,
+    )
+    return model, {
+        "hidden_states": noise(1, 2, 8, 8, 4),
+        "audio_hidden_states": noise(1, 5, 4),
+        **text(1),
+        "timestep": torch.full((1,), 900.0),
+        "pooled_projections": noise(1, POOLED_WIDTH),
+    }
+
+
+@denoiser("Kandinsky6SRTransformer3DModel", {})
+def kandinsky6_sr() -> Case:
+    model = library.Kandinsky6SRTransformer3DModel(
+        in_visual_dim=4,
+        out_visual_dim=4,
+        time_dim=16,
+        model_dim=WIDTH,
+        ff_dim=2 * WIDTH,
+        num_visual_blocks=2,
+        axes_dims=(4, 6, 6),
+        nabla_window=(3, 3, 3),
+    )
+    return model, {"hidden_states": noise(1, 2, 8, 8, 9), "timestep": torch.full((1,), 900.0)}
+
+
+@denoiser("MotifVideoTransformer3DModel", {})
+def motif_video() -> Case:
+    model = library.MotifVideoTransformer3DModel(
+        **ATTENTION,
+        in_channels=9,
+        out_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        text_embed_dim=TEXT_WIDTH,
+        rope_axes_dim=(4, 6, 6),
+        enable_text_cross_attention_dual=True,
+        enable_text_cross_attention_single=True,
+    )
+    return model, {"hidden_states": noise(2, 9, 2, 8, 8), "timestep": steps(2), **text(2)}
+
+
+@denoiser("SanaVideoTransformer3DModel", {})
+def sana_video() -> Case:
+    model = library.SanaVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        **ATTENTION,
+        num_layers=2,
+        num_cross_attention_heads=HEADS,
+        cross_attention_head_dim=HEAD_DIM,
+        cross_attention_dim=WIDTH,
+        caption_channels=TEXT_WIDTH,
+        sample_size=8,
+        rope_max_seq_len=32,
+    )
+    return model, {"hidden_states": noise(2, 4, 2, 8, 8), "timestep": steps(2), **text(2)}
+
+
+@denoiser("SanaWMTransformer3DModel", {})
+def sana_wm() -> Case:
+    model = library.SanaWMTransformer3DModel(
+        in_channels=4,
+        num_layers=4,
+        hidden_size=WIDTH,
+        num_attention_heads=HEADS,
+        softmax_every_n=2,
+        linear_head_dim=HEAD_DIM,
+        chunk_plucker_channels=6,
+        chunk_plucker_post_attn_blocks=4,
+        image_size=64,
+        caption_channels=TEXT_WIDTH,
+        mixed_precision="no",
+    )
+    return model, {
+        "hidden_states": noise(1, 4, 2, 4, 4),
+        "timestep": torch.full((1, 1, 2), 900.0),
+        "encoder_hidden_states": noise(1, 1, TEXT_TOKENS, TEXT_WIDTH),
+        "mask": torch.ones(1, TEXT_TOKENS),
+    }
+
+
+@denoiser("SanaWMLTX2RefinerTransformer3DModel", {})
+def sana_wm_refiner() -> Case:
+    model = library.SanaWMLTX2RefinerTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        **ATTENTION,
+        cross_attention_dim=WIDTH,
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=8,
+        audio_cross_attention_dim=16,
+        num_layers=2,
+        caption_channels=TEXT_WIDTH,
+        rope_double_precision=False,
+    )
+    return model, {
+        "hidden_states": noise(2, 32, 4),
+        **text(2),
+        "timestep": torch.full((2,), 900.0),
+        "video_rotary_emb": (noise(2, 32, WIDTH).cos(), noise(2, 32, WIDTH).sin()),
+        "encoder_attention_mask": torch.ones(2, TEXT_TOKENS),
+    }
+
+
+@denoiser("MiniMaxH3Transformer3DModel", {}, sample=("hidden_states", "audio_hidden_states"))
+def minimax_h3() -> Case:
+    model = library.MiniMaxH3Transformer3DModel(
+        **ATTENTION,
+        hidden_size=24,
+        num_layers=2,
+        num_refiner_layers=1,
+        ffn_dim=48,
+        in_channels=4,
+        audio_in_channels=6,
+        text_dim=TEXT_WIDTH,
+        freq_dim=8,
+        time_embed_hidden_dim=24,
+        time_embed_dim=16,
+        rope_freq_dim=2,
+    )
+    audio, video = 5, 16
+    kinds = torch.tensor([1] * TEXT_TOKENS + [2] * audio + [0] * video)
+    return model, {
+        "hidden_states": noise(2, video, 16),
+        "audio_hidden_states": noise(2, audio, 6),
+        **text(2),
+        "timestep": torch.tensor([0.7, 0.3]),
+        "timestep_indices": (kinds == 2).long(),
+        "token_tags": kinds,
+        "position_ids": torch.arange(len(kinds))[:, None].expand(-1, 3).float(),
+        "video_indices": torch.arange(TEXT_TOKENS + audio, len(kinds)),
+        "audio_indices": torch.arange(TEXT_TOKENS, TEXT_TOKENS + audio),
+        "text_indices": torch.arange(TEXT_TOKENS),
+    }
+
+
+__all__ = ["unit"]
