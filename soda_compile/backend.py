@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -69,9 +70,9 @@ def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lower
     log_artifact("soda_plan", lambda: str(plan))
     if True not in structure.parameters:
         raise CaptureError("the denoiser has no parameters, so its calls cannot be told from another model's")
-    program = build_program(structure, plan, lowering)
+    build = functools.partial(build_program, structure, lowering=lowering)
     timestep = structure.paths.index(plan.timestep_input) if plan.timestep_input in structure.paths else None
-    return PlannedDenoiser(program, plan, structure.parameters.index(True), timestep, options.clock)
+    return PlannedDenoiser(build(plan), plan, structure.parameters.index(True), timestep, options.clock, build)
 
 
 def require_fit(plan: Plan, structure: Structure) -> None:

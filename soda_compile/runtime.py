@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from soda_compile.errors import TrajectoryError
 from soda_compile.plans import Plan
 from soda_compile.program import Program
 from soda_compile.state import Frame, state_of
+from soda_compile.tail import tail
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,7 @@ class PlannedDenoiser:
         anchor: Index of an input that is a parameter: it tells which model is called.
         timestep: Index of the input that carries the timestep, if the plan knows it.
         clock: The clock that an integration ties to its scheduler.
+        build: Compiles another plan for the same graph; only what its variants do not share is compiled anew.
     """
 
     program: Program
@@ -32,16 +34,19 @@ class PlannedDenoiser:
     anchor: int
     timestep: int | None
     clock: Clock | None
+    build: Callable[[Plan], Program]
+    _tails: dict[int, Program] = field(default_factory=dict)
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Runs the step that is due. Inputs and outputs are those of the captured graph."""
         parameter = inputs[self.anchor]
         state = state_of(parameter, self.plan.digest, self.plan.calls_per_step, self.plan.steps)
         clock = self.clock or clock_for(parameter)
-        shown = self._shown_timestep(inputs)
+        # A tied clock knows the step, and its owner has checked the timesteps.
+        shown = self._shown_timestep(inputs) if self.clock is None else None
         starts = shown is not None and self._nearest(shown) == self._timesteps[0]
         try:
-            step, frame = state.locate(clock, self.program, starts)
+            step, frame = state.locate(clock, self.program, starts, self._tail)
             if shown is not None and self._nearest(shown) != self._timesteps[step]:
                 raise TrajectoryError(self._mismatch(shown, step))
             return self._run(frame, step, inputs)
@@ -50,18 +55,25 @@ class PlannedDenoiser:
             raise
 
     def _run(self, frame: Frame, step: int, inputs: Sequence[Any]) -> list[Any]:
-        registers = frame.registers
+        registers, program = frame.registers, frame.tail or self.program
         registers[: len(inputs)] = inputs
         try:
-            for call in self.program.steps[step]:
+            for call in program.steps[step - frame.start]:
                 results = call.function(*[registers[index] for index in call.arguments])
                 for index, value in zip(call.results, results, strict=True):
                     registers[index] = value
                 for index in call.release:
                     registers[index] = None
-            return [None if index is None else registers[index] for index in self.program.outputs]
+            return [None if index is None else registers[index] for index in program.outputs]
         finally:
             registers[: len(inputs)] = [None] * len(inputs)  # slots stay; the caller's tensors must not
+
+    def _tail(self, start: int) -> Program:
+        """The program for a stream that begins at a later step."""
+        if start not in self._tails:
+            with torch.inference_mode(False):
+                self._tails[start] = self.build(tail(self.plan, start))
+        return self._tails[start]
 
     @property
     def _timesteps(self) -> tuple[float, ...]:
