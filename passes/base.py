@@ -49,6 +49,12 @@ def add_input(graph: fx.Graph, name: str, value: torch.Tensor, role: Any) -> fx.
     return node
 
 
+def input_with_role(graph: fx.Graph, role: Any) -> fx.Node | None:
+    """The placeholder that takes what ``role`` says, if the graph has it."""
+    found = (node for node in graph.nodes if node.op == "placeholder" and node.meta.get("role") == role)
+    return next(found, None)
+
+
 def add_call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     """Adds a call of an ATen operator, with the fake tensor it gives."""
     node = graph.call_function(target, args, kwargs)

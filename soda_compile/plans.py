@@ -244,7 +244,14 @@ def compute_all_plan(regions: Sequence[str], steps: int, *, fingerprint: str = "
 
 
 def random_plan(
-    seed: int | np.random.Generator, regions: Sequence[str], steps: int, *, fingerprint: str = "", compute: float = 0.4
+    seed: int | np.random.Generator,
+    regions: Sequence[str],
+    steps: int,
+    *,
+    fingerprint: str = "",
+    compute: float = 0.4,
+    pruning: Pruning | None = None,
+    rates: Sequence[float] = (0.25, 0.5, 0.75),
 ) -> Plan:
     """A valid plan that draws every region's action at every step at random, for tests and fuzzing.
 
@@ -254,16 +261,19 @@ def random_plan(
         steps: number of steps.
         fingerprint: hash of the model structure.
         compute: probability of computing; the rest is shared equally by the operators that have enough history.
+        pruning: prune too, and pick tokens like this.
+        rates: for prunes.
     """
     rng = np.random.default_rng(seed)
+    operators = (*ACTIONS[1:], *(prune(rate) for rate in rates if pruning))
     rows: list[tuple[Action, ...]] = []
     for _ in regions:
         row = [COMPUTE]
         while len(row) < steps:
-            allowed = [action for action in ACTIONS[1:] if action.history <= row.count(COMPUTE)]
+            allowed = [action for action in operators if action.history <= row.count(COMPUTE)]
             row.append(COMPUTE if rng.random() < compute else allowed[rng.integers(len(allowed))])
         rows.append(tuple(row))
-    return Plan(fingerprint, tuple(regions), tuple(rows))
+    return Plan(fingerprint, tuple(regions), tuple(rows), pruning=pruning)
 
 
 def _check_row(region: str, row: tuple[Action, ...]) -> None:

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
+from soda_compile.errors import PlanError
+from soda_compile.index_sharing import share_indices
 from soda_compile.lowering import Lowering
 from soda_compile.operators import graph_flops
 from soda_compile.plans import Plan
-from soda_compile.schedule import Access, ring_size, schedule_region
+from soda_compile.registers import Registers, StepView
+from soda_compile.schedule import schedule_region
 from soda_compile.steps import StepBuilder, StepPieces
-from soda_compile.structure import CoefficientInput, Cut, Structure
+from soda_compile.structure import Cut, Structure
+from soda_compile.token_axes import carries_of
 from soda_compile.torch_private import Compiled
-from soda_compile.variants import CallRole
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,7 @@ class Program:
         inputs: Number of inputs, registers 0 to inputs - 1.
         outputs: Registers to return, in order (None for a None).
         registers: Number of registers.
-        tensors: Constants and coefficients, by register.
+        tensors: Constants, coefficients and what else a step needs to know, by register.
         slots: Layout of each slot, by register.
         flops: For each step the FLOPs of what runs.
     """
@@ -66,7 +69,11 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering) -> Progr
         plan: What every region does at every step.
         lowering: Where compiled pieces are kept.
     """
-    rows = [schedule_region(actions) for actions in plan.actions]
+    require_token_axes(structure, plan)
+    sharing = share_indices(structure, plan)
+    rows = [
+        schedule_region(actions, plan.pruning, uses) for actions, uses in zip(plan.actions, sharing.uses, strict=True)
+    ]
     bounds = _region_bounds(structure)
     builder = StepBuilder(structure)
     steps = []
@@ -75,7 +82,31 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering) -> Progr
         pieces = builder.pieces(tuple(tuple(access.treatment for access in call) for call in accesses))
         steps.append(StepPieces(pieces, accesses))
     lowering.compile(piece for step in steps for piece in step.pieces)
-    return _Registers(structure, bounds, [ring_size(row) for row in rows]).program(steps, lowering)
+    return _assemble(structure, steps, Registers(structure, bounds, sharing), lowering)
+
+
+def require_token_axes(structure: Structure, plan: Plan) -> None:
+    """Checks that every region that is to be pruned has tokens that can be ranked.
+
+    Raises:
+        PlanError: Naming the first that has none, or a batch that does not fall into the plan's groups.
+    """
+    numbers = iter(range(len(plan.regions)))
+    for call in structure.calls:
+        for region in call.block.regions:
+            number = next(numbers)
+            if plan.pruning is None or not any(action.kind == "prune" for action in plan.actions[number]):
+                continue
+            if carries_of(call.block.module.graph, region) is None:
+                raise PlanError(
+                    f"region {plan.regions[number]!r} cannot prune tokens: its output {region.cuts[0].shape} has no "
+                    "token axis that it shares with the residual stream; let it reuse or forecast"
+                )
+            if region.cuts[0].shape[0] % plan.pruning.groups:
+                raise PlanError(
+                    f"region {plan.regions[number]!r}: a batch of {region.cuts[0].shape[0]} does not fall into "
+                    f"{plan.pruning.groups} equal groups; change Pruning.groups"
+                )
 
 
 def _region_bounds(structure: Structure) -> list[tuple[int, int]]:
@@ -87,76 +118,31 @@ def _region_bounds(structure: Structure) -> list[tuple[int, int]]:
     return bounds
 
 
-class _Registers:
-    """Gives every value, slot and coefficient vector its register."""
+def _assemble(structure: Structure, steps: Sequence[StepPieces], registers: Registers, lowering: Lowering) -> Program:
+    """Resolves all arguments."""
+    resolved = tuple(_calls(structure, number, step, registers, lowering) for number, step in enumerate(steps))
+    outputs = tuple(registers.value(name) if name else None for name in structure.outputs)
+    flops = tuple(sum(graph_flops(piece.module.graph) for piece in step.pieces) for step in steps)
+    inputs = len(structure.inputs)
+    return Program(resolved, inputs, outputs, registers.count, registers.tensors, registers.slots, flops)
 
-    def __init__(self, structure: Structure, bounds: Sequence[tuple[int, int]], rings: Sequence[int]) -> None:
-        self.structure = structure
-        self.bounds = bounds
-        self.values: dict[str, int] = {}
-        self.tensors: dict[int, torch.Tensor] = {}
-        self.slots: dict[int, Cut] = {}
-        self._coefficients: dict[tuple[tuple[float, ...], torch.device], int] = {}
-        self._slots: dict[tuple[int, int, int], int] = {}
-        self.count = 0
-        for name in structure.inputs:
-            self.values[name] = self._new()
-        for name, tensor in structure.constants.items():
-            self.values[name] = self._new()
-            self.tensors[self.values[name]] = tensor
-        for number, (region, ring) in enumerate(zip(structure.regions, rings, strict=True)):
-            for place in range(ring):
-                for position, cut in enumerate(region.cuts):
-                    register = self._new()
-                    self._slots[number, position, place] = register
-                    self.slots[register] = cut
 
-    def _new(self) -> int:
-        self.count += 1
-        return self.count - 1
-
-    def value(self, name: str) -> int:
-        """The register of a named value."""
-        if name not in self.values:
-            self.values[name] = self._new()
-        return self.values[name]
-
-    def _role(self, source: CallRole, accesses: tuple[tuple[Access, ...], ...]) -> int:
-        access = accesses[source.call][source.role.region]
-        number = self.bounds[source.call][0] + source.role.region
-        if isinstance(source.role, CoefficientInput):
-            device = self.structure.regions[number].cuts[0].device
-            key = (access.coefficients, device)
-            if key not in self._coefficients:
-                self._coefficients[key] = self._new()
-                with torch.inference_mode(False):
-                    tensor = torch.tensor(access.coefficients, dtype=torch.float32, device=device)
-                self.tensors[self._coefficients[key]] = tensor
-            return self._coefficients[key]
-        return self._slots[number, source.role.cut, access.places[source.role.age or 0]]
-
-    def program(self, steps: Sequence[StepPieces], lowering: Lowering) -> Program:
-        """Resolves all arguments."""
-        resolved = tuple(self._calls(step, lowering) for step in steps)
-        outputs = tuple(self.value(name) if name else None for name in self.structure.outputs)
-        flops = tuple(sum(graph_flops(piece.module.graph) for piece in step.pieces) for step in steps)
-        return Program(resolved, len(self.structure.inputs), outputs, self.count, self.tensors, self.slots, flops)
-
-    def _calls(self, step: StepPieces, lowering: Lowering) -> tuple[Call, ...]:
-        last_use = {
-            source: index
-            for index, piece in enumerate(step.pieces)
-            for source in piece.inputs
-            if isinstance(source, str)
-        }
-        fixed = {*self.structure.inputs, *self.structure.constants, *self.structure.outputs}
-        calls = []
-        for index, piece in enumerate(step.pieces):
-            arguments = tuple(
-                self.value(source) if isinstance(source, str) else self._role(source, step.accesses)
-                for source in piece.inputs
-            )
-            release = tuple(self.value(name) for name, last in last_use.items() if last == index and name not in fixed)
-            results = tuple(self.value(name) for name in piece.outputs)
-            calls.append(Call(lowering.compiled[piece.key], arguments, results, release))
-        return tuple(calls)
+def _calls(
+    structure: Structure, number: int, step: StepPieces, registers: Registers, lowering: Lowering
+) -> tuple[Call, ...]:
+    last_use = {
+        source: index for index, piece in enumerate(step.pieces) for source in piece.inputs if isinstance(source, str)
+    }
+    fixed = {*structure.inputs, *structure.constants, *structure.outputs}
+    view = StepView(number, step.accesses)
+    calls = []
+    for index, piece in enumerate(step.pieces):
+        placeholders = piece.module.graph.find_nodes(op="placeholder")
+        arguments = tuple(
+            registers.value(source) if isinstance(source, str) else registers.role(source, node.meta["val"], view)
+            for source, node in zip(piece.inputs, placeholders, strict=True)
+        )
+        release = tuple(registers.value(name) for name, last in last_use.items() if last == index and name not in fixed)
+        results = tuple(registers.value(name) for name in piece.outputs)
+        calls.append(Call(lowering.compiled[piece.key], arguments, results, release))
+    return tuple(calls)

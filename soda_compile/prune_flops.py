@@ -17,7 +17,7 @@ from soda_compile.variants import make_variant
 def prune_flops(structure: Structure) -> NDArray[np.float64]:
     """FLOPs that pruning a region removes from one call, [regions, len(PRUNE_RATES)]; 0 where it cannot be pruned.
 
-    All streams of a region are pruned at the same rate, rounded down to what ``side_rate`` can be.
+    The longest stream of a region is pruned; its other streams are computed whole, as ``prune(rate)`` does it.
     """
     known: dict[str, list[NDArray[np.float64]]] = {}
     rows = []

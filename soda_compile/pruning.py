@@ -3,10 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from soda_compile.errors import PlanError
 
 Score = Literal["feature_mean", "drift", "random"]
 Share = Literal["region", "block"]
+# An index is picked for one region alone, picked and kept for later ones, or taken from an earlier one.
+IndexUse = Literal["own", "keep", "take"]
 SCORES: tuple[str, ...] = get_args(Score)
 
 
@@ -44,6 +49,11 @@ class Pruning:
     def __str__(self) -> str:
         stale = f" + {self.staleness:g} x staleness" if self.staleness else ""
         return f"tokens by {self.score}{stale}"
+
+
+def random_scores(step: int, region: int, cut: int, tokens: int) -> NDArray[np.float32]:
+    """Uniform scores [tokens] for the score "random": the same in every trajectory, fresh for each step and cut."""
+    return np.random.default_rng((step, region, cut)).random(tokens, dtype=np.float32)
 
 
 def _is_count(value: Any) -> bool:

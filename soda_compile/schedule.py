@@ -6,19 +6,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from soda_compile.plans import Action
+from soda_compile.pruning import IndexUse, Pruning
 
 
 @dataclass(frozen=True)
 class Treatment:
-    """What a block graph does with one region: the action, and whether a computed cut is stored."""
+    """What a block graph does with one region.
+
+    Attributes:
+        action: The plan's action.
+        store: Whether what is computed is stored.
+        in_place: For a prune that is stored, whether it overwrites what it reads.
+        pruning: For a prune, how tokens are picked; for what is tracked, how they will be.
+        use: For a prune, where the choice of tokens comes from.
+        track: Whether a later prune scores tokens against this step.
+    """
 
     action: Action
     store: bool = False
+    in_place: bool = False
+    pruning: Pruning | None = None
+    use: IndexUse = "own"
+    track: bool = False
 
     @property
     def computes(self) -> bool:
-        """Whether the region's heavy work runs."""
+        """Whether the region's heavy work runs for all tokens."""
         return self.action.kind == "compute"
+
+    @property
+    def works(self) -> bool:
+        """Whether any of the region's heavy work runs."""
+        return self.action.kind in ("compute", "prune")
+
+    @property
+    def writes(self) -> bool:
+        """Whether a slot is written."""
+        return self.store or self.track or self.use == "keep"
 
 
 @dataclass(frozen=True)
@@ -28,7 +52,8 @@ class Access:
     Attributes:
         treatment: Which rewrite the block graph gets.
         places: Which of the region's slots the graph touches: the one to write for a computed region that is
-            stored; those to read, newest first, for reuse and forecast.
+            stored; those to read, newest first, for reuse and forecast; for a prune the one to read, and the one to
+            write where that is another.
         coefficients: Weights of the values read, for a forecast.
     """
 
@@ -37,24 +62,44 @@ class Access:
     coefficients: tuple[float, ...] = ()
 
 
-def schedule_region(actions: Sequence[Action]) -> tuple[Access, ...]:
+def schedule_region(
+    actions: Sequence[Action], pruning: Pruning | None = None, uses: Sequence[IndexUse] | None = None
+) -> tuple[Access, ...]:
     """Lays out one region's row of a plan.
 
     Slots form a ring over the computed values that are read later, so a value is written where the oldest one was
-    and nothing is ever moved.
+    and nothing is ever moved. A prune writes its mixture over the value that it reads, unless a forecast needs that
+    value later: then mixtures have a slot of their own. Forecasts read computed values, reuse and prune the newest
+    mixture.
+
+    Args:
+        actions: The row.
+        pruning: How the plan picks tokens.
+        uses: For each step where a prune's choice of tokens comes from; "own" everywhere by default.
     """
-    computed_before = _computed_before(actions)
-    reads = [computed_before[step][: action.history] for step, action in enumerate(actions)]
-    stored = sorted({source for sources in reads for source in sources})
+    reads = _reads(actions)
+    stored = {source for sources in reads for source in sources}
+    computed = sorted(source for source in stored if actions[source].kind == "compute")
     depth = max((action.history for action in actions), default=0)
-    place = {source: index % depth for index, source in enumerate(stored)}
+    place = {source: index % depth for index, source in enumerate(computed)}
+    uses = uses or ["own"] * len(actions)
     row = []
-    for step, (action, sources) in enumerate(zip(actions, reads, strict=True)):
+    for step, action in enumerate(actions):
+        store = step in stored
+        track = pruning is not None and _scored_against(actions, uses, step)
         if action.kind == "compute":
-            row.append(Access(Treatment(action, store=step in place), (place[step],) if step in place else ()))
+            treatment = Treatment(action, store, pruning=pruning if track else None, track=track)
+            row.append(Access(treatment, (place[step],) if store else ()))
+        elif action.kind == "prune":
+            source = reads[step][0]
+            in_place = store and not any(source in later for later in reads[step + 1 :])
+            if store:
+                place[step] = place[source] if in_place else depth
+            treatment = Treatment(action, store, in_place, pruning, uses[step], track)
+            row.append(Access(treatment, (place[source], *([place[step]] if store and not in_place else []))))
         else:
-            coefficients = lagrange(sources, step) if action.kind == "forecast" else ()
-            row.append(Access(Treatment(action), tuple(place[source] for source in sources), coefficients))
+            coefficients = lagrange(reads[step], step) if action.kind == "forecast" else ()
+            row.append(Access(Treatment(action), tuple(place[source] for source in reads[step]), coefficients))
     return tuple(row)
 
 
@@ -75,12 +120,27 @@ def lagrange(points: Sequence[int], at: int) -> tuple[float, ...]:
     return tuple(weights)
 
 
-def _computed_before(actions: Sequence[Action]) -> list[list[int]]:
-    """For each step the earlier computed steps, newest first."""
-    before: list[list[int]] = []
-    seen: list[int] = []
+def _reads(actions: Sequence[Action]) -> list[list[int]]:
+    """For each step the earlier steps whose values it reads, newest first."""
+    reads: list[list[int]] = []
+    computed: list[int] = []
+    newest = 0
     for step, action in enumerate(actions):
-        before.append(seen[::-1])
+        reads.append(computed[::-1][: action.history] if action.kind == "forecast" else [newest] * action.history)
         if action.kind == "compute":
-            seen = [*seen, step]
-    return before
+            computed.append(step)
+        if action.kind in ("compute", "prune"):
+            newest = step
+    return reads
+
+
+def _scored_against(actions: Sequence[Action], uses: Sequence[IndexUse], step: int) -> bool:
+    """Whether a prune that picks tokens comes after this step and before the next that computes."""
+    if actions[step].kind not in ("compute", "prune"):
+        return False
+    for later in range(step + 1, len(actions)):
+        if actions[later].kind == "compute":
+            return False
+        if actions[later].kind == "prune" and uses[later] != "take":
+            return True
+    return False

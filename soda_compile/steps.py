@@ -58,7 +58,7 @@ class StepBuilder:
 
     def _variant(self, index: int, treatments: tuple[Treatment, ...], needed: tuple[bool, ...]) -> Variant | None:
         """The variant, or None where nothing of the call is read and nothing stored."""
-        if not any(needed) and not any(treatment.store for treatment in treatments):
+        if not any(needed) and not any(treatment.writes for treatment in treatments):
             return None
         block = self.structure.calls[index].block
         key = (block.key, treatments, needed)
@@ -68,7 +68,7 @@ class StepBuilder:
 
 
 def _is_light(treatments: Sequence[Treatment]) -> bool:
-    return not any(treatment.computes for treatment in treatments)
+    return not any(treatment.works for treatment in treatments)
 
 
 def _runs(calls: Sequence[int], light: Sequence[bool]) -> list[list[int]]:

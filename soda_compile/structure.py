@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import fx
@@ -157,7 +158,7 @@ class SlotInput:
     Attributes:
         region: Index of the region in the block.
         cut: Index of the cut in the region.
-        age: 0 for the newest stored value, 1 for the one before; None for the copy to overwrite.
+        age: 0 for the newest stored value, 1 for the one before; None for the one to overwrite.
     """
 
     region: int
@@ -171,3 +172,43 @@ class CoefficientInput:
 
     region: int
     order: int
+
+
+@dataclass(frozen=True)
+class TrackInput:
+    """An input that takes what is known of the tokens of a cut since each was last computed.
+
+    Attributes:
+        region: Index of the region in the block.
+        cut: Index of the cut in the region.
+        what: ``input`` for the carry as it was then, in its shape and dtype; ``step`` for the step it was at,
+            float32 [batch, tokens].
+    """
+
+    region: int
+    cut: int
+    what: Literal["input", "step"]
+
+
+@dataclass(frozen=True)
+class IndexInput:
+    """An input that takes the slot for the tokens chosen for a cut, int64 [batch, k], shared by several regions."""
+
+    region: int
+    cut: int
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """An input that takes the number of the step, float32 []."""
+
+
+@dataclass(frozen=True)
+class RandomInput:
+    """An input that takes random scores for the tokens of a cut, float32 [tokens], drawn for the step."""
+
+    region: int
+    cut: int
+
+
+Role = SlotInput | CoefficientInput | TrackInput | IndexInput | StepInput | RandomInput

@@ -16,14 +16,16 @@ from soda_compile.passes.insert_forecast import InsertForecast
 from soda_compile.passes.insert_reuse import InsertReuse
 from soda_compile.passes.narrow_linear import NarrowLinear
 from soda_compile.passes.outline_blocks import canonical_key
+from soda_compile.passes.prune_tokens import PruneTokens
+from soda_compile.passes.sink_gathers import SinkGathers
+from soda_compile.passes.track_tokens import TrackTokens
 from soda_compile.passes.write_slots import WriteSlots
 from soda_compile.schedule import Treatment
-from soda_compile.structure import BlockCall, BlockGraph, CoefficientInput, Note, Region, SlotInput
+from soda_compile.structure import BlockCall, BlockGraph, Note, Region, Role
+from soda_compile.token_axes import carries_of
 from soda_compile.torch_private import log_artifact
 
 log = logging.getLogger(__name__)
-
-Role = SlotInput | CoefficientInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,25 +72,50 @@ class Piece:
     outputs: tuple[str, ...]
 
 
-def pipeline(regions: Sequence[Region], treatments: Sequence[Treatment]) -> tuple[Pass, ...]:
+def pipeline(block: BlockGraph, treatments: Sequence[Treatment]) -> tuple[Pass, ...]:
     """The passes that turn a block graph into a variant, in order."""
+    regions = tuple(enumerate(zip(block.regions, treatments, strict=True)))
     rewrites = tuple(
-        rewrite
-        for index, (region, treatment) in enumerate(zip(regions, treatments, strict=True))
-        for rewrite in _rewrites(index, region, treatment)
+        rewrite for index, (region, treatment) in regions for rewrite in _rewrites(block, index, region, treatment)
     )
+    sinks = tuple(SinkGathers(region) for _, (region, treatment) in regions if treatment.action.kind == "prune")
     if all(treatment.computes for treatment in treatments):
         return (*rewrites, DeadCode())
-    return (*rewrites, DeadCode(), NarrowLinear(), DeadCode())
+    return (*rewrites, *sinks, DeadCode(), NarrowLinear(), DeadCode())
 
 
-def _rewrites(index: int, region: Region, treatment: Treatment) -> Iterable[Pass]:
+def _rewrites(block: BlockGraph, index: int, region: Region, treatment: Treatment) -> Iterable[Pass]:
     if treatment.action.kind == "reuse":
         yield InsertReuse(index, region)
     elif treatment.action.kind == "forecast":
         yield InsertForecast(index, region, treatment.action.order)
+    elif treatment.action.kind == "prune":
+        yield _prune(block, index, region, treatment)
     elif treatment.store:
         yield WriteSlots(index, region)
+    if treatment.computes and treatment.track and treatment.pruning is not None:
+        yield TrackTokens(index, region, _carries(block, region), treatment.pruning)
+
+
+def _prune(block: BlockGraph, index: int, region: Region, treatment: Treatment) -> PruneTokens:
+    assert treatment.pruning is not None, "a plan that prunes says how"
+    return PruneTokens(
+        index,
+        region,
+        _carries(block, region),
+        treatment.action,
+        treatment.pruning,
+        store=treatment.store,
+        in_place=treatment.in_place,
+        use=treatment.use,
+        track=treatment.track,
+    )
+
+
+def _carries(block: BlockGraph, region: Region) -> tuple[str, ...]:
+    carries = carries_of(block.module.graph, region)
+    assert carries is not None, "program.build_program refuses such regions"
+    return tuple(carry.name for carry in carries)
 
 
 def make_variant(block: BlockGraph, treatments: Sequence[Treatment], needed: Sequence[bool]) -> Variant:
@@ -97,7 +124,7 @@ def make_variant(block: BlockGraph, treatments: Sequence[Treatment], needed: Seq
     sources = {node: index for index, node in enumerate(graph.find_nodes(op="placeholder"))}
     output = next(iter(reversed(graph.nodes)))
     output.args = (tuple(value for value, keep in zip(output.args[0], needed, strict=True) if keep),)
-    skipped = tuple(note for step in pipeline(block.regions, treatments) for note in run_pass(step, graph))
+    skipped = tuple(note for step in pipeline(block, treatments) for note in run_pass(step, graph))
     return Variant(
         module=fx.GraphModule(torch.nn.Module(), graph),
         inputs=tuple(

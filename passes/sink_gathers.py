@@ -1,0 +1,143 @@
+"""Moves the choice of tokens from the end of a branch to its beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from soda_compile.operators import flops, is_heavy, packet
+from soda_compile.passes.base import PassResult, add_call, find_node
+from soda_compile.passes.selection import Place, Tokens, take
+from soda_compile.passes.sinking_rules import Unsinkable, rule_for
+from soda_compile.structure import Note, Region
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class SinkGathers:
+    """Computes a pruned branch for its wanted tokens alone.
+
+    Before, with index ``%i : [B, k]``; every token is computed, then k are taken::
+
+        %x : [B, N, D] = layer_norm(%h)
+        %y : [B, N, D] = linear(%x, %w)
+        %t : [B, k, D] = gather(%y, 1, %i)
+
+    After::
+
+        %g : [B, k, D] = gather(%h, 1, %i)
+        %x : [B, k, D] = layer_norm(%g)
+        %t : [B, k, D] = linear(%x, %w)
+
+    Valid because each rule of ``sinking_rules`` commutes with taking tokens. The gather stops at the region's
+    carry, at values that do not depend on it (rotary tables, masks), at light work that keys and values need for
+    all tokens anyway, and where no rule applies: it is correct anywhere, only less is saved. ``skipped`` says where
+    it stopped for want of a rule.
+    """
+
+    region: Region
+    name: str = "sink_gathers"
+
+    def apply(self, graph: fx.Graph) -> PassResult:
+        """Rewrites ``graph`` in place; run dead-code elimination after it."""
+        carries = [find_node(graph, name) for name in self.region.carries]
+        before = _needed_flops(graph)
+        stops: dict[str, None] = {}
+        for node in [node for node in graph.nodes if "tokens" in node.meta]:
+            tokens = node.meta.pop("tokens")
+            sinker = _Sinker(graph, node, tokens, carries)
+            node.replace_all_uses_with(sinker.want(node.args[0], Place(axis=1)))
+            graph.erase_node(node)
+            stops |= dict.fromkeys(sinker.stops)
+        kept = self.region.flops - before + _needed_flops(graph)
+        share = kept / self.region.flops if self.region.flops else 1.0
+        changed = f"{self.region.name}: keeps {share:.0%} of its work"
+        return PassResult((changed,), tuple(Note(self.region.name, stop) for stop in stops))
+
+
+class _Sinker:
+    """Rewrites one branch backwards from one gather."""
+
+    def __init__(self, graph: fx.Graph, at: fx.Node, tokens: Tokens, carries: Sequence[fx.Node]) -> None:
+        self.graph = graph
+        self.at = at
+        self.tokens = tokens
+        self.stops: list[str] = []
+        self._dependent = _descendants(graph, carries)
+        self._carries = set(carries).union(*(_ancestors(carry) for carry in carries))
+        self._whole: set[fx.Node] = set()
+        self._made: dict[tuple[fx.Node, Place], fx.Node] = {}
+
+    def want(self, node: fx.Node, place: Place) -> fx.Node:
+        """The wanted tokens of a node."""
+        key = (node, place)
+        if key not in self._made:
+            self._made[key] = self._make(node, place)
+        return self._made[key]
+
+    def _make(self, node: fx.Node, place: Place) -> fx.Node:
+        if node in self._carries or node not in self._dependent or self._is_at_hand(node):
+            return self._take(node, place)
+        try:
+            return rule_for(node)(self, node, place)
+        except Unsinkable as reason:
+            self.stops.append(f"{node.name}: {reason}")
+            return self._take(node, place)
+
+    def _take(self, node: fx.Node, place: Place) -> fx.Node:
+        with self.graph.inserting_before(self.at):
+            return take(self.graph, node, self.tokens, place)
+
+    def _is_at_hand(self, node: fx.Node) -> bool:
+        """Whether all tokens of the node are computed anyway, and nothing heavy before it could be saved.
+
+        Behind a fused projection of queries, keys and values the gather goes on: ``narrow_linear`` then computes
+        queries for the wanted tokens only.
+        """
+        if node not in self._whole:
+            return False
+        return not any(is_heavy(source) for source in (_ancestors(node) | {node}) & self._dependent - self._carries)
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Adds a call before the gather that is being sunk."""
+        with self.graph.inserting_before(self.at):
+            return add_call(self.graph, target, *args, **kwargs)
+
+    def keep_whole(self, nodes: Sequence[fx.Node]) -> None:
+        """Marks what these nodes need as computed for all tokens."""
+        self._whole |= set(nodes).union(*(_ancestors(node) for node in nodes))
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    frontier = list(node.all_input_nodes)
+    while frontier:
+        current = frontier.pop()
+        if current not in found:
+            found.add(current)
+            frontier.extend(current.all_input_nodes)
+    return found
+
+
+def _descendants(graph: fx.Graph, roots: Sequence[fx.Node]) -> set[fx.Node]:
+    """The roots and what depends on them; nodes that share a name with nothing else are in trace order."""
+    found = set(roots)
+    for node in graph.nodes:
+        if not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _needed_flops(graph: fx.Graph) -> int:
+    """Work of the nodes that outputs and slot writes need."""
+    roots = [node for node in graph.nodes if node.op == "output" or packet(node) is aten.copy_]
+    needed = set(roots).union(*(_ancestors(root) for root in roots))
+    return sum(flops(node) for node in needed if node.op == "call_function")
+
+
+__all__ = ["SinkGathers"]

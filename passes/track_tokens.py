@@ -1,0 +1,74 @@
+"""Keeps what tokens were scored by when they were last computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from soda_compile.operators import tensor_of
+from soda_compile.passes.base import PassResult, add_call, add_input, find_node, input_with_role
+from soda_compile.passes.choose_tokens import step_input
+from soda_compile.passes.selection import Place, Tokens, take
+from soda_compile.pruning import Pruning
+from soda_compile.structure import Region, TrackInput
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class TrackTokens:
+    """Stores, where a region computes, the input and the step that later prunes score its tokens against.
+
+    Before::
+
+        %out : [B, N, D] = add(%h, %y)
+
+    After, for the score ``drift`` with staleness::
+
+        %then : [B, N, D], %last : float32 [B, N], %step : float32 [] = placeholder
+        %copy   : [B, N, D] = copy_(%then, %h)
+        %copy_1 : float32 [B, N] = copy_(%last, %step)
+        %out    : [B, N, D] = add(%h, %y)
+
+    Valid because nothing else in the graph reads these slots. Adds nothing for a score that looks at the present
+    alone.
+    """
+
+    index: int
+    region: Region
+    carries: tuple[str, ...]
+    pruning: Pruning
+    name: str = "track_tokens"
+
+    def apply(self, graph: fx.Graph) -> PassResult:
+        """Rewrites ``graph`` in place."""
+        output = next(iter(reversed(graph.nodes)))
+        with graph.inserting_before(output):
+            for number, carry in enumerate(self.carries):
+                refresh(graph, self.index, number, self.pruning, find_node(graph, carry), None)
+        return PassResult(changed=(self.region.name,) if tracked(self.pruning) else ())
+
+
+def tracked(pruning: Pruning) -> tuple[str, ...]:
+    """What must be known of each token since it was last computed."""
+    return ("input",) * (pruning.score == "drift") + ("step",) * bool(pruning.staleness)
+
+
+def refresh(graph: fx.Graph, region: int, cut: int, pruning: Pruning, carry: fx.Node, tokens: Tokens | None) -> None:
+    """Writes what is tracked for the tokens that are computed now; None for all of them."""
+    for what in tracked(pruning):
+        role = TrackInput(region, cut, "input" if what == "input" else "step")
+        value = tensor_of(carry)
+        if what == "input":
+            fresh, like = carry, value
+        else:
+            like = value.new_empty(value.shape[:2], dtype=torch.float32)
+            fresh = add_call(graph, aten.expand.default, step_input(graph, like), list(like.shape))
+        # The score may read this slot already.
+        slot = input_with_role(graph, role) or add_input(graph, f"{what}_{carry.name}", like, role)
+        if tokens is not None:
+            part = take(graph, fresh, tokens, Place(axis=1))
+            fresh = add_call(graph, aten.scatter.src, slot, 1, part.args[2], part)
+        add_call(graph, aten.copy_.default, slot, fresh)

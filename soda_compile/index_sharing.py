@@ -1,0 +1,70 @@
+"""Which regions pick their tokens themselves, and which take the choice of an earlier one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from soda_compile.passes.prune_tokens import wanted_tokens
+from soda_compile.plans import Plan
+from soda_compile.pruning import IndexUse
+from soda_compile.structure import Region, Structure
+
+# What must agree for one choice to serve two cuts: group of blocks, rows, tokens, wanted tokens.
+IndexKey = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class IndexSharing:
+    """Who picks and who takes.
+
+    Attributes:
+        uses: [region][step]; "own" where nothing is shared.
+        groups: For each region the number of its group of blocks.
+    """
+
+    uses: tuple[tuple[IndexUse, ...], ...]
+    groups: tuple[int, ...]
+
+    def key(self, number: int, region: Region, cut: int, wanted: int) -> IndexKey:
+        """Which index slot a cut of region ``number`` uses."""
+        rows, count = region.cuts[cut].shape[:2]
+        return self.groups[number], rows, count, wanted
+
+
+def share_indices(structure: Structure, plan: Plan) -> IndexSharing:
+    """Lets the first region of a group of blocks pick, and later ones with the same tokens take its choice."""
+    blocks = [index for index, call in enumerate(structure.calls) for _ in call.block.regions]
+    size = {"region": 0, "block": 1}.get(str(plan.pruning.share), plan.pruning.share) if plan.pruning else 0
+    if not isinstance(size, int) or size == 0:
+        alone: tuple[IndexUse, ...] = tuple("own" for _ in range(plan.steps))
+        return IndexSharing((alone,) * len(plan.regions), tuple(blocks))
+    sharing = IndexSharing((), tuple(block // size for block in blocks))
+    by_step = [_uses_at(structure, plan, sharing, step) for step in range(plan.steps)]
+    return IndexSharing(tuple(zip(*by_step, strict=True)), sharing.groups)
+
+
+def _uses_at(structure: Structure, plan: Plan, sharing: IndexSharing, step: int) -> list[IndexUse]:
+    keys: list[frozenset[IndexKey]] = []
+    for number, region in enumerate(structure.regions):
+        action = plan.action(number, step)
+        wanted = (
+            [wanted_tokens(region, cut, action) for cut in range(len(region.cuts))] if action.kind == "prune" else []
+        )
+        keys.append(
+            frozenset(
+                sharing.key(number, region, cut, count)
+                for cut, count in enumerate(wanted)
+                if count < region.cuts[cut].shape[1]
+            )
+        )
+    uses: list[IndexUse] = []
+    kept: set[IndexKey] = set()
+    for number, mine in enumerate(keys):
+        if mine and mine <= kept:
+            uses.append("take")
+        elif mine and any(mine == other for other in keys[number + 1 :]):
+            uses.append("keep")
+            kept |= mine
+        else:
+            uses.append("own")
+    return uses
