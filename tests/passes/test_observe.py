@@ -23,6 +23,20 @@ class Wide(nn.Module):
         return (h.float() + gate * self.norm(self.linear(h).float())).to(h.dtype)
 
 
+def only_linear() -> nn.Module:
+    """A residual branch over values without a batch."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, h: Tensor) -> Tensor:
+            return h + self.linear(h)
+
+    return Plain()
+
+
 def test_golden():
     graph, region = gated()
     result = Observe((region,)).apply(graph)
@@ -40,6 +54,21 @@ def test_golden():
         %sum_dim_int_list: f32[2] = sum(%mul_tensor, (1, 2))
         return (%add, %linear, %gate, %sum_dim_int_list)
     """)
+
+
+def test_golden_with_carries():
+    graph, region = gated()
+    assert Observe((region,), carries=True).apply(graph).changed == ("linear", "gate", "h", "|h|")
+    assert text(graph).splitlines()[-1].strip() == "return (%add, %linear, %gate, %h, %sum_dim_int_list)"
+    graph, region = joint()
+    assert Observe((region,), carries=True).apply(graph).changed == ("linear", "linear_1", "h", "c", "|h|", "|c|")
+
+
+def test_no_carry_is_given_where_a_region_cannot_be_pruned():
+    model = only_linear()
+    graph = trace(model, torch.randn(3, 4)).graph
+    region = only(find_regions(graph)[0])
+    assert Observe((region,), carries=True).apply(graph).changed == Observe((region,)).apply(graph).changed
 
 
 def test_golden_residual_head():

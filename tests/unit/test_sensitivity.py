@@ -22,6 +22,18 @@ def test_lookups():
         sensitivity.table("l2", "reuse")
 
 
+def test_lookups_of_pruning():
+    sensitivity = make_sensitivity(steps=6, width=4, scores=("random", "drift"))
+    assert sensitivity.prune_scores == ("drift", "random")
+    table = sensitivity.table("residual", "prune.drift")
+    assert table.shape == (6, 2, 4, 7)
+    assert sensitivity.error("residual", "prune.drift", 5, "blocks.1.attn", 2, rate=0.375) == table[5, 1, 1, 2]
+    assert math.isnan(sensitivity.error("residual", "prune.drift", 5, "blocks.1.attn", 5, rate=0.375))
+    with pytest.raises(SensitivityError, match=r"operator 'prune.feature_mean'; measured are .*, cosine.prune.drift, "):
+        sensitivity.table("cosine", "prune.feature_mean")
+    assert make_sensitivity().prune_scores == ()
+
+
 def test_require_matches():
     sensitivity = make_sensitivity(steps=6)
     sensitivity.require_matches()
@@ -81,6 +93,38 @@ def test_refuses_tables_that_do_not_fit():
         tables = {**sensitivity.mean, key: table}
         with pytest.raises(SensitivityError, match=message):
             replace(sensitivity, mean=tables, variance=tables)
+
+
+def test_refuses_wrong_tables_of_pruning():
+    sensitivity = make_sensitivity(steps=6, regions=2, width=5, scores=("drift",))
+    for key, shape, message in [
+        ("residual.prune.drift", (6, 2, 5), r"float32 \(6, 2, 5\); expected float32 \(6, 2, 5, 7\)"),
+        ("residual.prune.drift", (6, 2, 5, 5), r"expected float32 \(6, 2, 5, 7\)"),
+        ("residual.prune.entropy", (6, 2, 5, 7), "'residual.prune.entropy' is not known"),
+        ("residual.prune", (6, 2, 5, 7), "'residual.prune' is not known"),
+    ]:
+        tables = {**sensitivity.mean, key: np.zeros(shape, np.float32)}
+        with pytest.raises(SensitivityError, match=message):
+            replace(sensitivity, mean=tables, variance=tables)
+
+
+def test_refuses_wrong_flops_of_pruning():
+    sensitivity, without = make_sensitivity(scores=("drift",)), make_sensitivity()
+    removed = sensitivity.region_prune_flops
+    assert removed is not None
+    too_much = removed.copy()
+    too_much[1, 6] = sensitivity.region_flops[1] * 1.1
+    for data, value, message in [
+        (sensitivity, None, r"region_prune_flops is missing, but .* are \['drift'\]"),
+        (without, removed, r"region_prune_flops is given, but .* are \[\]"),
+        (sensitivity, removed[:, :6], r"'region_prune_flops' is float64 \(2, 6\); expected float64 \(2, 7\)"),
+        (sensitivity, removed.astype(np.float32), "is float32"),
+        (sensitivity, -removed, "for blocks.0.attn at rate 0.125; it must lie between 0 and"),
+        (sensitivity, too_much, "for blocks.1.attn at rate 0.875; it must lie between 0 and"),
+        (sensitivity, np.full_like(removed, np.nan), "region_prune_flops is nan"),
+    ]:
+        with pytest.raises(SensitivityError, match=message):
+            replace(data, region_prune_flops=value)
 
 
 def _measure(rows, seeds, holes):
@@ -148,6 +192,18 @@ def test_merging_refuses_other_shapes_weights_flops_and_tables():
     }.items():
         with pytest.raises(SensitivityError, match=f"cannot merge: {name} "):
             merge(a, other)
+
+
+def test_merging_tables_of_pruning():
+    a, b = (make_sensitivity(0, first_seed=seed, scores=("drift",)) for seed in (0, 10))
+    merged = merge(a, replace(b, mean={key: 3 * table for key, table in b.mean.items()}))
+    assert merged.prune_scores == ("drift",)
+    np.testing.assert_allclose(merged.table("cosine", "prune.drift"), 2 * a.table("cosine", "prune.drift"), rtol=1e-6)
+    np.testing.assert_array_equal(merged.region_prune_flops, a.region_prune_flops)
+    with pytest.raises(SensitivityError, match=r"cannot merge: tables is .*prune\.drift"):
+        merge(a, make_sensitivity(0, first_seed=10))
+    with pytest.raises(SensitivityError, match="cannot merge: region_prune_flops differs"):
+        merge(a, replace(b, region_prune_flops=b.region_prune_flops * 0.9))
 
 
 def test_merging_refuses_a_seed_used_twice():

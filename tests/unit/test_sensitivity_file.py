@@ -21,6 +21,8 @@ def small(**info):
 def parts(sensitivity):
     header = {"info": asdict(sensitivity.info), "total_flops": sensitivity.total_flops}
     single = {"step_weights": sensitivity.step_weights, "region_flops": sensitivity.region_flops}
+    if sensitivity.region_prune_flops is not None:
+        single["region_prune_flops"] = sensitivity.region_prune_flops
     return json.loads(json.dumps(header)), {**sensitivity.arrays(), **single}
 
 
@@ -39,7 +41,8 @@ def test_round_trip(tmp_path):
     full = make_sensitivity(
         0, steps=7, regions=3, width=4, tokens={"stride": 2}, versions={"torch": "x"}, notes={"a": "b"}
     )
-    for sensitivity in (full, small(), small(timesteps=None, scheduler_config=None, guidance=None)):
+    pruned = make_sensitivity(0, scores=("drift", "random"))
+    for sensitivity in (full, pruned, small(), small(timesteps=None, scheduler_config=None, guidance=None)):
         sensitivity.save(path)
         assert_same(Sensitivity.load(path), sensitivity)
     assert load_file(path).keys() == parts(small())[1].keys()
@@ -125,6 +128,8 @@ def test_a_sound_file_with_wrong_arrays_is_refused(tmp_path):
     for wrong, message in [
         (without, "an entry is missing or unknown"),
         ({**arrays, "more": np.ones(1)}, "an entry is missing or unknown"),
+        ({**arrays, "region_prune_flops": np.zeros((1, 7))}, "region_prune_flops is given, but"),
+        ({**arrays, **dict.fromkeys(("mean.cosine.prune.x", "variance.cosine.prune.x"), np.ones(1))}, "is not known"),
         ({name: array for name, array in arrays.items() if name != "variance.cosine.reuse"}, "differ"),
         ({**arrays, "step_weights": np.ones(3)}, "'step_weights' is float64"),
     ]:
