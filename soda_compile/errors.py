@@ -21,5 +21,13 @@ class SensitivityError(SodaError):
     """Sensitivity data is invalid, unreadable, or does not fit what it is used for."""
 
 
+class ProfileError(SodaError):
+    """Measured costs are invalid, unreadable, or do not fit what they are used for."""
+
+
 class TrajectoryError(SodaError):
     """Denoising calls do not follow the step order that the plan was made for."""
+
+
+class PackageError(SodaError):
+    """A package cannot be made, is damaged, or does not fit where or how it is used."""

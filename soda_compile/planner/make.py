@@ -1,15 +1,20 @@
 """From sensitivity data to a plan."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.plan_file import Scalar
-from soda_compile.planner.anchors import IntervalCosts, Schedules
-from soda_compile.planner.stale_errors import Floats, OperatorChoice, StaleErrors
-from soda_compile.plans import COMPUTE, Action, Plan
+from soda_compile.planner import strategies
+from soda_compile.planner.costs import Costs
+from soda_compile.planner.problem import Actions, Draft, Problem
+from soda_compile.planner.stale_errors import OperatorChoice
+from soda_compile.planner.target import Target
+from soda_compile.plans import Plan
+from soda_compile.profiles import Profile
+from soda_compile.pruning import Pruning
 from soda_compile.sensitivity import Metric, Sensitivity
 
 
@@ -18,51 +23,80 @@ def plan(
     *,
     anchors: int | None = None,
     speedup: float | None = None,
-    operator: OperatorChoice = "forecast1",
+    latency_ms: float | None = None,
+    max_error: float | None = None,
+    memory_bytes: int | None = None,
+    operator: OperatorChoice | None = None,
     objective: Metric = "residual",
     step_weights: bool = False,
+    pruning: Pruning | None = None,
+    unified: bool | None = None,
+    profile: Profile | None = None,
     paper: bool = False,
+    paper_lambda: float = -1.0,
 ) -> Plan:
-    """Chooses the anchor steps that minimise the summed error of all stale steps.
+    """Chooses what every region does at every step so that the summed error is least.
 
-    Exactly one of `anchors` and `speedup` is given. An interval costs the sum over its stale steps of the step's
-    weight times the sum over regions of the error of the operator that will run there (see `StaleErrors`).
+    Without pruning, all regions compute at the same steps, the anchors, and exactly one of `anchors`, `speedup`,
+    `latency_ms` and `max_error` is given. An interval costs the sum over its stale steps of the step's weight times
+    the sum over regions of the error of the operator that will run there (see `StaleErrors`).
+
+    The unified strategy (with `pruning`, or `unified=True`) also lets every region choose at every step between
+    anchors: reuse, forecast, prune at each rate, compute. It takes exactly one of `speedup`, `latency_ms` and
+    `max_error`, and `anchors` on top if their number is to be fixed. See `solve_unified` for what is minimised and
+    how far from the best the result can be; the plan's method holds a bound. Regions prune only where that is both
+    faster than computing and better than every forecast or reuse.
 
     Args:
         sensitivity: the measured errors.
         anchors: number of steps that compute every region; step 0 is always one.
-        speedup: FLOPs of computing everything / FLOPs of the plan, to be reached with as many anchors as possible.
+        speedup: cost of computing everything / cost of the plan, to be reached with the least error. Costs are
+            measured times with a profile, FLOPs without.
+        latency_ms: the measured time of all denoiser calls of a generation, to be kept with the least error.
+        max_error: the largest summed error, in the unit of `Plan.predicted_error`, to be kept at the least cost.
+        memory_bytes: the most that kept values may take, for one stream; the order of forecasts is lowered until
+            they fit. What the scores of pruning keep comes on top.
         operator: what stale regions do: "reuse", "forecast1", "forecast2", or "auto" for the one with the smallest
-            measured error per step and region.
+            measured error per step and region. "forecast1" by default, "auto" in the unified strategy.
         objective: the metric that is summed: "residual", "relative" or "cosine".
         step_weights: weight each step by how far an error there moves the sample. Off by default: on the digits
-            model (benchmarks/results) unweighted residual errors came closer in seven of eight comparisons.
-        paper: exactly the schedule of SODA (arXiv 2603.07057, OFS+DCS): cosine error of reuse, no step weights.
+            model (benchmarks/results) unweighted residual errors came closer to the original in every comparison.
+        pruning: how pruned regions pick their tokens; None for no pruning.
+        unified: whether to use the unified strategy; by default where `pruning` is given.
+        profile: times measured on the device at hand, by `soda_compile.profile`.
+        paper: exactly the method of SODA (arXiv 2603.07057): cosine error of reuse, no step weights; without pruning
+            its schedule (OFS+DCS), with pruning its unified adaptive strategy (UAS), which takes `anchors` and a
+            `speedup` or `latency_ms`.
+        paper_lambda: lambda of UAS, in alpha = lambda * Ec + beta; alpha is the share of tokens that keep their
+            value, so a negative lambda computes more of what is more sensitive.
 
     Raises:
         OptionError: contradicting or unknown options.
-        PlanError: no schedule with that many anchors or that speedup.
+        PlanError: no plan reaches what is asked for, or the profile is for another model.
         SensitivityError: a table that is needed was not measured.
     """
     if paper:
-        if (operator, objective, step_weights) != ("forecast1", "residual", False):
-            raise OptionError("paper=True fixes operator, objective and step_weights; leave them at their defaults")
-        operator, objective, step_weights = "reuse", "cosine", False
-    errors = StaleErrors.read(sensitivity, operator, objective)
-    costs = IntervalCosts.build(errors, _weights(sensitivity, step_weights))
-    schedules = Schedules.solve(costs)
-    feasible = [count for count, error in enumerate(schedules.errors) if math.isfinite(error)]
-    count = _count(sensitivity, anchors, speedup, feasible)
-    if count not in feasible:
-        raise _no_schedule(sensitivity, operator, count, feasible)
-    method: dict[str, Scalar] = {
-        "planner": "paper" if paper else "dynamic programming",
-        "operator": operator,
-        "objective": objective,
-        "step_weights": step_weights,
-        "speedup": speedup,
-    }
-    return _make_plan(sensitivity, errors, costs, schedules.anchors(count), method)
+        if (operator or "forecast1", objective, step_weights, unified) != ("forecast1", "residual", False, None):
+            raise OptionError(
+                "paper=True fixes operator, objective, step_weights and unified; leave them at their defaults"
+            )
+        operator, objective = "reuse", "cosine"
+    chosen = unified if unified is not None else pruning is not None
+    if pruning is not None and not chosen:
+        raise OptionError("unified=False plans anchors alone, which never prune; leave out pruning or unified")
+    target = Target(anchors, speedup, latency_ms, max_error)
+    target.check(sensitivity.info.steps, anchors_alone=not chosen)
+    operator = operator or ("auto" if chosen else "forecast1")
+    problem = Problem.read(sensitivity, operator, objective, step_weights, target, pruning, profile)
+    if paper and chosen:
+        if anchors is None or max_error is not None:
+            raise OptionError("paper=True with pruning needs anchors and one of speedup and latency_ms")
+        name, strategy = "paper", _paper_unified(paper_lambda)
+    elif chosen:
+        name, strategy = "unified", strategies.unified
+    else:
+        name, strategy = "paper" if paper else "dynamic programming", strategies.anchors_alone
+    return _finish(problem, name, _within_memory(problem, strategy, memory_bytes))
 
 
 def fixed_interval_plan(
@@ -73,99 +107,74 @@ def fixed_interval_plan(
     operator: OperatorChoice = "forecast1",
     objective: Metric = "residual",
     step_weights: bool = False,
+    profile: Profile | None = None,
 ) -> Plan:
     """Spreads the anchors evenly: FORA with "reuse", TaylorSeer with a forecast.
 
     The objective only fills in the predicted error, which is None where an interval was not measured, and decides
     for "auto". See `plan` for the arguments and errors.
     """
-    steps = sensitivity.info.steps
-    count = _count(sensitivity, anchors, speedup, range(1, steps + 1))
-    errors = StaleErrors.read(sensitivity, operator, objective)
-    costs = IntervalCosts.build(errors, _weights(sensitivity, step_weights))
-    method: dict[str, Scalar] = {
-        "planner": "fixed interval",
-        "operator": operator,
-        "objective": objective,
-        "step_weights": step_weights,
-        "speedup": speedup,
-    }
-    return _make_plan(sensitivity, errors, costs, tuple(i * steps // count for i in range(count)), method)
+    target = Target(anchors, speedup)
+    target.check(sensitivity.info.steps, anchors_alone=True)
+    problem = Problem.read(sensitivity, operator, objective, step_weights, target, profile=profile)
+    return _finish(problem, "fixed interval", strategies.evenly(problem))
 
 
-def flop_ratio(sensitivity: Sensitivity, actions: tuple[tuple[Action, ...], ...]) -> float:
+def flop_ratio(sensitivity: Sensitivity, actions: Actions) -> float:
     """FLOPs of the plan / FLOPs of computing everything; what a forecast itself takes is left out.
 
     Args:
         sensitivity: has the FLOPs of each region.
         actions: indexed [region][step].
     """
-    stale = np.array([sum(action != COMPUTE for action in row) for row in actions])
-    return 1.0 - float(sensitivity.region_flops @ stale) / (sensitivity.total_flops * sensitivity.info.steps)
+    return Costs.read(sensitivity).of(actions) / (sensitivity.total_flops * sensitivity.info.steps)
 
 
-def _weights(sensitivity: Sensitivity, use: bool) -> Floats:
-    return sensitivity.step_weights if use else np.ones(sensitivity.info.steps)
+def slot_memory_bytes(profile: Profile, actions: Actions) -> int:
+    """Memory of the kept values of one stream: one copy for each computed value that an action reads at once."""
+    copies = [max(action.history for action in row) for row in actions]
+    return round(float(profile.memory_bytes @ np.array(copies)))
 
 
-def _count(sensitivity: Sensitivity, anchors: int | None, speedup: float | None, feasible: Sequence[int]) -> int:
-    """The number of anchors asked for, or the largest feasible number that reaches the speedup."""
-    steps = sensitivity.info.steps
-    if anchors is not None and speedup is None:
-        if anchors not in range(1, steps + 1):
-            raise PlanError(f"anchors is {anchors}; with {steps} steps it must be a whole number from 1 to {steps}")
-        return int(anchors)
-    if speedup is None or anchors is not None:
-        raise OptionError(f"give exactly one of anchors and speedup; got anchors={anchors}, speedup={speedup}")
-    if not (math.isfinite(speedup) and speedup >= 1):
-        raise PlanError(f"speedup is {speedup}; it must be a finite number, at least 1")
-    # The FLOPs depend on the number of anchors only, not on where they are.
-    share = float(sensitivity.region_flops.sum()) / sensitivity.total_flops
-    ratios = {count: 1 - (1 - count / steps) * share for count in feasible}
-    enough = [count for count, ratio in ratios.items() if ratio * speedup <= 1 + 1e-9]
-    if not enough:
-        fewest = min(feasible)
-        hint = f" or calibrate with a max_interval above {sensitivity.info.max_interval}" if fewest > 1 else ""
-        raise PlanError(
-            f"a speedup of {speedup:g} by FLOPs is out of reach: the most is {1 / ratios[fewest]:.3f}, "
-            f"with {fewest} of {steps} steps as anchors; ask for less{hint}"
-        )
-    return max(enough)
+def _paper_unified(slope: float) -> Callable[[Problem], Draft]:
+    return lambda problem: strategies.paper_unified(problem, slope)
 
 
-def _no_schedule(sensitivity: Sensitivity, operator: str, anchors: int, feasible: Sequence[int]) -> PlanError:
-    steps, width = sensitivity.info.steps, sensitivity.info.max_interval
-    interval = -(-steps // anchors)
-    more = next(count for count in feasible if count > anchors)
-    if interval > width:
-        return PlanError(
-            f"{anchors} anchors over {steps} steps need an interval of {interval} steps, but the sensitivity holds up "
-            f"to {width}: calibrate with max_interval >= {interval}, or use {more} anchors"
-        )
-    return PlanError(
-        f"every schedule of {anchors} anchors over {steps} steps needs an error of operator {operator!r} that was not "
-        f"measured: use {more} anchors, or calibrate with a max_interval above {width}"
-    )
+def _within_memory(problem: Problem, strategy: Callable[[Problem], Draft], memory_bytes: int | None) -> Draft:
+    """What the strategy finds with forecasts of the highest order that fits."""
+    if memory_bytes is None:
+        return strategy(problem)
+    if problem.profile is None:
+        raise OptionError("memory_bytes needs to know the regions' sizes; pass profile=soda_compile.profile(...) too")
+    for order in reversed(range(len(problem.errors.tables))):
+        draft = strategy(problem.restricted(order))
+        least = slot_memory_bytes(problem.profile, draft.actions)
+        if least <= memory_bytes:
+            return draft
+    raise PlanError(f"memory_bytes is {memory_bytes}, but even a plan without forecasts keeps {least} bytes")
 
 
-def _make_plan(
-    sensitivity: Sensitivity,
-    errors: StaleErrors,
-    costs: IntervalCosts,
-    anchors: tuple[int, ...],
-    method: dict[str, Scalar],
-) -> Plan:
-    info = sensitivity.info
-    everywhere = (COMPUTE,) * len(info.regions)
-    columns: list[tuple[Action, ...]] = []
-    spacing = 0
-    for anchor, end in zip(anchors, (*anchors[1:], info.steps), strict=True):
-        columns.append(everywhere)
-        columns += [errors.actions(step, anchor, spacing) for step in range(anchor + 1, end)]
-        spacing = end - anchor
-    actions = tuple(zip(*columns, strict=True))
-    total = costs.total(anchors)
-    return Plan(
+def _finish(problem: Problem, name: str, draft: Draft) -> Plan:
+    """The plan, with what it was made for and how."""
+    info, target, actions = problem.sensitivity.info, problem.target, draft.actions
+    method: dict[str, Scalar] = {
+        "planner": name,
+        "operator": problem.operator,
+        "objective": problem.objective,
+        "step_weights": problem.weights is problem.sensitivity.step_weights,
+        "speedup": target.speedup,
+        "samples": info.samples,
+        **draft.method,
+    }
+    method |= {key: getattr(target, key) for key in ("latency_ms", "max_error") if getattr(target, key) is not None}
+    if problem.profile is not None:
+        total_us = problem.costs.of(actions)
+        method |= {
+            "device": problem.profile.device,
+            "latency_predicted_ms": total_us * info.calls_per_step / 1000,
+            "speedup_predicted": info.steps * problem.costs.full / total_us,
+        }
+    made = Plan(
         fingerprint=info.fingerprint,
         regions=info.regions,
         actions=actions,
@@ -175,7 +184,8 @@ def _make_plan(
         scheduler_digest=info.scheduler_digest,
         guidance=info.guidance,
         calls_per_step=info.calls_per_step,
-        flop_ratio=flop_ratio(sensitivity, actions),
-        predicted_error=total if math.isfinite(total) else None,
-        method=tuple({**method, "anchors": len(anchors), "samples": info.samples}.items()),
+        flop_ratio=flop_ratio(problem.sensitivity, actions),
+        predicted_error=draft.error,
+        pruning=problem.pruning if any(action.kind == "prune" for row in actions for action in row) else None,
     )
+    return replace(made, method=tuple({**method, "anchors": len(made.anchors)}.items()))

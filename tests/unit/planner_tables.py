@@ -5,11 +5,15 @@ from itertools import combinations
 
 import numpy as np
 
+from soda_compile.action import PRUNE_RATES
 from soda_compile.sensitivity import METRICS, OPERATORS, Sensitivity, SensitivityInfo
 
 
-def make_sensitivity(seed=0, steps=6, regions=2, width=5, holes=0.0, first_seed=0, samples=4, **info):
-    """Random errors, NaN where the history would lie before step 0 and at a share `holes` of the other entries."""
+def make_sensitivity(seed=0, steps=6, regions=2, width=5, holes=0.0, first_seed=0, samples=4, scores=(), **info):
+    """Random errors, NaN where the history would lie before step 0 and at a share `holes` of the other entries.
+
+    Pruning by one of `scores` has a random share of the error of reuse, less at lower rates.
+    """
     rng = np.random.default_rng(seed)
     mean, variance = {}, {}
     for metric in METRICS:
@@ -40,7 +44,14 @@ def make_sensitivity(seed=0, steps=6, regions=2, width=5, holes=0.0, first_seed=
     }
     flops = rng.random(regions) + 1
     weights = rng.random(steps) + 0.1
-    return Sensitivity(SensitivityInfo(**known | info), mean, variance, weights, flops, flops.sum() * 1.1)
+    removed = None
+    for score in scores:
+        removed = flops[:, None] * np.array(PRUNE_RATES) * 0.9
+        share = np.sort(rng.random((steps, regions, width, len(PRUNE_RATES))), axis=-1)
+        for metric in METRICS:
+            table = (share * mean[f"{metric}.reuse"][..., None]).astype(np.float32)
+            mean[f"{metric}.prune.{score}"] = variance[f"{metric}.prune.{score}"] = table
+    return Sensitivity(SensitivityInfo(**known | info), mean, variance, weights, flops, flops.sum() * 1.1, removed)
 
 
 def every_schedule(steps, count):

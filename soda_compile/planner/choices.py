@@ -1,0 +1,153 @@
+"""The menu of the unified strategy: what a stale region can do, with the error and the cost of each."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soda_compile.action import PRUNE_RATES
+from soda_compile.planner.costs import Costs
+from soda_compile.planner.stale_errors import Floats, StaleErrors, history_level
+from soda_compile.plans import COMPUTE, FORECAST1, FORECAST2, REUSE, Action, prune
+from soda_compile.sensitivity import Sensitivity
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Option:
+    """One action as a stale region's choice.
+
+    Attributes:
+        action: what is done.
+        errors: [T, S or 1, W, R] float64, its weighted error at [last computed step, spacing, age-1, region], with
+            S = W + 2; infinite where it cannot be done or was not measured.
+        costs: [R] float64, what it costs, as a share of computing everything at every step.
+    """
+
+    action: Action
+    errors: Floats
+    costs: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One action for every region and step, with what they cost and how far they are off.
+
+    Attributes:
+        actions: indexed [region][step].
+        errors: [R] float64, summed over steps.
+        costs: [R] float64, summed over steps; what each call costs in any case is left out.
+    """
+
+    actions: tuple[tuple[Action, ...], ...]
+    errors: Floats
+    costs: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """All options, and what computing costs.
+
+    Attributes:
+        options: what a stale region chooses from.
+        compute: [R] float64, the cost of computing at one step, as a share of computing everything at every step.
+        steps: T.
+    """
+
+    options: tuple[Option, ...]
+    compute: Floats
+    steps: int
+
+    @classmethod
+    def read(
+        cls, sensitivity: Sensitivity, errors: StaleErrors, weights: Floats, costs: Costs, prune_table: Floats | None
+    ) -> "Choices":
+        """Lays out the tables.
+
+        A rate is offered only where pruning is both faster than computing and better than every other stale choice.
+
+        Args:
+            sensitivity: says how many steps and regions there are.
+            errors: of reuse and forecast.
+            weights: [T], of the steps.
+            costs: of all actions.
+            prune_table: [T, R, W, 7], errors of pruning at [step, region, age-1, rate]; None without pruning.
+        """
+        steps, width = sensitivity.info.steps, errors.width
+        anchor, age = np.ogrid[:steps, 1 : width + 1]
+        spacing = np.arange(width + 2)[:, None]
+        step, inside = np.minimum(anchor + age, steps - 1), anchor + age < steps
+        level = history_level(anchor[..., None], spacing[None])
+        scale = 1.0 / (steps * costs.full)
+        found = []
+        for order, (action, table) in enumerate(zip((REUSE, FORECAST1, FORECAST2), errors.tables, strict=False)):
+            allowed = np.isin(level, [known for known in range(3) if order in errors.candidates(known)])
+            values = table[step[:, None], :, age[:, None] - 1, np.maximum(spacing, 1)[None] - 1]
+            known = (inside[:, None] & allowed)[..., None] & np.isfinite(values)
+            values = np.where(known, values * weights[step][:, None, :, None], np.inf)
+            found.append(Option(action, values, costs.column(action) * scale))
+        least = np.minimum.reduce([option.errors for option in found])
+        for index, rate in enumerate(PRUNE_RATES if prune_table is not None else ()):
+            assert prune_table is not None
+            cost = costs.column(prune(rate))
+            values = prune_table[step, :, age - 1, index]
+            known = inside[..., None] & np.isfinite(values) & (cost < costs.column(COMPUTE))
+            values = np.where(known, values * weights[step][..., None], np.inf)[:, None]
+            values = np.where(values < least, values, np.inf)
+            found.append(Option(prune(rate), values, np.where(np.isfinite(cost), cost, 0.0) * scale))
+        return cls(tuple(found), costs.column(COMPUTE) * scale, steps)
+
+    def with_compute(self) -> "Choices":
+        """The same menu with computing as one more stale choice, of no error."""
+        free = Option(COMPUTE, np.zeros((1, 1, 1, len(self.compute))), self.compute)
+        return Choices((*self.options, free), self.compute, self.steps)
+
+    def cheapest(self, error_weight: float, cost_weight: float) -> Floats:
+        """[T, S, W, R], the least weighted sum of error and cost that any option has."""
+        values = [error_weight * option.errors + cost_weight * option.costs for option in self.options]
+        best = values[0]
+        for value in values[1:]:
+            best = np.minimum(best, value)
+        return best
+
+    def rows(self, computed: Mask, error_weight: float, cost_weight: float) -> Rows:
+        """The best choice at every stale step.
+
+        Args:
+            computed: [R, T], the steps at which each region computes, the first among them, at most W + 1 apart.
+            error_weight: weight of errors.
+            cost_weight: weight of costs.
+        """
+        last, spacing = history(computed)
+        shape = np.broadcast_shapes(*(option.errors.shape for option in self.options))
+        age = np.clip(np.arange(self.steps) - last, 1, shape[2])  # it is larger at computed steps only
+        region = np.arange(len(computed))[:, None]
+        errors = np.stack([np.broadcast_to(o.errors, shape)[last, spacing, age - 1, region] for o in self.options])
+        costs = np.stack([np.broadcast_to(o.costs[:, None], computed.shape) for o in self.options])
+        chosen = (error_weight * errors + cost_weight * costs).argmin(axis=0)[None]
+        error = np.where(computed, 0.0, np.take_along_axis(errors, chosen, axis=0)[0])
+        cost = np.where(computed, self.compute[:, None], np.take_along_axis(costs, chosen, axis=0)[0])
+        menu = np.array([option.action for option in self.options] + [COMPUTE], dtype=object)
+        actions = menu[np.where(computed, len(self.options), chosen[0])]
+        return Rows(tuple(map(tuple, actions)), error.sum(axis=1), cost.sum(axis=1))
+
+
+def history(computed: Mask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The last computed step before each step, and its distance to the one before that (0 without one).
+
+    Args:
+        computed: [R, T]; the first step computes.
+
+    Returns:
+        Two arrays [R, T]; at step 0, and where the distance is longer than any, they have no meaning.
+    """
+    regions, steps = computed.shape
+    last = np.zeros((regions, steps), dtype=np.int64)
+    spacing = np.zeros((regions, steps), dtype=np.int64)
+    for step in range(1, steps):
+        fresh = computed[:, step - 1]
+        last[:, step] = np.where(fresh, step - 1, last[:, step - 1])
+        moved = np.where(step > 1, step - 1 - last[:, step - 1], 0)
+        spacing[:, step] = np.where(fresh, moved, spacing[:, step - 1])
+    return last, spacing

@@ -1,0 +1,140 @@
+"""The unified strategy: anchors, and between them a choice for every region and step, under one budget.
+
+Two problems are solved by a Lagrange multiplier on the cost (`find_edge`), each exactly on the convex hull of
+(cost, error):
+
+1. The anchors, where every region computes, by dynamic programming. Inside an interval every stale region takes its
+   best option, computing among them. Computing there counts no error at that step but helps no later one: history
+   is counted from the anchors, so that it is the same for all regions.
+2. The rows. With the anchors fixed, regions are independent, and a dynamic program for each finds where else it
+   computes and what it does at all other steps. Here history is that of the region itself, extra computed steps
+   included, as it is at run time.
+
+What the multiplier leaves unspent (the duality gap: at most the difference between two neighbouring solutions, which
+differ in few regions) goes to the regions that can still use it. The result names the bound that no plan with these
+anchors can beat.
+"""
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from soda_compile.planner.anchors import IntervalCosts, Schedules
+from soda_compile.planner.choices import Choices, Mask, Rows
+from soda_compile.planner.multiplier import Edge, Outcome, find_edge
+from soda_compile.planner.rows import best_computed, interval_table
+
+Anchors = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a plan has to reach; exactly one of the two is given.
+
+    Attributes:
+        budget: the regions' costs, as a share of computing everything at every step.
+        max_error: the summed error.
+    """
+
+    budget: float | None = None
+    max_error: float | None = None
+
+    def is_cheap(self, outcome: Outcome[Any]) -> bool:
+        """Whether a solution lies on the cheap side of the goal."""
+        if self.budget is not None:
+            return outcome.cost <= self.budget * (1 + 1e-12)
+        assert self.max_error is not None
+        return outcome.error > self.max_error
+
+    def reached(self, outcome: Outcome[Any]) -> bool:
+        """Whether a solution reaches the goal."""
+        return self.is_cheap(outcome) == (self.budget is not None)
+
+    def best(self, edge: Edge[Rows]) -> Rows:
+        """The best mixture, region by region, of an edge's two ends, of which one reaches the goal."""
+        ends = (edge.cheap, edge.accurate) if self.budget is not None else (edge.accurate, edge.cheap)
+        start, other = (end.value for end in ends)
+        rows = list(start.actions)
+        errors, costs = start.errors.copy(), start.costs.copy()
+        for region in np.argsort(-np.abs(other.costs - start.costs), kind="stable"):
+            if (other.costs[region], other.errors[region]) == (costs[region], errors[region]):
+                continue
+            trial_errors, trial_costs = errors.copy(), costs.copy()
+            trial_errors[region], trial_costs[region] = other.errors[region], other.costs[region]
+            if self.reached(Outcome(float(trial_costs.sum()), float(trial_errors.sum()), None)):
+                rows[region], errors, costs = other.actions[region], trial_errors, trial_costs
+        return Rows(tuple(rows), errors, costs)
+
+    def rank(self, rows: Rows) -> tuple[float, float]:
+        """Smaller is better."""
+        error, cost = float(rows.errors.sum()), float(rows.costs.sum())
+        return (error, cost) if self.budget is not None else (cost, error)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A plan's rows.
+
+    Attributes:
+        rows: one action for every region and step.
+        anchors: the steps at which all were made to compute.
+        multiplier: error saved for each unit of cost, at the goal; the unit is the cost of computing everything.
+        bound: with these anchors no plan within the budget has a smaller error; None for a goal of error.
+        reached: whether the goal is reached; otherwise the rows come as near as any.
+    """
+
+    rows: Rows
+    anchors: Anchors
+    multiplier: float
+    bound: float | None
+    reached: bool
+
+
+def solve_unified(choices: Choices, goal: Goal, count: int | None, candidates: Iterable[Anchors] = ()) -> Solution:
+    """The best plan that reaches the goal.
+
+    Args:
+        choices: the menu.
+        goal: what to reach.
+        count: the number of anchors; None for any.
+        candidates: further anchors to try, beside those that the multiplier finds.
+    """
+    edge = find_edge(functools.partial(_anchors, choices, count), goal.is_cheap)
+    found = [
+        _with_anchors(choices, goal, a) for a in dict.fromkeys((edge.cheap.value, edge.accurate.value, *candidates))
+    ]
+    return min(found, key=lambda solution: (not solution.reached, *goal.rank(solution.rows)))
+
+
+def _with_anchors(choices: Choices, goal: Goal, anchors: Anchors) -> Solution:
+    edge = find_edge(functools.partial(_rows, choices, anchors), goal.is_cheap)
+    bound = None if goal.budget is None else edge.bound(goal.budget)
+    nearest = edge.cheap if goal.budget is not None else edge.accurate
+    if not goal.reached(nearest):
+        return Solution(nearest.value, anchors, edge.multiplier, None, False)
+    return Solution(goal.best(edge), anchors, edge.multiplier, bound, True)
+
+
+def _anchors(choices: Choices, count: int | None, error_weight: float, cost_weight: float) -> Outcome[Anchors]:
+    """The best anchors under these weights; history counts from the anchors."""
+    menu = choices.with_compute()
+    table = interval_table(menu.cheapest(error_weight, cost_weight).sum(axis=3, keepdims=True))
+    if count is None:
+        computed = best_computed(table, np.array([cost_weight * choices.compute.sum()]), (0,))
+    else:
+        computed = np.zeros((1, choices.steps), dtype=bool)
+        computed[0, list(Schedules.solve(IntervalCosts(table[0])).anchors(count))] = True
+    everywhere: Mask = np.broadcast_to(computed, (len(choices.compute), choices.steps))
+    rows = menu.rows(everywhere, error_weight, cost_weight)
+    return Outcome(float(rows.costs.sum()), float(rows.errors.sum()), tuple(map(int, np.flatnonzero(computed[0]))))
+
+
+def _rows(choices: Choices, anchors: Anchors, error_weight: float, cost_weight: float) -> Outcome[Rows]:
+    """The best rows with these anchors under these weights; history is that of each region."""
+    table = interval_table(choices.cheapest(error_weight, cost_weight))
+    computed = best_computed(table, cost_weight * choices.compute, anchors)
+    rows = choices.rows(computed, error_weight, cost_weight)
+    return Outcome(float(rows.costs.sum()), float(rows.errors.sum()), rows)

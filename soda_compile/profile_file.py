@@ -1,0 +1,58 @@
+"""The JSON form of a profile."""
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from soda_compile.errors import ProfileError
+
+SCHEMA = "soda-profile/1"
+SCALARS = ("fingerprint", "device", "key", "full_us", "base_us", "score", "spread", "versions")
+
+
+class RegionEntry(BaseModel):
+    """The costs of one region; null where an action was not measured."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    cost_us: list[float | None]
+    memory_bytes: float
+
+
+class ProfileFile(BaseModel):
+    """The keys of a profile file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    schema_version: Literal["soda-profile/1"] = Field(alias="schema")
+    fingerprint: str
+    device: str
+    key: str
+    full_us: float
+    base_us: float
+    score: str | None
+    spread: float
+    versions: dict[str, str]
+    actions: list[str]
+    regions: dict[str, RegionEntry]
+
+
+def encode(data: dict[str, Any]) -> bytes:
+    """The JSON text; the schema's version is added here."""
+    return (json.dumps({"schema": SCHEMA, **data}, indent=1, allow_nan=False) + "\n").encode()
+
+
+def parse(text: bytes) -> ProfileFile:
+    """Reads the JSON form.
+
+    Raises:
+        ProfileError: not JSON, another schema version, an unknown or missing key, or a value of a wrong type.
+    """
+    try:
+        return ProfileFile.model_validate(json.loads(text))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ProfileError(f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}; measure again") from None
+    except (ValueError, RecursionError) as error:
+        raise ProfileError(f"damaged JSON: {error}; measure again") from None
