@@ -19,6 +19,7 @@ from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.forward import compile_forward, restore_forward
 from soda_compile.gram import ErrorEntries, Floats
 from soda_compile.integrations.denoisers import denoiser_of, denoisers_of, is_pipeline
+from soda_compile.integrations.group_offload import offload_groups, onloaded
 from soda_compile.integrations.scheduler_tie import SchedulerTie, Stage, scheduler_config, scheduler_digest
 from soda_compile.lowering import progress_bar
 from soda_compile.prune_flops import prune_flops
@@ -145,14 +146,13 @@ def _measure(
             tie = stack.enter_context(_tied(scheduler))
             stages = {name: Stage(tie, recorder.clock) for name, recorder in recorders.items()}
         for name, denoiser in denoisers.items():
-            before = stages[name].place if name in stages else None
-            stack.enter_context(_observed(denoiser, recorders[name], before))
+            stack.enter_context(_observed(denoiser, recorders[name], stages.get(name)))
         progress = stack.enter_context(progress_bar())
         steps = [_run(generate, recorders, seed) for seed in progress.track(seeds, description="calibrating")]
         if len(set(map(str, steps))) != 1:
             counts = sorted({sum(each.values()) for each in steps})
             raise SensitivityError(f"generations must all have the same number of steps; they had {counts}")
-        if scheduler is not None and sum(steps[0].values()):
+        if scheduler is not None and any(steps[0].values()):
             _require_counted(scheduler, steps[0], recorders)
             weights = probe_step_weights(scheduler, *tie.arguments)
     seconds = time.perf_counter() - started
@@ -221,10 +221,19 @@ def _check_scores(scores: Sequence[str], resume: Sensitivity | None) -> tuple[st
 
 
 @contextmanager
-def _observed(denoiser: torch.nn.Module, recorder: Recorder, before: Callable[[], None] | None) -> Iterator[None]:
+def _observed(denoiser: torch.nn.Module, recorder: Recorder, stage: Stage | None) -> Iterator[None]:
     """Compiles the denoiser's forward in observe mode for a while."""
     backend = functools.partial(soda, options={"observer": recorder})
-    compiled = compile_forward(denoiser, backend, before)
+    groups = offload_groups(denoiser)
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        if stage is not None:
+            stage.place()
+        with onloaded(denoiser, groups):
+            yield
+
+    compiled = compile_forward(denoiser, backend, around)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
@@ -98,26 +99,27 @@ def restore_forward(module: torch.nn.Module, replaced: ReplacedForward) -> None:
 
 
 def compile_forward(
-    module: torch.nn.Module, backend: Callable[..., Any], before: Callable[[], None] | None = None
+    module: torch.nn.Module,
+    backend: Callable[..., Any],
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> ReplacedForward:
     """Replaces the module's forward by a compiled one.
 
     Args:
         module: The module.
         backend: A backend of ``torch.compile``.
-        before: Called before each call.
+        around: Makes a context for each call.
 
     Raises:
         OptionError: If the instance's forward is replaced already.
     """
     compiled = compiled_forward(module, backend)
 
-    def timed(*arguments: Any, **options: Any) -> Any:
-        if before is not None:
-            before()
-        return compiled(*arguments, **options)
+    def surrounded(*arguments: Any, **options: Any) -> Any:
+        with around():
+            return compiled(*arguments, **options)
 
-    return replace_forward(module, timed)
+    return replace_forward(module, surrounded)
 
 
 def compiled_forward(module: torch.nn.Module, backend: Callable[..., Any]) -> Callable[..., Any]:

@@ -191,4 +191,4 @@ def forget(parameters: Iterable[torch.Tensor]) -> None:
     """Drops the states of the model that owns these parameters, with their slots."""
     for parameter in parameters:
         if _states.get(parameter) is not None:  # type: ignore[no-untyped-call]
-            del _states[parameter]  # type: ignore[no-untyped-call]
+            del _states[parameter]

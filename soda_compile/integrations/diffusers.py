@@ -1,127 +1,80 @@
-"""Ties the compiler to diffusers pipelines: the noise scheduler tells the step. Nothing is patched on classes."""
+"""The one line for a diffusers pipeline. Nothing is patched on classes, and nothing is global."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from soda_compile.backend import soda
-from soda_compile.clock import Clock
-from soda_compile.errors import OptionError, PlanError
-from soda_compile.forward import compile_forward, restore_forward
+from soda_compile.errors import OptionError
+from soda_compile.integrations.accelerated import Acceleration
+from soda_compile.integrations.calibration_runs import CalibrateWith, default_of
+from soda_compile.integrations.denoisers import denoiser_of, denoisers_of, is_pipeline, require_supported
+from soda_compile.integrations.plan_sources import GivenPlans, SearchedPlans
+from soda_compile.integrations.plan_store import PlanStore, Request, cache_folder
+from soda_compile.integrations.scheduler_tie import SchedulerTie, scheduler_config, scheduler_digest
 from soda_compile.options import check_options
 from soda_compile.plans import Plan
 
-DENOISERS = ("transformer", "unet")
+__all__ = [
+    "SchedulerTie",
+    "accelerate",
+    "denoiser_of",
+    "is_pipeline",
+    "restore",
+    "scheduler_config",
+    "scheduler_digest",
+]
+
 _HANDLE = "_soda_compile"
-
-
-@dataclass(eq=False)
-class SchedulerTie:
-    """Makes one scheduler object drive a clock: ``set_timesteps`` begins a trajectory, ``step`` ends a step.
-
-    Attributes:
-        scheduler: The diffusers scheduler.
-        clock: The clock.
-        check: Called with the scheduler after its timesteps are set, before the trajectory begins.
-        arguments: Arguments of the last ``set_timesteps`` call, positional and by keyword.
-    """
-
-    scheduler: Any
-    clock: Clock
-    check: Callable[[Any], None] | None = None
-    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-    _hooked: dict[str, Any] = field(default_factory=dict)
-
-    def tie(self) -> SchedulerTie:
-        """Hooks this scheduler object; its class stays as it is."""
-        set_timesteps, step = self.scheduler.set_timesteps, self.scheduler.step
-
-        # Pipelines look at the signatures of both, which functools.wraps keeps.
-        @functools.wraps(set_timesteps)
-        def hooked_set_timesteps(*arguments: Any, **options: Any) -> Any:
-            result = set_timesteps(*arguments, **options)
-            if self.check is not None:
-                self.check(self.scheduler)
-            self.arguments = (arguments, options)
-            self.clock.begin(len(self.scheduler.timesteps))
-            return result
-
-        @functools.wraps(step)
-        def hooked_step(*arguments: Any, **options: Any) -> Any:
-            result = step(*arguments, **options)
-            self.clock.advance()
-            return result
-
-        self._hooked = {"set_timesteps": hooked_set_timesteps, "step": hooked_step}
-        for name, hook in self._hooked.items():
-            setattr(self.scheduler, name, hook)
-        return self
-
-    def untie(self) -> None:
-        """Removes the hooks."""
-        for name, hook in self._hooked.items():
-            if self.scheduler.__dict__.get(name) is hook:
-                delattr(self.scheduler, name)
-        self._hooked = {}
-
-
-@dataclass(frozen=True, eq=False)
-class _Acceleration:
-    tie: SchedulerTie
-    denoiser: torch.nn.Module
-    forward: Callable[..., Any]
-
-
-def is_pipeline(value: Any) -> bool:
-    """Whether the value looks like a diffusers pipeline: it has a scheduler and a denoiser."""
-    return hasattr(value, "scheduler") and any(hasattr(value, name) for name in DENOISERS)
-
-
-def denoiser_of(pipe: Any) -> torch.nn.Module:
-    """The pipeline's denoiser.
-
-    Raises:
-        OptionError: If there is none, or more than one.
-    """
-    found = {
-        name: getattr(pipe, name) for name in (*DENOISERS, "transformer_2") if getattr(pipe, name, None) is not None
-    }
-    if len(found) != 1:
-        raise OptionError(
-            f"{type(pipe).__name__} has {len(found)} denoisers ({', '.join(found) or 'no transformer, no unet'}); "
-            "compile one by hand with torch.compile(denoiser, backend='soda') and soda_compile.trajectory"
-        )
-    denoiser: torch.nn.Module = next(iter(found.values()))
-    return denoiser
-
-
-def scheduler_digest(scheduler: Any) -> str:
-    """Short hash of a scheduler's class and configuration."""
-    return hashlib.sha256(json.dumps([type(scheduler).__name__, scheduler_config(scheduler)]).encode()).hexdigest()[:16]
-
-
-def scheduler_config(scheduler: Any) -> dict[str, Any]:
-    """The scheduler's configuration as plain JSON values, without what only names library versions."""
-    config = {key: value for key, value in dict(scheduler.config).items() if not key.startswith("_")}
-    plain: dict[str, Any] = json.loads(json.dumps(config, default=str, sort_keys=True))
-    return plain
+_PlanLike = Plan | str | os.PathLike[str]
 
 
 def accelerate(
-    pipe: Any, plan: Plan | str, *, mode: str | None = None, inductor: Mapping[str, Any] | None = None
+    pipe: Any,
+    plan: _PlanLike | Mapping[str, _PlanLike] | None = None,
+    *,
+    speedup: float | None = None,
+    anchors: int | None = None,
+    calibrate_with: CalibrateWith = 4,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    pipeline_options: Mapping[str, Any] | None = None,
+    planning: Mapping[str, Any] | None = None,
+    max_interval: int = 10,
+    cache: str | os.PathLike[str] | None = None,
+    mode: str | None = None,
+    inductor: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Compiles a pipeline's denoiser by a plan and ties the step clock to the pipeline's scheduler.
+    """Compiles a pipeline's denoisers by a plan and ties the step clock to the pipeline's scheduler.
+
+    For example::
+
+        soda_compile.accelerate(pipe, speedup=2.0, num_inference_steps=28)
+        image = pipe("a lighthouse at dusk", num_inference_steps=28).images[0]
+
+    Exactly one of ``plan``, ``speedup`` and ``anchors`` is given. With the last two a plan is looked up for this
+    model, scheduler, number of steps and guidance scale; where none is stored, it is measured now, which takes a few
+    unaccelerated generations, and stored. Later calls of the pipeline with another number of steps (or another
+    scheduler configuration, or a LoRA) use the plan stored for that, or say that there is none before their first
+    step. Compilation happens at the first call of each input shape.
 
     Args:
-        pipe: A diffusers pipeline with one denoiser.
-        plan: A plan, or the path of one.
+        pipe: A diffusers pipeline.
+        plan: A plan or the path of one; for several denoisers one each, by component name.
+        speedup: FLOPs of computing everything / FLOPs of the plan, for each denoiser.
+        anchors: Number of steps that compute everything, for a pipeline with one denoiser.
+        calibrate_with: What to measure on: prompts (or other values of the pipeline's first argument, or dicts of its
+            arguments), one generation each; a number of generations from built-in prompts or class labels; or a
+            function that runs one generation from a seed.
+        num_inference_steps: What will be passed to the pipeline; its default otherwise.
+        guidance_scale: What will be passed to the pipeline; its default otherwise.
+        pipeline_options: More arguments for the generations that measure, such as ``{"height": 512}``.
+        planning: More arguments for ``soda_compile.plan``, such as ``{"operator": "reuse"}``.
+        max_interval: Longest time, in steps, that a value may be kept.
+        cache: Folder of stored measurements and plans; by default the one that the environment variable
+            SODA_COMPILE_CACHE names, or ``soda_compile`` in the user's cache directory.
         mode: A mode of ``torch.compile``.
         inductor: Settings for Inductor.
 
@@ -129,22 +82,47 @@ def accelerate(
         The same pipeline. ``restore(pipe)`` undoes everything.
 
     Raises:
-        OptionError: If the pipeline is accelerated already, or has not exactly one denoiser.
-        PlanError: If the plan is for another scheduler; at ``set_timesteps`` if it is for other timesteps.
+        OptionError: If the options contradict each other, or the pipeline cannot be accelerated as it is.
+        PlanError: If the plan is for another scheduler, or none can be made; at ``set_timesteps`` if there is no plan
+            for those timesteps.
+        SensitivityError: If nothing can be measured.
     """
     if hasattr(pipe, _HANDLE):
         raise OptionError(f"this {type(pipe).__name__} is accelerated already; call soda_compile.restore(pipe) first")
-    denoiser = denoiser_of(pipe)
-    clock = Clock()
-    options = {"plan": plan, "clock": clock, "inductor": dict(inductor or {})}
-    checked = check_options(options, mode).plan
-    assert checked is not None
-    _require_scheduler(checked, pipe.scheduler)
-    backend = functools.partial(soda, mode=mode, options={**options, "plan": checked})
-    forward = compile_forward(denoiser, backend)
-    tie = SchedulerTie(pipe.scheduler, clock, functools.partial(_require_timesteps, checked)).tie()
-    setattr(pipe, _HANDLE, _Acceleration(tie, denoiser, forward))
+    if sum(given is not None for given in (plan, speedup, anchors)) != 1:
+        raise OptionError(f"give exactly one of plan, speedup={speedup} and anchors={anchors}")
+    check_options({"inductor": dict(inductor or {})}, mode)
+    denoisers = denoisers_of(pipe)
+    for name, module in denoisers.items():
+        require_supported(name, module)
+    source: GivenPlans | SearchedPlans
+    if plan is not None:
+        source = GivenPlans(_read_plans(plan, list(denoisers)))
+        source(pipe.scheduler)
+    else:
+        if anchors is not None and len(denoisers) > 1:
+            raise OptionError(f"anchors={anchors} for the denoisers {', '.join(denoisers)}; give speedup instead")
+        wanted = {"speedup": speedup} if speedup is not None else {"anchors": anchors}
+        store = PlanStore(Path(cache) if cache is not None else cache_folder())
+        guidance = default_of(pipe, "guidance_scale") if guidance_scale is None else guidance_scale
+        source = SearchedPlans(pipe, denoisers, Request({**wanted, **(planning or {})}), store, guidance, max_interval)
+        call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        _find_or_measure(source, calibrate_with, call, pipeline_options or {})
+    setattr(pipe, _HANDLE, Acceleration.install(pipe, denoisers, source, mode, inductor or {}))
     return pipe
+
+
+def _find_or_measure(
+    source: SearchedPlans, calibrate_with: CalibrateWith, call: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    steps = call["num_inference_steps"] or default_of(source.pipe, "num_inference_steps")
+    if steps is None:
+        raise OptionError(f"{type(source.pipe).__name__} has no default number of steps; pass num_inference_steps")
+    setting = source.setting(steps, source.guidance)
+    if source.stored(setting) is None:
+        # A function calls the pipeline with what it wants; these then only say under which key it is found.
+        given = {} if callable(calibrate_with) else {name: value for name, value in call.items() if value is not None}
+        source.measure(setting, calibrate_with, {**given, **options})
 
 
 def restore(pipe: Any) -> Any:
@@ -155,32 +133,18 @@ def restore(pipe: Any) -> Any:
     """
     if not hasattr(pipe, _HANDLE):
         raise OptionError(f"this {type(pipe).__name__} is not accelerated: there is nothing to restore")
-    acceleration: _Acceleration = getattr(pipe, _HANDLE)
-    acceleration.tie.untie()
-    restore_forward(acceleration.denoiser, acceleration.forward)
+    acceleration: Acceleration = getattr(pipe, _HANDLE)
+    acceleration.remove()
     delattr(pipe, _HANDLE)
     return pipe
 
 
-def _require_scheduler(plan: Plan, scheduler: Any) -> None:
-    if plan.scheduler_digest is not None and plan.scheduler_digest != scheduler_digest(scheduler):
-        raise PlanError(
-            f"the plan was made for {plan.scheduler} with configuration {plan.scheduler_digest}, this pipeline has "
-            f"{type(scheduler).__name__} with {scheduler_digest(scheduler)}; calibrate with this scheduler"
+def _read_plans(plan: _PlanLike | Mapping[str, _PlanLike], names: list[str]) -> dict[str, Plan]:
+    given = dict(plan) if isinstance(plan, Mapping) else dict.fromkeys(names[:1], plan)
+    if set(given) != set(names):
+        raise OptionError(
+            f"plans are given for {', '.join(given) or 'nothing'}, but the pipeline has {', '.join(names)}; "
+            "pass plan={name: plan} with one for each"
         )
-
-
-def _require_timesteps(plan: Plan, scheduler: Any) -> None:
-    timesteps = [float(value) for value in scheduler.timesteps]
-    if len(timesteps) != plan.steps:
-        raise PlanError(
-            f"the plan is for {plan.steps} steps, the pipeline runs {len(timesteps)}; set num_inference_steps so that "
-            "the scheduler has as many, or calibrate and plan for this number"
-        )
-    if plan.timesteps is not None:
-        worst = max(range(plan.steps), key=lambda step: abs(timesteps[step] - plan.timesteps[step]))  # type: ignore[index]
-        if abs(timesteps[worst] - plan.timesteps[worst]) > 1e-3 * max(1.0, abs(plan.timesteps[worst])):
-            raise PlanError(
-                f"the plan has timestep {plan.timesteps[worst]:g} at step {worst}, the scheduler {timesteps[worst]:g}; "
-                "calibrate with the scheduler's present settings"
-            )
+    plans = {name: check_options({"plan": value}).plan for name, value in given.items()}
+    return {name: value for name, value in plans.items() if value is not None}

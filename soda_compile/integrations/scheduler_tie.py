@@ -8,31 +8,13 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import MethodType
 from typing import Any
 
 from soda_compile.clock import Clock
 from soda_compile.errors import OptionError, TrajectoryError
+from soda_compile.integrations.method_hook import MethodHook
 
 _METHODS = ("set_timesteps", "set_begin_index", "scale_model_input", "step")
-
-
-@dataclass(eq=False)
-class _Hook:
-    """Stands in for a method of one scheduler object; a deep copy of the scheduler gets the method itself back."""
-
-    method: MethodType
-    function: Callable[..., Any]
-
-    def __post_init__(self) -> None:
-        functools.update_wrapper(self, self.method)  # pipelines look at the signatures
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return self.function(*arguments, **options)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
-        scheduler = self.method.__self__
-        return MethodType(self.method.__func__, memo.get(id(scheduler), scheduler))
 
 
 @dataclass(eq=False)
@@ -54,7 +36,7 @@ class SchedulerTie:
     clock: Clock
     check: Callable[[Any], None] | None = None
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-    _hooks: dict[str, _Hook] = field(default_factory=dict)
+    _hooks: list[MethodHook] = field(default_factory=list)
     _at_start: bool = False
 
     def tie(self) -> SchedulerTie:
@@ -63,24 +45,23 @@ class SchedulerTie:
         Raises:
             OptionError: If another tie has it.
         """
-        if any(isinstance(value, _Hook) for value in vars(self.scheduler).values()):
+        if any(isinstance(value, MethodHook) for value in vars(self.scheduler).values()):
             raise OptionError(
-                f"this {type(self.scheduler).__name__} drives another accelerated pipeline; give each its own: "
+                f"this {type(self.scheduler).__name__} is tied already: if this pipeline is accelerated, call "
+                "soda_compile.restore(pipe) first; if its scheduler is another's too, give it its own, "
                 "pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)"
             )
         for name in _METHODS:
             method = getattr(self.scheduler, name, None)
             if method is not None:
-                self._hooks[name] = _Hook(method, functools.partial(getattr(self, f"_{name}"), method))
-                setattr(self.scheduler, name, self._hooks[name])
+                self._hooks.append(MethodHook(method, functools.partial(getattr(self, f"_{name}"), method)).attach())
         return self
 
     def untie(self) -> None:
         """Removes the hooks."""
-        for name, hook in self._hooks.items():
-            if self.scheduler.__dict__.get(name) is hook:
-                delattr(self.scheduler, name)
-        self._hooks = {}
+        for hook in self._hooks:
+            hook.detach()
+        self._hooks = []
 
     def _set_timesteps(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         result = method(*arguments, **options)

@@ -203,7 +203,7 @@ def test_accelerating_twice_is_refused_and_keeps_the_first(
 
 
 def test_an_accelerated_pipeline_is_not_calibrated(accelerated: DigitsPipeline) -> None:
-    with pytest.raises(soda_compile.OptionError, match="replaced already"):
+    with pytest.raises(soda_compile.OptionError, match=r"tied already.*restore\(pipe\) first"):
         soda_compile.calibrate(accelerated, lambda seed: draw(accelerated, seed), generations=1)
 
 
