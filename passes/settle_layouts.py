@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
+from soda_compile.blocks import block_labels
 from soda_compile.passes.base import PassResult
-from soda_compile.passes.outline_blocks import block_of
 from soda_compile.structure import Note
 
 aten = torch.ops.aten
@@ -40,8 +41,9 @@ class SettleLayouts:
         """Rewrites ``graph`` in place."""
         changed: list[str] = []
         skipped: list[Note] = []
+        blocks = block_labels(graph)
         for node in list(graph.nodes):
-            if not (_leaves_its_block(node) and _is_permuted(node.meta.get("val"))):
+            if not (_leaves_its_block(node, blocks) and _is_permuted(node.meta.get("val"))):
                 continue
             clone = _insert_clone(graph, node)
             try:
@@ -57,11 +59,11 @@ class SettleLayouts:
         return PassResult(tuple(changed), tuple(skipped))
 
 
-def _leaves_its_block(node: fx.Node) -> bool:
+def _leaves_its_block(node: fx.Node, blocks: Mapping[fx.Node, str]) -> bool:
     if node.op != "call_function":
         return False
-    here = block_of(node)
-    return any(user.op == "call_function" and block_of(user) not in (here, None) for user in node.users)
+    here = blocks.get(node)
+    return any(user.op == "call_function" and blocks.get(user) not in (here, None) for user in node.users)
 
 
 def _is_permuted(value: Any) -> bool:

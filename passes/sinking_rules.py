@@ -250,10 +250,10 @@ def slice_axis(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     values: list[Any] = [*arguments(node), *defaults[len(node.args) :]]
     source, axis, start, stop, step = values
     axis, size = wrap(axis, len(shape_of(node))), shape_of(source)
-    if step != 1 or axis == place.batch:
-        raise Unsinkable("a slice takes every so many tokens, or some rows")
+    if axis == place.batch or (axis == place.axis and step != 1):
+        raise Unsinkable("a slice takes some rows, or every so many tokens")
     if axis != place.axis:
-        return sinker.call(node.target, sinker.want(source, place), axis, start, stop)
+        return sinker.call(node.target, sinker.want(source, place), axis, start, stop, step)
     first = slice(start, stop).indices(size[axis])[0]
     return sinker.want(source, replace(place, offset=place.offset + first))
 
@@ -306,6 +306,30 @@ def item(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     return sinker.call(aten.slice.Tensor, fresh, axis, start, start + parts[number].shape[axis])
 
 
+def scatter_axis(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """Writing into a range of another axis; how item assignment looks in a functional graph."""
+    base, source, *rest = arguments(node)
+    axis = wrap(rest[0] if rest else 0, len(shape_of(node)))
+    if axis in (place.axis, place.batch):
+        raise Unsinkable("it writes some tokens or rows")
+    inner = place
+    if node.target is aten.select_scatter.default:
+        inner = place.moved(place.axis - (place.axis > axis), place.batch - (place.batch > axis))
+    return sinker.call(node.target, sinker.want(base, place), sinker.want(source, inner), *rest)
+
+
+def cast_like(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """Only the dtype of the other tensor matters."""
+    source, other = arguments(node)
+    return sinker.call(aten._to_copy.default, sinker.want(source, place), dtype=tensor_of(other).dtype)
+
+
+def filled_like(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """A new tensor of the shape of another."""
+    source, *rest = arguments(node)
+    return sinker.call(node.target, sinker.want(source, place), *rest, **node.kwargs)
+
+
 def complex_numbers(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     """Pairs of the last axis become complex features or come from them; real and imaginary parts are elementwise."""
     source, *rest = arguments(node)
@@ -334,8 +358,11 @@ RULES: dict[Any, Rule] = {
     aten.slice: slice_axis,
     aten.cat: cat,
     aten.stack: stack,
+    aten.type_as: cast_like,
+    **dict.fromkeys((aten.slice_scatter, aten.select_scatter), scatter_axis),
+    **dict.fromkeys((aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like), filled_like),
     **dict.fromkeys(
-        (aten._to_copy, aten.alias, aten.detach, aten.dropout, aten.contiguous, aten.type_as),
+        (aten._to_copy, aten.alias, aten.detach, aten.dropout, aten.contiguous, aten.copy),
         elementwise,
     ),
     **dict.fromkeys(

@@ -8,6 +8,7 @@ from soda_compile.passes.outline_blocks import OutlineBlocks, Outlined
 from soda_compile.passes.settle_layouts import SettleLayouts
 from soda_compile.regions import find_regions
 from soda_compile.structure import BlockCall, BlockGraph, Structure
+from soda_compile.token_axes import join_streams
 
 
 def analyse(captured: Captured) -> Structure:
@@ -33,4 +34,7 @@ def _analyse_block(outlined: Outlined) -> BlockGraph:
     graph = outlined.module.graph
     path = "" if outlined.name.startswith("(") else outlined.name.partition("#")[0]
     regions, notes = find_regions(graph, path)
+    for region in regions:
+        join_streams(graph, region)
+    outlined.module.recompile()
     return BlockGraph(outlined.key, outlined.module, regions, notes, graph_flops(graph))

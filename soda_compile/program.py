@@ -85,28 +85,37 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering) -> Progr
     return _assemble(structure, steps, Registers(structure, bounds, sharing), lowering)
 
 
+def prunable_regions(structure: Structure) -> tuple[bool, ...]:
+    """For each region whether its tokens can be ranked: its outputs share their token axis with a residual stream."""
+    return tuple(
+        carries_of(call.block.module.graph, region) is not None
+        for call in structure.calls
+        for region in call.block.regions
+    )
+
+
 def require_token_axes(structure: Structure, plan: Plan) -> None:
-    """Checks that every region that is to be pruned has tokens that can be ranked.
+    """Checks that every region that is to be pruned can be.
 
     Raises:
-        PlanError: Naming the first that has none, or a batch that does not fall into the plan's groups.
+        PlanError: Naming the first that cannot, or a batch that does not fall into the plan's groups.
     """
-    numbers = iter(range(len(plan.regions)))
-    for call in structure.calls:
-        for region in call.block.regions:
-            number = next(numbers)
-            if plan.pruning is None or not any(action.kind == "prune" for action in plan.actions[number]):
-                continue
-            if carries_of(call.block.module.graph, region) is None:
-                raise PlanError(
-                    f"region {plan.regions[number]!r} cannot prune tokens: its output {region.cuts[0].shape} has no "
-                    "token axis that it shares with the residual stream; let it reuse or forecast"
-                )
-            if region.cuts[0].shape[0] % plan.pruning.groups:
-                raise PlanError(
-                    f"region {plan.regions[number]!r}: a batch of {region.cuts[0].shape[0]} does not fall into "
-                    f"{plan.pruning.groups} equal groups; change Pruning.groups"
-                )
+    if plan.pruning is None:
+        return
+    rows = zip(plan.regions, plan.actions, structure.regions, prunable_regions(structure), strict=True)
+    for name, actions, region, prunable in rows:
+        if not any(action.kind == "prune" for action in actions):
+            continue
+        if not prunable:
+            raise PlanError(
+                f"region {name!r} cannot prune tokens: its output {region.cuts[0].shape} has no token axis that it "
+                "shares with the residual stream; let it reuse or forecast"
+            )
+        if region.cuts[0].shape[0] % plan.pruning.groups:
+            raise PlanError(
+                f"region {name!r}: a batch of {region.cuts[0].shape[0]} does not fall into {plan.pruning.groups} "
+                "equal groups; change Pruning.groups"
+            )
 
 
 def _region_bounds(structure: Structure) -> list[tuple[int, int]]:

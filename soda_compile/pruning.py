@@ -51,9 +51,9 @@ class Pruning:
         return f"tokens by {self.score}{stale}"
 
 
-def random_scores(step: int, region: int, cut: int, tokens: int) -> NDArray[np.float32]:
-    """Uniform scores [tokens] for the score "random": the same in every trajectory, fresh for each step and cut."""
-    return np.random.default_rng((step, region, cut)).random(tokens, dtype=np.float32)
+def random_scores(step: int, region: int, tokens: int) -> NDArray[np.float32]:
+    """Uniform scores [tokens] for the score "random": fresh for each step and region, the same in every trajectory."""
+    return np.random.default_rng((step, region)).random(tokens, dtype=np.float32)
 
 
 def _is_count(value: Any) -> bool:

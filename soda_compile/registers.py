@@ -77,8 +77,8 @@ class Registers:
             case CoefficientInput():
                 return self._constant((access.coefficients, layout.device), access.coefficients, layout)
             case RandomInput():
-                drawn = random_scores(view.step, number, role.cut, len(layout))
-                return self._constant(("random", view.step, number, role.cut), drawn, layout)
+                drawn = random_scores(view.step, number, len(layout))
+                return self._constant(("random", view.step, number, len(layout)), drawn, layout)
             case TrackInput():
                 return self._slot((number, role.cut, role.what), role.what, layout)
             case IndexInput():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 
-from soda_compile.operators import holds_tensor, tensor_of
+from soda_compile.operators import aten, holds_tensor, tensor_of
+from soda_compile.passes.base import add_call
 from soda_compile.structure import Region
 
 
@@ -33,6 +36,8 @@ def carry_of_cut(graph: fx.Graph, region: Region, cut: int) -> fx.Node | None:
     shape = region.cuts[cut].shape
     if token_axis(shape) is None:
         return None
+    if joined := [node for node in graph.nodes if node.meta.get("streams_of") == region.cuts[cut].node]:
+        return joined[0]  # type: ignore[no-any-return]
     mine = _descendants(nodes[region.cuts[cut].node])
     region_wide = set().union(*(_descendants(nodes[other.node]) for other in region.cuts))
     for branch, operand in zip(region.branches, region.carries, strict=True):
@@ -47,6 +52,65 @@ def carries_of(graph: fx.Graph, region: Region) -> tuple[fx.Node, ...] | None:
     carries = [carry_of_cut(graph, region, cut) for cut in range(len(region.cuts))]
     known = tuple(carry for carry in carries if carry is not None)
     return known if len(known) == len(carries) else None
+
+
+def join_streams(graph: fx.Graph, region: Region) -> None:
+    """Adds the carry of a cut that holds several streams, one after the other: their concatenation.
+
+    The new node is dead, and gone from every variant that does not rank its tokens. Where the streams do not make
+    up the cut, nothing is added.
+    """
+    nodes = {node.name: node for node in graph.nodes}
+    for number, cut in enumerate(region.cuts):
+        if token_axis(cut.shape) is None or carry_of_cut(graph, region, number) is not None:
+            continue
+        parts: dict[int, fx.Node] = {}
+        for branch, operand in zip(region.branches, region.carries, strict=True):
+            start = _token_offset(nodes[branch], nodes[cut.node])
+            if start is not None and holds_tensor(nodes[operand]):
+                parts[start] = nodes[operand]
+        streams = [parts[start] for start in sorted(parts)]
+        widths = [tuple(tensor_of(stream).shape) for stream in streams]
+        starts = [sum(width[1] for width in widths[:index]) for index in range(len(widths))]
+        whole = all(len(width) == 3 and width[0] == cut.shape[0] for width in widths)
+        if not whole or starts != sorted(parts) or sum(width[1] for width in widths) != cut.shape[1]:
+            continue
+        last = max(streams, key=list(graph.nodes).index)
+        before = (
+            next(node for node in graph.nodes if node.op != "placeholder") if last.op == "placeholder" else last.next
+        )
+        with graph.inserting_before(before):
+            joined = add_call(graph, aten.cat.default, streams, 1)
+        joined.meta["streams_of"] = cut.node
+
+
+def _token_offset(branch: fx.Node, cut: fx.Node) -> int | None:
+    """Where in the cut's tokens the branch begins; None if the branch does not depend on the cut."""
+    frontier = [(branch, 0)]
+    seen: set[fx.Node] = set()
+    while frontier:
+        node, offset = frontier.pop()
+        if node is cut:
+            return offset
+        if node in seen:
+            continue
+        seen.add(node)
+        frontier.extend((source, offset + _start(node)) for source in node.all_input_nodes)
+    return None
+
+
+def _start(node: fx.Node) -> int:
+    """The first token that a slice or a part of a split takes."""
+    if node.target is aten.slice.Tensor and len(node.args) > 2 and node.args[1] in (1, -2):
+        first = node.args[2]
+        size = tensor_of(node.all_input_nodes[0]).shape[1]
+        return slice(first, None).indices(size)[0]
+    if node.target is operator.getitem:
+        split: Any = node.args[0]
+        axis = split.args[2] if len(split.args) > 2 else 0
+        if split.target in (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default) and axis in (1, -2):
+            return sum(part.shape[1] for part in split.meta["val"][: node.args[1]])
+    return 0
 
 
 def _descendants(node: fx.Node) -> set[fx.Node]:

@@ -1,9 +1,10 @@
-"""Plans of compute, reuse and forecast carried out by forward hooks in eager mode.
+"""Plans of compute, reuse, forecast and prune carried out by forward hooks in eager mode.
 
 Written without the compiler, to check it: the model computes everything, and where the plan does not ask for a
 computation the output of a region's cut modules is replaced by what the plan wants.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from families import Region
 from torch import Tensor, nn
+
+from soda_compile.pruning import random_scores
 
 if TYPE_CHECKING:
     from soda_compile.plans import Action, Plan
@@ -37,11 +40,14 @@ class EagerReference:
     family_regions: Mapping[str, Region]
     plan: "Plan"
     _computed: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict, init=False)
+    _newest: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.plan.regions if name not in self.family_regions]
         if unknown:
             raise ValueError(f"the plan names regions {unknown}, the model has {list(self.family_regions)}")
+        if self.plan.pruning is not None and self.plan.pruning.score != "random":
+            raise ValueError("tokens can only be pruned at random here: hooks do not see the residual stream")
 
     def run(self, inputs_by_step: Sequence[Mapping[str, Any]]) -> list[tuple[Tensor, ...]]:
         """Runs a whole trajectory from a clean start and returns the output tensors of each step.
@@ -72,28 +78,49 @@ class EagerReference:
             self._computed.clear()
         fired: list[str] = []
         with ExitStack() as hooks:
-            for name, actions in zip(self.plan.regions, self.plan.actions, strict=True):
+            for number, (name, actions) in enumerate(zip(self.plan.regions, self.plan.actions, strict=True)):
                 for path in self.family_regions[name].cuts:
-                    hook = self._hook(path, step, actions[step], fired)
+                    hook = self._hook(path, step, actions[step], fired, number)
                     hooks.enter_context(self.model.get_submodule(path).register_forward_hook(hook))
             yield
         expected = [path for name in self.plan.regions for path in self.family_regions[name].cuts]
         if sorted(fired) != sorted(expected):
             raise RuntimeError(f"step {step}: expected one run of each of {expected}, saw {fired}")
 
-    def _hook(self, path: str, step: int, action: "Action", fired: list[str]) -> Any:
+    def _hook(self, path: str, step: int, action: "Action", fired: list[str], number: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             fired.append(path)
             points = self._computed.setdefault(path, [])
             if action.kind == "compute":
                 points.append((step, output.detach().clone()))
+                self._newest[path] = points[-1][1]
                 return output
             wanted = action.order + 1  # reuse has order 0
             if len(points) < wanted:
                 raise ValueError(f"{path}, step {step}: {action} needs {wanted} computed steps, has {len(points)}")
-            return extrapolate(points[-wanted:], step).to(output.dtype)
+            if action.kind == "forecast":
+                return extrapolate(points[-wanted:], step).to(output.dtype)
+            if action.kind == "prune":
+                rate = action.rate if self._is_longest(path, number) else action.side_rate
+                self._newest[path] = mixture(self._newest[path], output, rate, step, number)
+            return self._newest[path]
 
         return hook
+
+    def _is_longest(self, path: str, number: int) -> bool:
+        """Whether no cut of the region has more tokens than this one."""
+        tokens = {cut: self._newest[cut].shape[1] for cut in self.family_regions[self.plan.regions[number]].cuts}
+        return tokens[path] == max(tokens.values())
+
+
+def mixture(old: Tensor, fresh: Tensor, rate: float, step: int, number: int) -> Tensor:
+    """``old`` [rows, tokens, features] with its ``tokens - floor(rate * tokens)`` tokens of highest score fresh."""
+    tokens = old.shape[1]
+    scores = torch.from_numpy(random_scores(step, number, tokens))
+    chosen = scores.argsort(descending=True)[: tokens - math.floor(rate * tokens)]
+    mixed = old.clone()
+    mixed[:, chosen] = fresh[:, chosen]
+    return mixed
 
 
 def extrapolate(points: Sequence[tuple[int, Tensor]], step: int) -> Tensor:
