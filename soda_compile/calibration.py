@@ -46,7 +46,8 @@ def calibrate(
 
     Memory: windows of ``2 * max_interval`` past values of each region in each stream, and for the score drift
     ``max_interval`` past values of its carries, all together at most ``memory_bytes``; where they are larger, every
-    k-th token is kept and k is recorded.
+    k-th token is kept and k is recorded. Beside them, one region at a time is scored, in a few float64 copies of its
+    window.
 
     Args:
         model: The denoiser (not compiled), or a diffusers pipeline.

@@ -137,9 +137,11 @@ class Sensitivity:
             SensitivityError: it was not measured.
         """
         if (table := self.mean.get(f"{metric}.{operator}")) is None:
+            score = operator.removeprefix("prune.")
+            way_out = f"; calibrate with prune_scores=[{score!r}]" if operator in PRUNE_OPERATORS else ""
             raise SensitivityError(
                 f"there is no table for metric {metric!r} and operator {operator!r}; "
-                f"measured are {', '.join(sorted(self.mean))}"
+                f"measured are {', '.join(sorted(self.mean))}{way_out}"
             )
         return table
 
