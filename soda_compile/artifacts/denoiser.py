@@ -1,0 +1,199 @@
+"""A loaded package as a module that stands where the original denoiser stood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from soda_compile.artifacts.arguments import RETURN_DICT, decode_result, decode_signature, flatten, is_plain
+from soda_compile.artifacts.manifest import CallEntry
+from soda_compile.artifacts.tensors import dtype_name, laid_out
+from soda_compile.errors import OptionError, PackageError
+from soda_compile.plans import Plan
+from soda_compile.runtime import PlannedDenoiser
+
+
+class Config(dict[str, Any]):
+    """The model's configuration, read as diffusers configurations are: by name or by attribute."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(f"the model's configuration has no {name!r}")
+        return self[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """A step program for one set of shapes, and how calls are bound to it.
+
+    Attributes:
+        planned: Runs the program.
+        call: How the denoiser is called.
+        weights: The model's tensors by name.
+    """
+
+    planned: PlannedDenoiser
+    call: CallEntry
+    weights: Mapping[str, torch.Tensor]
+
+    def mismatch(self, leaves: Mapping[str, Any]) -> str | None:
+        """Why a call with these arguments is not the one that was exported, or None."""
+        for path, entry in self.call.arguments.items():
+            value = leaves.get(path)
+            if not isinstance(value, torch.Tensor):
+                return f"{path} is {_describe(value)}, but was a tensor"
+            if path in self.call.unused:
+                continue
+            wanted, got = f"{entry.dtype} {entry.shape}", f"{dtype_name(value.dtype)} {list(value.shape)}"
+            if wanted != got:
+                return f"{path} is {got}, but was {wanted}"
+        for path, value in leaves.items():
+            if path in self.call.arguments or (path == RETURN_DICT and self._names_fields):
+                continue
+            if path not in self.call.constants:
+                return f"{path} is {_describe(value)}, but was not given"
+            known = self.call.constants[path]
+            if not is_plain(value) or (list(value) if isinstance(value, tuple) else value) != known:
+                return f"{path} is {_describe(value)}, but was {known!r}"
+        missing = self.call.constants.keys() - leaves.keys()
+        return f"{min(missing)} is not given, but was {self.call.constants[min(missing)]!r}" if missing else None
+
+    @property
+    def _names_fields(self) -> bool:
+        """Whether the result has named fields, so that it can be given as a tuple as well."""
+        return isinstance(self.call.result, dict) and "record" in self.call.result
+
+    def run(self, leaves: Mapping[str, Any], device: torch.device) -> Any:
+        """Runs the step that is due, for a call that fits."""
+        inputs = [
+            self.weights[entry.name] if entry.kind == "weight" else self._argument(entry.name, leaves, device)
+            for entry in self.call.inputs
+        ]
+        result = decode_result(self.call.result, self.planned(*inputs))
+        return result.to_tuple() if self._names_fields and leaves.get(RETURN_DICT) is False else result
+
+    def _argument(self, path: str, leaves: Mapping[str, Any], device: torch.device) -> torch.Tensor:
+        """The tensor in the layout that the code was compiled for: a copy, where an expanded tensor is passed."""
+        value: torch.Tensor = leaves[path]
+        if value.device != device:
+            raise PackageError(f"{path} lies on {value.device}, the package runs on {device}; move it there")
+        return laid_out(value, tuple(self.call.arguments[path].stride), device)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {dtype_name(value.dtype)} {list(value.shape)}"
+    return repr(value)
+
+
+class PackagedDenoiser(torch.nn.Module):
+    """A denoiser that ``soda_compile.load`` read: called as the original is, step after step of its plan.
+
+    Its weights are parameters and buffers under their original names, so ``soda_compile.trajectory(denoiser)``,
+    ``state_dict`` and pipelines find them. It is inference only, and stays on its device and in its dtype.
+
+    Attributes:
+        plan: The plan.
+        config: The original model's configuration.
+        model_name: Class name of the original model.
+    """
+
+    forward: Callable[..., Any]
+
+    def __init__(
+        self,
+        model_name: str,
+        config: Mapping[str, Any] | None,
+        plan: Plan,
+        runners: Sequence[Runner],
+        tree: torch.nn.Module,
+    ) -> None:
+        super().__init__()
+        for name, module in tree.named_children():
+            self.add_module(name, module)
+        for name, parameter in tree.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in tree.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+        self.model_name = model_name
+        self.config = Config(config or {})
+        self.plan = plan
+        self.runners = tuple(runners)
+        self._signature = decode_signature(runners[0].call.signature)
+
+        def forward(*arguments: Any, **options: Any) -> Any:
+            return self._run(arguments, options)
+
+        forward.__signature__ = self._signature  # type: ignore[attr-defined]  # pipelines look at it
+        self.forward = forward
+
+    def _run(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        bound = self._signature.bind(*arguments, **options)
+        bound.apply_defaults()
+        leaves = flatten(bound.arguments)
+        if torch.is_grad_enabled() and any(
+            isinstance(value, torch.Tensor) and value.requires_grad for value in leaves.values()
+        ):
+            raise OptionError(
+                "the denoiser is called with gradients enabled, but a package has none. Call it under "
+                "torch.no_grad() or torch.inference_mode()"
+            )
+        reasons = [runner.mismatch(leaves) for runner in self.runners]
+        if None not in reasons:
+            raise PackageError(
+                f"this package cannot run such a call: {'; or '.join(filter(None, reasons))} when it was exported. "
+                "Export with such inputs (a list of example inputs makes a package for several shapes)"
+            )
+        return self.runners[reasons.index(None)].run(leaves, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the first floating point parameter."""
+        return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
+
+    @contextmanager
+    def cache_context(self, name: str) -> Iterator[None]:
+        """What some pipelines open around each call of a step; streams are told apart by their order here."""
+        yield
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackagedDenoiser:
+        """Lets ``.to`` and its like pass where they change nothing.
+
+        Raises:
+            PackageError: They would move or convert the weights, which compiled code cannot follow.
+        """
+        for tensor in (*self.parameters(), *self.buffers()):
+            changed = fn(tensor)
+            if (changed.device, changed.dtype) != (tensor.device, tensor.dtype):
+                raise PackageError(
+                    f"this package runs on {tensor.device} with {dtype_name(tensor.dtype)} weights; it cannot move to "
+                    f"{changed.device} {dtype_name(changed.dtype)}. Export the model there"
+                )
+        return self
+
+    def __repr__(self) -> str:
+        return f"PackagedDenoiser({self.model_name}, {self.plan!r})"
+
+
+def attach(module: torch.nn.Module, path: str, tensor: torch.Tensor, kind: str) -> torch.Tensor:
+    """Registers a tensor under a dotted path, making empty modules on the way; returns what is registered."""
+    *parents, leaf = path.split(".")
+    for name in parents:
+        if name not in module._modules:
+            module.add_module(name, torch.nn.Module())
+        module = module.get_submodule(name)
+    if kind == "parameter":
+        registered = torch.nn.Parameter(tensor, requires_grad=False)
+        module.register_parameter(leaf, registered)
+        return registered
+    module.register_buffer(leaf, tensor, persistent=kind == "buffer")
+    return tensor

@@ -1,0 +1,85 @@
+"""What compiled code depends on: versions, the device and the CPU. It runs only where it was made, or on the like."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import sys
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+# Flags of /proc/cpuinfo that stand for instructions which a compiler may choose by itself.
+_INSTRUCTIONS = re.compile(
+    r"(p?ssse?|sse|avx|fma|f16c|bmi|popcnt|abm|movbe|adx|amx|gfni|v?aes|v?pclmul|sha).*|asimd.*|sve.*"
+)
+
+
+class Environment(BaseModel):
+    """Where a package was made.
+
+    Attributes:
+        torch: Version of torch, with the build ("2.13.0+cpu").
+        soda: Version of soda_compile.
+        system: Operating system and machine ("linux x86_64").
+        instructions: Instruction sets of the CPU that compiled code may use.
+        device: Device type.
+        device_name: Name of the device, for information; empty for a CPU.
+        capability: Compute capability of a CUDA device, as "9.0"; empty otherwise.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    torch: str
+    soda: str
+    system: str
+    instructions: list[str]
+    device: str
+    device_name: str
+    capability: str
+
+
+def environment(device: str) -> Environment:
+    """This process, with a device of this type."""
+    gpu = device == "cuda" and torch.cuda.is_available()
+    return Environment(
+        torch=str(torch.__version__),
+        soda=importlib.metadata.version("soda-compile"),
+        system=f"{sys.platform} {platform.machine()}",
+        instructions=_instructions(),
+        device=device,
+        device_name=torch.cuda.get_device_name() if gpu else "",
+        capability=".".join(map(str, torch.cuda.get_device_capability())) if gpu else "",
+    )
+
+
+def _instructions() -> list[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return [torch.backends.cpu.get_cpu_capability()]
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return sorted({flag for flag in (line[1] if line else "").split() if _INSTRUCTIONS.fullmatch(flag)})
+
+
+def obstacle(made: Environment, here: Environment) -> str | None:
+    """Why code made there cannot run here, or None."""
+    if made.torch != here.torch:
+        return f"made with torch {made.torch}, this is torch {here.torch}"
+    if made.soda != here.soda:
+        return f"made with soda_compile {made.soda}, this is soda_compile {here.soda}"
+    if made.system != here.system:
+        return f"made on {made.system}, this is {here.system}"
+    if made.device == "cuda" and not here.capability:
+        return f"made for a CUDA device of compute capability {made.capability}; torch sees no CUDA device here"
+    if made.capability != here.capability:
+        return (
+            f"made for compute capability {made.capability} ({made.device_name}), this {here.device_name} has "
+            f"{here.capability}"
+        )
+    missing = sorted(set(made.instructions) - set(here.instructions))
+    if missing:
+        return f"made on a CPU with instructions that this one lacks: {', '.join(missing)}"
+    return None
