@@ -1,8 +1,8 @@
 """A torch.compile backend that plans, from measured sensitivity, what a diffusion transformer need not compute again.
 
 The road: ``calibrate`` a model, ``plan`` with the sensitivity, compile with backend "soda" and run each generation
-inside ``trajectory``; or ``accelerate`` a diffusers pipeline by the plan. ``export`` compiles by the plan ahead of time,
-into one file that ``load`` runs.
+inside ``trajectory``; or ``accelerate`` a diffusers pipeline by the plan. ``export`` compiles by the plan ahead of
+time, into one file that ``load`` runs.
 """
 
 from soda_compile.artifacts import PackagedDenoiser, export, load
