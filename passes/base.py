@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from soda_compile.structure import Note
+from soda_compile.torch_private import fake_mode_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def add_call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node
     """Adds a call of an ATen operator, with the fake tensor it gives."""
     node = graph.call_function(target, args, kwargs)
     values: tuple[tuple[Any, ...], Mapping[str, Any]] = fx.map_arg((args, kwargs), lambda source: source.meta["val"])
-    with torch.no_grad():
+    # Some operators make tensors of their own on the way; those must be fake too.
+    with torch.no_grad(), fake_mode_of(values):
         node.meta = {"val": target(*values[0], **values[1])}
     return node

@@ -236,6 +236,24 @@ def expand(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     return sinker.call(node.target, aligned(sinker, source, place, len(sizes)), sizes)
 
 
+def repeat(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """Copies side by side along other axes."""
+    source, times = arguments(node)
+    new = len(times) - len(shape_of(source))
+    if times[place.axis] != 1 or times[place.batch] != 1 or min(place.axis, place.batch) < new:
+        raise Unsinkable("rows or tokens are repeated here")
+    return sinker.call(node.target, sinker.want(source, place.moved(place.axis - new, place.batch - new)), times)
+
+
+def repeat_each(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """Copies of each entry along another axis."""
+    source, times, *rest = arguments(node)
+    axis = rest[0] if rest else None
+    if isinstance(times, fx.Node) or axis is None or wrap(axis, len(shape_of(node))) in (place.axis, place.batch):
+        raise Unsinkable("rows or tokens are repeated here")
+    return sinker.call(node.target, sinker.want(source, place), times, axis)
+
+
 def select(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     """One entry of another axis."""
     source, axis, entry = arguments(node)
@@ -354,6 +372,8 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.permute, aten.transpose, aten.t), permute),
     aten.unsqueeze: unsqueeze,
     aten.expand: expand,
+    aten.repeat: repeat,
+    aten.repeat_interleave: repeat_each,
     aten.select: select,
     aten.slice: slice_axis,
     aten.cat: cat,

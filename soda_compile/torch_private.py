@@ -7,7 +7,7 @@ Dynamo and Inductor are imported where they are used: they take seconds, and a p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,8 +21,10 @@ __all__ = [
     "Compiled",
     "WeakIdKeyDictionary",
     "aot_compile",
+    "fake_mode_of",
     "inductor_compile",
     "inductor_options",
+    "largest_size",
     "log_artifact",
     "mode_options",
     "open_piece",
@@ -46,6 +48,12 @@ def specialise(value: Any) -> Any:
     from torch.fx.experimental.symbolic_shapes import guard_int
 
     return guard_int(value)
+
+
+def largest_size(size: torch.SymInt) -> int:
+    """The largest that a size can be that depends on data, such as the number of tokens a mask keeps; 0 if unbounded."""
+    upper = size.node.shape_env.bound_sympy(size.node.expr).upper
+    return int(upper) if upper.is_Integer else 0
 
 
 def inductor_compile(module: fx.GraphModule, options: dict[str, Any]) -> Compiled:
@@ -144,6 +152,13 @@ def inductor_options() -> list[str]:
     from torch._inductor import list_options
 
     return list(list_options())
+
+
+def fake_mode_of(values: Any) -> AbstractContextManager[Any]:
+    """The fake mode that the fake tensors among ``values`` belong to; nothing if there are none."""
+    from torch._guards import detect_fake_mode
+
+    return detect_fake_mode(values) or nullcontext()
 
 
 def log_artifact(name: str, text: Callable[[], str]) -> None:
