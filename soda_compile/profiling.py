@@ -9,6 +9,7 @@ import itertools
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ Inputs = Mapping[str, Any] | Sequence[Any] | Callable[[int], Any]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 WARM_UP_ROUNDS = 2
+NOISY = 0.2  # a spread above this makes the small differences between actions meaningless
 
 
 def profile(
@@ -102,6 +104,12 @@ def profile(
         spread=times.spread,
         versions=_versions(),
     )
+    if times.spread > NOISY:
+        warnings.warn(
+            f"the times of equal steps differ by {times.spread:.0%} (interquartile range over median): something else "
+            "uses the device. Measure again with refresh=True when it is idle, or take more rounds",
+            stacklevel=2,
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     made.save(path)
     return made

@@ -1,6 +1,15 @@
 """Turns sensitivity data into a plan; imports no torch."""
 
-from soda_compile.planner.make import fixed_interval_plan, flop_ratio, plan
+from soda_compile.planner.explain import explain
+from soda_compile.planner.make import fixed_interval_plan, flop_ratio, plan, slot_memory_bytes
 from soda_compile.planner.stale_errors import OPERATOR_CHOICES, OperatorChoice
 
-__all__ = ["OPERATOR_CHOICES", "OperatorChoice", "fixed_interval_plan", "flop_ratio", "plan"]
+__all__ = [
+    "OPERATOR_CHOICES",
+    "OperatorChoice",
+    "explain",
+    "fixed_interval_plan",
+    "flop_ratio",
+    "plan",
+    "slot_memory_bytes",
+]

@@ -167,6 +167,8 @@ def _finish(problem: Problem, name: str, draft: Draft) -> Plan:
         **draft.method,
     }
     method |= {key: getattr(target, key) for key in ("latency_ms", "max_error") if getattr(target, key) is not None}
+    if problem.pruning is not None:
+        method["score"] = problem.pruning.score
     if problem.profile is not None:
         total_us = problem.costs.of(actions)
         method |= {

@@ -22,7 +22,7 @@ class PaperStrategy:
     rate, or not faster than it computes, is reused.
 
     Attributes:
-        cache_error: [R, T] float64, Ec at each step, with the anchors that were chosen.
+        cache_error: [R, T] float64, Ec at each step, with the anchors that were chosen; 0 at anchors.
         prune_error: [R, T, 7] float64, Ep at each rate.
         stale: [R, T], whether there is a choice: False at anchors.
         costs: of all actions.
@@ -54,7 +54,8 @@ class PaperStrategy:
         step = np.arange(steps)
         age = np.clip(step - history(computed)[0][0], 1, width)
         stale = np.broadcast_to(~computed, (reuse.shape[1], steps))
-        return cls(reuse[step, :, age - 1].T, np.moveaxis(pruned[step, :, age - 1], 1, 0), stale, costs, slope)
+        cache_error = np.where(stale, reuse[step, :, age - 1].T, 0.0)
+        return cls(cache_error, np.moveaxis(pruned[step, :, age - 1], 1, 0), stale, costs, slope)
 
     def rows(self, beta: float) -> Rows:
         """What every region does under this beta."""
@@ -78,7 +79,7 @@ class PaperStrategy:
         Args:
             budget: of the regions: for one stream of a generation, without what each call costs in any case.
         """
-        reach = 2.0 + abs(self.slope) * float(np.nanmax(np.abs(self.cache_error), initial=0.0))
+        reach = 2.0 + abs(self.slope) * float(self.cache_error.max())
         low, high = -reach, reach
         best: tuple[Rows, float] | None = None
         for beta in (high, low):
