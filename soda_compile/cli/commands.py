@@ -6,14 +6,12 @@ from typing import Annotated
 
 import typer
 
+from soda_compile.cli import planning
 from soda_compile.cli.errors import OneLineErrors
 from soda_compile.cli.target import FORMS, load_target
 from soda_compile.errors import OptionError
 from soda_compile.inspection import inspect as inspect_model
-from soda_compile.planner import OPERATOR_CHOICES
-from soda_compile.planner import plan as make_plan
 from soda_compile.plans import Plan
-from soda_compile.sensitivity import METRICS, Sensitivity
 from soda_compile.tree import render
 
 DEMO_EXTRAS = ("diffusers", "matplotlib", "sklearn", "transformers", "accelerate", "PIL")
@@ -34,33 +32,8 @@ def inspect(target: Annotated[str, typer.Argument(help=f"{FORMS}; returns the mo
     typer.echo(render(structure, type(found.model).__name__, color=sys.stdout.isatty()))
 
 
-@app.command()
-def plan(
-    sensitivity: Annotated[Path, typer.Argument(help="What soda_compile.calibrate measured (.safetensors).")],
-    anchors: Annotated[int | None, typer.Option(help="Number of steps that compute everything.")] = None,
-    speedup: Annotated[float | None, typer.Option(help="FLOPs of computing everything / FLOPs of the plan.")] = None,
-    operator: Annotated[str, typer.Option(help=f"What stale regions do: {', '.join(OPERATOR_CHOICES)}.")] = "forecast1",
-    objective: Annotated[str, typer.Option(help=f"Error to minimise: {', '.join(METRICS)}.")] = "residual",
-    step_weights: Annotated[bool, typer.Option(help="Weight each step by how far it moves the sample.")] = False,
-    paper: Annotated[bool, typer.Option("--paper", help="Exactly the schedule of SODA (OFS+DCS).")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the plan here (.json).")] = None,
-) -> None:
-    """Choose the steps that compute everything, by --anchors or by --speedup, and show the plan."""
-    if out is not None and not out.parent.is_dir():
-        raise OptionError(f"cannot write {out}: there is no folder {out.parent}")
-    made = make_plan(
-        Sensitivity.load(sensitivity),
-        anchors=anchors,
-        speedup=speedup,
-        operator=operator,  # type: ignore[arg-type]
-        objective=objective,  # type: ignore[arg-type]
-        step_weights=step_weights,
-        paper=paper,
-    )
-    typer.echo(made.grid())
-    if out is not None:
-        made.save(out)
-        typer.echo(f"wrote {out}")
+app.command()(planning.plan)
+app.command()(planning.profile)
 
 
 @app.command()

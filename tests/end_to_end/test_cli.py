@@ -8,8 +8,9 @@ import torch
 from typer.testing import CliRunner
 
 from soda_compile.cli import app
-from soda_compile.planner import plan
+from soda_compile.planner import explain, plan
 from soda_compile.plans import Plan
+from soda_compile.profiles import PROFILED, Profile
 from soda_compile.sensitivity import METRICS, OPERATORS, Sensitivity, SensitivityInfo
 
 STEPS, REGIONS, WIDTH = 8, ("blocks.0.attn", "blocks.0.ff"), 6
@@ -146,6 +147,13 @@ def test_a_bad_target_is_one_line(folder, target, named):
     [
         (["plan", "s.safetensors"], "exactly one of anchors and speedup"),
         (["plan", "s.safetensors", "--anchors", 3, "--speedup", 2], "exactly one of anchors and speedup"),
+        (["plan", "s.safetensors", "--anchors", 3, "--pruning", "drift"], "exactly one of speedup and latency_ms"),
+        (["plan", "s.safetensors", "--speedup", 2, "--pruning", "beauty"], "score 'beauty'"),
+        (["plan", "s.safetensors", "--latency-ms", 2], "latency_ms needs measured costs"),
+        (["plan", "s.safetensors", "--speedup", 2, "--profile", "damaged.json"], "damaged.json"),
+        (["profile", "target.py:named", "--pruning", "beauty"], "score 'beauty'"),
+        (["profile", "target.py:named", "--out", "absent/p.json"], "no folder absent"),
+        (["profile", "target.py:raises"], "ValueError: no weights here"),
         (["plan", "s.safetensors", "--anchors", 9], "anchors is 9"),
         (["plan", "s.safetensors", "--speedup", 50], "speedup of 50"),
         (["plan", "s.safetensors", "--anchors", 3, "--operator", "guess"], "'guess'"),
@@ -174,7 +182,7 @@ def assert_one_line(result, named):
 
 
 def test_an_unexpected_error_keeps_its_traceback(folder, monkeypatch):
-    monkeypatch.setattr("soda_compile.cli.commands.make_plan", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("soda_compile.cli.planning.make_plan", lambda *_, **__: 1 / 0)
     assert isinstance(invoke("plan", "s.safetensors", "--anchors", 3).exception, ZeroDivisionError)
 
 
@@ -190,13 +198,44 @@ def test_plan_passes_every_option_on(folder):
     for name, options in {
         "cosine": {"operator": "forecast2", "objective": "cosine"},
         "unweighted": {"operator": "auto", "step_weights": False},
+        "unified": {"unified": True},
         "paper": {"paper": True},
     }.items():
         flags = {key: value for key, value in options.items() if not isinstance(value, bool)}
         words = [word for key, value in flags.items() for word in (f"--{key}", value)]
-        words += ["--paper"] * options.get("paper", False) + ["--no-step-weights"] * ("step_weights" in options)
-        succeed("plan", "s.safetensors", "--anchors", 3, *words, "--out", f"{name}.json")
-        assert Plan.load(f"{name}.json") == plan(sensitivity(), anchors=3, **options)
+        words += [f"--{key}" for key in ("paper", "unified") if key in options]
+        words += ["--no-step-weights"] * ("step_weights" in options)
+        goal = {"speedup": 2.0} if "unified" in options else {"anchors": 3}
+        words += [word for key, value in goal.items() for word in (f"--{key}", value)]
+        succeed("plan", "s.safetensors", *words, "--out", f"{name}.json")
+        assert Plan.load(f"{name}.json") == plan(sensitivity(), **goal, **options)
+
+
+def test_plan_by_a_profile_says_what_it_takes(folder):
+    measured = sensitivity()
+    cost_us = np.full((2, len(PROFILED)), np.nan)
+    cost_us[:, :4] = [[60, 0, 1, 2], [80, 0, 1, 2]]
+    profile = Profile("abc", REGIONS, "a device", "key", 150.0, 10.0, cost_us, np.array([8.0, 8.0]))
+    profile.save("p.json")
+    options = ["--speedup", 2, "--profile", "p.json", "--memory-bytes", 32, "--unified"]
+    text = succeed("plan", "s.safetensors", *options, "--out", "plan.json")
+    made = plan(measured, speedup=2.0, profile=profile, memory_bytes=32, unified=True)
+    assert Plan.load("plan.json") == made
+    assert explain(made, measured, profile) in text
+    assert "of 1.2 ms" in text
+
+
+def test_profile_prints_the_costs_and_keeps_them(folder, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setattr("soda_compile.lowering.inductor_compile", lambda module, options: module)
+    monkeypatch.setattr("soda_compile.profiling.NOISY", float("inf"))
+    text = succeed("profile", "target.py:named", "--rounds", 1, "--out", "p.json")
+    kept = Profile.load("p.json")
+    assert (folder / "cache" / "soda-compile" / "profiles" / f"{kept.key}.json").exists()
+    assert kept.regions == ("blocks.0.ff", "blocks.1.ff")
+    assert "blocks.0-1.ff (x2): compute " in text
+    assert f"{kept.full_us:.4g} us a call" in text
+    assert succeed("profile", "target.py:named", "--rounds", 1).splitlines()[:3] == text.splitlines()[:3]
 
 
 def test_show_prints_the_plan_and_what_it_was_made_for(folder):

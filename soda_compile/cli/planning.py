@@ -1,0 +1,111 @@
+"""The commands that choose: ``plan``, and ``profile``, which measures the costs that it chooses by."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from soda_compile.cli.target import FORMS, load_target
+from soda_compile.errors import OptionError
+from soda_compile.plan_grid import collapse
+from soda_compile.planner import OPERATOR_CHOICES, explain
+from soda_compile.planner import plan as make_plan
+from soda_compile.profiles import PROFILED, Profile
+from soda_compile.pruning import SCORES, Pruning
+from soda_compile.sensitivity import METRICS, Sensitivity
+
+_OPERATOR = f"What stale regions do: {', '.join(OPERATOR_CHOICES)}. By default forecast1, with choices auto."
+
+
+def plan(
+    sensitivity: Annotated[Path, typer.Argument(help="What soda_compile.calibrate measured (.safetensors).")],
+    anchors: Annotated[int | None, typer.Option(help="Number of steps that compute everything.")] = None,
+    speedup: Annotated[
+        float | None,
+        typer.Option(help="Cost of computing everything / cost of the plan: time with --profile, or FLOPs."),
+    ] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Time of a generation's denoiser calls, to be kept.")] = None,
+    max_error: Annotated[float | None, typer.Option(help="Largest summed error, to be kept.")] = None,
+    memory_bytes: Annotated[int | None, typer.Option(help="Most that kept values may take.")] = None,
+    operator: Annotated[str | None, typer.Option(help=_OPERATOR)] = None,
+    objective: Annotated[str, typer.Option(help=f"Error to minimise: {', '.join(METRICS)}.")] = "residual",
+    step_weights: Annotated[bool, typer.Option(help="Weight each step by how far it moves the sample.")] = False,
+    pruning: Annotated[str | None, typer.Option(help=f"Prune tokens by this score: {', '.join(SCORES)}.")] = None,
+    unified: Annotated[
+        bool, typer.Option("--unified", help="Let each region choose at every step; --pruning implies it.")
+    ] = False,
+    profile: Annotated[Path | None, typer.Option(help="Measured costs (.json); see soda-compile profile.")] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Exactly the method of SODA: OFS+DCS, with --pruning OFS+UAS.")
+    ] = False,
+    paper_lambda: Annotated[float, typer.Option(help="Lambda of UAS, in alpha = lambda * Ec + beta.")] = -1.0,
+    out: Annotated[Path | None, typer.Option(help="Write the plan here (.json).")] = None,
+) -> None:
+    """Choose what every region does at every step, show the plan, and say why."""
+    if out is not None and not out.parent.is_dir():
+        raise OptionError(f"cannot write {out}: there is no folder {out.parent}")
+    measured = Sensitivity.load(sensitivity)
+    costs = None if profile is None else Profile.load(profile)
+    made = make_plan(
+        measured,
+        anchors=anchors,
+        speedup=speedup,
+        latency_ms=latency_ms,
+        max_error=max_error,
+        memory_bytes=memory_bytes,
+        operator=operator,  # type: ignore[arg-type]
+        objective=objective,  # type: ignore[arg-type]
+        step_weights=step_weights,
+        pruning=None if pruning is None else Pruning(pruning),  # type: ignore[arg-type]
+        unified=unified or None,
+        profile=costs,
+        paper=paper,
+        paper_lambda=paper_lambda,
+    )
+    typer.echo(made.grid())
+    if pruning is not None or costs is not None:
+        typer.echo("\n" + explain(made, measured, costs))
+    if out is not None:
+        made.save(out)
+        typer.echo(f"wrote {out}")
+
+
+def profile(
+    target: Annotated[str, typer.Argument(help=f"{FORMS}; returns the model and its inputs.")],
+    pruning: Annotated[str | None, typer.Option(help=f"Time pruning by this score too: {', '.join(SCORES)}.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often to time each step.")] = 7,
+    mode: Annotated[str | None, typer.Option(help="As for torch.compile.")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Measure anew, whatever is kept.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the profile here as well (.json).")] = None,
+) -> None:
+    """Time what each action of each region costs, compiled, on this device; the result is kept for the next time."""
+    from soda_compile.profiling import default_folder
+    from soda_compile.profiling import profile as measure
+
+    if out is not None and not out.parent.is_dir():
+        raise OptionError(f"cannot write {out}: there is no folder {out.parent}")
+    score = None if pruning is None else Pruning(pruning)  # type: ignore[arg-type]
+    found = load_target(target)
+    made = measure(found.model, found.kwargs or found.args, pruning=score, rounds=rounds, mode=mode, refresh=refresh)
+    typer.echo(describe(made))
+    typer.echo(f"kept as {default_folder() / made.key}.json")
+    if out is not None:
+        made.save(out)
+        typer.echo(f"wrote {out}")
+
+
+def describe(profile: Profile) -> str:
+    """The costs as text, one line for each group of equal regions."""
+    lines = []
+    for row in profile.cost_us:
+        known = [(action, cost) for action, cost in zip(PROFILED, row, strict=True) if not np.isnan(cost)]
+        lines.append(", ".join(f"{action} {cost:.4g}" for action, cost in known if action.kind != "reuse"))
+    return "\n".join(
+        [
+            f"{profile.device}: {profile.full_us:.4g} us a call, {profile.base_us:.4g} us where everything is reused; "
+            f"spread {profile.spread:.0%}",
+            "us on top of reusing everything:",
+            *(f"  {label}: {line}" for label, line in collapse(profile.regions, lines)),
+        ]
+    )
