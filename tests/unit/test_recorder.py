@@ -158,6 +158,28 @@ def test_memory_is_shared_by_the_streams(structure: Structure):
     assert recorder.stride == 2
 
 
+def test_a_second_call_in_a_step_shares_the_memory_once_it_is_seen(structure: Structure):
+    """Under a scheduler nobody says that there are two calls; from the second one on tokens are left out."""
+    bound = ROWS * TOKENS * WIDTH * 4 * (ENTRIES.lags + 1)
+    recorder = Recorder(Clock(automatic=False), 1, ENTRIES, bound)
+    recorder.start(structure)
+    streams = [values(0), values(1)]
+    (region,) = structure.regions
+    recorder.begin(seed=0)
+    for step in range(STEPS):
+        for stream in streams:
+            recorder.begin_call({"h": stream["cut"][step]})
+            named = {"gate": stream["gate"][step], "|h|": stream["carry"][step]}
+            recorder.record(0, {region.cuts[0].node: stream["cut"][step], **named})
+        recorder.clock.advance()
+    assert (recorder.calls_in_a_step, recorder.stride) == (2, 2)
+    assert sum(window.memory_bytes for window in recorder._windows.values()) <= bound
+    for step, metric in product((3, 4), METRICS):
+        for name, (_, mean, _) in found(recorder, step, metric).items():
+            each = [expected(stream, step, metric, 2)[name] for stream in streams]
+            np.testing.assert_allclose(mean, np.concatenate(each).mean(), rtol=1e-3, atol=1e-7)
+
+
 def test_numbers_among_the_inputs_are_kept_for_one_call_a_step(structure: Structure):
     recorder = make(structure, calls_per_step=2)
     feed(recorder, values(0), values(1))
