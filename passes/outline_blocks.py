@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
+
+from soda_compile.blocks import split_blocks
+from soda_compile.operators import is_heavy
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class Outlined:
 
 @dataclass(frozen=True)
 class OutlineBlocks:
-    """Outlines every element of a ModuleList that ran, outermost lists first.
+    """Outlines the repeated blocks of a model, see ``soda_compile.blocks``.
 
     Before::
 
@@ -47,16 +49,15 @@ class OutlineBlocks:
         (head): h0 = embed(x);  blocks.0: h1 = block(h0, w0);  blocks.1: h2 = block(h1, w1)
 
     Valid because the graph is functional and runs in trace order: any cut of that order into consecutive runs
-    keeps every value before its uses. Work between two blocks joins the block after it. Nodes that carry the path
-    of a block's child without the block's own frame (an output head that borrows a block's embedder) stay outside.
-    A model without a ModuleList comes out as one call, ``(model)``.
+    keeps every value before its uses. Nodes that carry the path of a block's child without the block's own frame (an
+    output head that borrows a block's embedder) stay outside.
     """
 
     name: str = "outline_blocks"
 
     def apply(self, graph: fx.Graph, outputs: Sequence[str | None]) -> tuple[Outlined, ...]:
         """Cuts ``graph``; ``outputs`` are the names of the values the denoiser returns."""
-        runs = list(_runs(graph))
+        runs = split_blocks(graph)
         made_by = {node.name: index for index, (_, nodes) in enumerate(runs) for node in nodes}
         used_later = {name for name in outputs if name}
         for index, (_, nodes) in enumerate(runs):
@@ -70,42 +71,16 @@ class OutlineBlocks:
         calls: list[Outlined] = []
         for name, nodes in runs:
             inputs, results, module = _extract(nodes, used_later)
-            key = canonical_key(module.graph)
+            key = _key(module.graph, name)
             calls.append(Outlined(name, key, shared.setdefault(key, module), inputs, results))
         return tuple(calls)
 
 
-def block_of(node: fx.Node) -> str | None:
-    """Path of the outermost ModuleList element whose forward traced the node.
-
-    A ModuleList is never called, so its element is a frame with a numeric name whose parent is no frame.
-    """
-    paths: tuple[str, ...] = node.meta.get("paths", ())
-    for path in paths:
-        parent, _, leaf = path.rpartition(".")
-        if leaf.isdigit() and parent not in paths:
-            return path
-    return None
-
-
-def _runs(graph: fx.Graph) -> Iterator[tuple[str, list[fx.Node]]]:
-    """Consecutive nodes of one block, with what precedes a block joined to it (except before the first)."""
-    body = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
-    groups = [(label, list(nodes)) for label, nodes in itertools.groupby(body, key=block_of)]
-    seen: dict[str, int] = {}
-    between: list[fx.Node] = []
-    for position, (label, nodes) in enumerate(groups):
-        if label is None:
-            if position == 0:
-                yield ("(model)" if len(groups) == 1 else "(head)"), nodes
-            elif position == len(groups) - 1:
-                yield "(tail)", nodes
-            else:
-                between = nodes
-            continue
-        seen[label] = seen.get(label, 0) + 1
-        yield (label if seen[label] == 1 else f"{label}#{seen[label]}"), between + nodes
-        between = []
+def _key(graph: fx.Graph, name: str) -> str:
+    """Tells apart graphs that differ, and equal graphs whose heavy work has other names inside the block."""
+    block = name.partition("#")[0]
+    modules = [(node.meta.get("paths") or ("",))[-1].removeprefix(block) for node in graph.nodes if is_heavy(node)]
+    return hashlib.sha256("\n".join([canonical_key(graph), *modules]).encode()).hexdigest()[:16]
 
 
 def _extract(nodes: list[fx.Node], used_later: set[str]) -> tuple[tuple[str, ...], tuple[str, ...], fx.GraphModule]:

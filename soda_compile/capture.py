@@ -14,6 +14,7 @@ from torch import fx
 from torch.export.graph_signature import InputKind, OutputKind
 
 from soda_compile.errors import CaptureError
+from soda_compile.higher_order import bind_operators
 from soda_compile.torch_private import source_name, specialise
 
 aten = torch.ops.aten
@@ -101,6 +102,12 @@ def module_paths(node: fx.Node) -> tuple[str, ...]:
     return tuple(clean_path(str(frame[0])) for frame in frames.values())
 
 
+def module_classes(node: fx.Node) -> tuple[str, ...]:
+    """Classes of the modules of ``module_paths``."""
+    frames = node.meta.get("nn_module_stack") or {}
+    return tuple(str(getattr(frame[1], "__qualname__", frame[1])) for frame in frames.values())
+
+
 def _detach_data(graph: fx.Graph) -> None:
     """``x.data`` as ``x.detach()``, the same alias, which export can follow."""
     for node in graph.nodes:
@@ -146,11 +153,12 @@ def _clean(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target in (aten._assert_tensor_metadata.default, aten._assert_scalar.default):
             graph.erase_node(node)
+    bind_operators(graph)
     for node in list(graph.nodes):
         if node.target is operator.getitem:
             node.args[0].append(node)
     for node in graph.nodes:
-        node.meta["paths"] = module_paths(node)
+        node.meta["paths"], node.meta["classes"] = module_paths(node), module_classes(node)
     graph.eliminate_dead_code()
     graph.lint()
 

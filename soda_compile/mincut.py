@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 import networkx as nx
 from torch import fx
 
-from soda_compile.operators import holds_tensor, tensor_bytes
+from soda_compile.operators import can_be_stored, tensor_bytes
 
 
 def minimum_cut(heavy: Iterable[fx.Node], branches: Iterable[fx.Node], between: Collection[fx.Node]) -> list[fx.Node]:
@@ -24,8 +24,8 @@ def minimum_cut(heavy: Iterable[fx.Node], branches: Iterable[fx.Node], between: 
     """
     network = nx.DiGraph()
     for node in between:
-        # Only a single tensor can be stored: a split's list of tensors cannot.
-        capacity = {"capacity": tensor_bytes(node)} if holds_tensor(node) else {}
+        # A split's list of tensors cannot be stored; an empty tensor costs something, or it would always be cut.
+        capacity = {"capacity": max(1, tensor_bytes(node))} if can_be_stored(node) else {}
         network.add_edge((node, "out"), (node, "in"), **capacity)
         for user in node.users:
             if user in between:

@@ -11,6 +11,8 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
+from soda_compile.torch_private import largest_size
+
 aten = torch.ops.aten
 
 ATTENTION = frozenset(
@@ -20,6 +22,7 @@ ATTENTION = frozenset(
         aten._scaled_dot_product_flash_attention_for_cpu,
         aten._scaled_dot_product_efficient_attention,
         aten._scaled_dot_product_cudnn_attention,
+        torch.ops.higher_order.flex_attention,
     }
 )
 PRODUCTS = frozenset({aten.linear, aten.matmul, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.einsum})
@@ -98,25 +101,34 @@ def holds_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), torch.Tensor)
 
 
+def can_be_stored(node: fx.Node) -> bool:
+    """Whether the node's value is one tensor whose sizes do not depend on data."""
+    return holds_tensor(node) and all(isinstance(size, int) for size in tensor_of(node).shape)
+
+
 def tensor_bytes(node: fx.Node) -> int:
-    """Size of the node's tensor in bytes."""
-    tensor = tensor_of(node)
-    return tensor.numel() * tensor.element_size()
+    """Size of the node's tensor in bytes, the largest it can be."""
+    return math.prod(shape_of(node)) * tensor_of(node).element_size()
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The tensor's sizes; for a size that depends on data, the largest it can be."""
+    return tuple(size if isinstance(size, int) else largest_size(size) for size in tensor_of(node).shape)
 
 
 def _product_flops(node: fx.Node) -> int:
-    inner = tensor_of(node.args[0]).shape[-1]  # type: ignore[arg-type]
-    return 2 * tensor_of(node).numel() * inner
+    inner = shape_of(node.args[0])[-1]  # type: ignore[arg-type]
+    return 2 * math.prod(shape_of(node)) * inner
 
 
 def _attention_flops(node: fx.Node) -> int:
-    query, key, value = (tensor_of(argument) for argument in node.args[:3])  # type: ignore[arg-type]
-    return 2 * math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    query, key, value = (shape_of(argument) for argument in node.args[:3])  # type: ignore[arg-type]
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _convolution_flops(node: fx.Node) -> int:
-    weight = tensor_of(node.args[1])  # type: ignore[arg-type]
-    return 2 * tensor_of(node).numel() * math.prod(weight.shape[1:])
+    weight = shape_of(node.args[1])  # type: ignore[arg-type]
+    return 2 * math.prod(shape_of(node)) * math.prod(weight[1:])
 
 
 def _einsum_flops(node: fx.Node) -> int:
@@ -126,10 +138,10 @@ def _einsum_flops(node: fx.Node) -> int:
     sizes: dict[str, int] = {}
     for term, argument in zip(equation.split("->")[0].split(","), node.args[1], strict=True):  # type: ignore[arg-type]
         front, _, back = term.partition("...")
-        shape = tensor_of(argument).shape
+        shape = shape_of(argument)
         sizes |= dict(zip(front, shape, strict=False)) | dict(zip(reversed(back), reversed(shape), strict=False))
     summed = [size for letter, size in sizes.items() if letter not in equation.partition("->")[2]]
-    return 2 * tensor_of(node).numel() * math.prod(summed)
+    return 2 * math.prod(shape_of(node)) * math.prod(summed)
 
 
 # The registry of torch knows the decomposed operators; these are the whole ones that capture keeps.
@@ -151,8 +163,12 @@ def flops(node: fx.Node) -> int:
         return 0
     if formula := _WHOLE.get(packet(node)):
         return formula(node)
-    values = [argument.meta["val"] if isinstance(argument, fx.Node) else argument for argument in node.args]
-    return int(flop_registry[packet(node)](*values, **node.kwargs, out_val=node.meta["val"]))
+    values = [_largest(argument) if isinstance(argument, fx.Node) else argument for argument in node.args]
+    return int(flop_registry[packet(node)](*values, **node.kwargs, out_val=_largest(node)))
+
+
+def _largest(node: fx.Node) -> Any:
+    return torch.empty(shape_of(node), device="meta") if holds_tensor(node) else node.meta["val"]
 
 
 def graph_flops(graph: fx.Graph) -> int:

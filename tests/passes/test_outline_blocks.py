@@ -132,9 +132,10 @@ class Sequence(nn.Module):
         return self.layers(h)
 
 
-def test_the_layers_of_a_sequential_are_no_blocks():
+def test_the_layers_of_a_sequential_are_blocks():
     _, calls = outline(Sequence(), torch.randn(3, 4))
-    assert names(calls) == ["(model)"]
+    assert names(calls) == ["layers.0", "layers.1"]
+    assert calls[0].module is calls[1].module
 
 
 class Nested(nn.Module):

@@ -307,8 +307,9 @@ def test_a_residual_inside_a_branch_is_a_region_of_its_own():
     inner, outer = sorted(regions, key=lambda region: region.name != "inner.mlp")
     assert inner.name == "inner.mlp"
     assert inner.weights == ((32, 8), (8, 32))
-    assert outer.flops > inner.flops
-    assert set(inner.weights) < set(outer.weights)
+    assert set(inner.weights) < set(outer.weights), "the inner work dies with the outer branch"
+    assert inner.flops == 2 * (2 * 10 * 8 * 32)
+    assert outer.flops == 2 * 10 * 8 * (48 + 8), "work counts once, so that regions can be added up"
 
 
 class Plain(Base):
