@@ -12,7 +12,8 @@ from torch import fx
 from soda_compile.operators import flops, is_heavy, packet
 from soda_compile.passes.base import PassResult, add_call, find_node
 from soda_compile.passes.selection import Place, Tokens, take
-from soda_compile.passes.sinking_rules import Unsinkable, rule_for
+from soda_compile.passes.sinking import Unsinkable
+from soda_compile.passes.sinking_rules import rule_for
 from soda_compile.structure import Note, Region
 
 aten = torch.ops.aten

@@ -114,6 +114,17 @@ def split_sequence(x: Tensor) -> Tensor:
     return longer.split([2, COUNT], dim=1)[1]
 
 
+def linear_attention(x: Tensor) -> Tensor:
+    queries = x.relu().transpose(1, 2)
+    return (torch.eye(WIDTH).expand(ROWS, -1, -1) @ queries).transpose(1, 2)
+
+
+def assigned_after_a_prefix(x: Tensor) -> Tensor:
+    longer = torch.cat([x.new_ones(ROWS, 2, WIDTH), x], dim=1) + 1
+    longer[:, 2:] = longer[:, 2:] * 3
+    return longer[:, 2:]
+
+
 SINK = {
     "elementwise": lambda x: functional.gelu(x * 2 + 1),
     "broadcast": lambda x: x * torch.ones(ROWS, 1, WIDTH) + torch.ones(WIDTH),
@@ -140,6 +151,8 @@ SINK = {
     "rotary": rotary,
     "complex rotary": complex_rotary,
     "item assignment": item_assignment,
+    "linear attention": linear_attention,
+    "assigned after a prefix": assigned_after_a_prefix,
     "longer sequence": in_a_longer_sequence,
     "split sequence": split_sequence,
 }

@@ -1,0 +1,139 @@
+"""How taking tokens commutes with arithmetic: one short rule for each kind of operator."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from soda_compile.operators import tensor_of
+from soda_compile.passes.selection import Place
+from soda_compile.passes.sinking import Sinker, Unsinkable, aligned, arguments, shape_of, wrap
+
+aten = torch.ops.aten
+
+
+def elementwise(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """Each element depends on the elements at its own position; what is broadcast over tokens stays."""
+    rank = len(shape_of(node))
+
+    def pick(argument: fx.Node) -> fx.Node:
+        if not isinstance(argument.meta.get("val"), torch.Tensor):
+            return argument
+        return aligned(sinker, argument, place, rank)
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), pick)
+    return sinker.call(node.target, *args, **kwargs)
+
+
+def linear(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """A linear works on each token by itself."""
+    if place.axis == len(shape_of(node)) - 1:
+        raise Unsinkable("the tokens are the output features of a linear")
+    source, *rest = arguments(node)
+    return sinker.call(node.target, sinker.want(source, place), *rest)
+
+
+def product(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """Rows of a matrix product depend on the same rows of the left factor, columns on those of the right one."""
+    left, right = arguments(node)[:2]
+    rank = len(shape_of(node))
+    if place.axis == rank - 2 and len(shape_of(left)) == rank:
+        return sinker.call(node.target, sinker.want(left, place), right)
+    if place.axis == rank - 1 and len(shape_of(right)) == rank:
+        return sinker.call(node.target, left, sinker.want(right, place))
+    raise Unsinkable("the tokens are neither rows nor columns of a matrix product")
+
+
+def product_with_bias(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """As ``product``; the bias is broadcast over the rows or has as many."""
+    bias, left, right = arguments(node)[:3]
+    rank = len(shape_of(node))
+    if place.axis != rank - 2:
+        raise Unsinkable("the tokens are not the rows of a matrix product")
+    return sinker.call(
+        node.target,
+        aligned(sinker, bias, place, rank),
+        sinker.want(left, place),
+        right,
+        **node.kwargs,
+    )
+
+
+def attention(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """Each query attends by itself; keys and values come from all tokens. A mask may have an axis of queries."""
+    query, key, value, *rest = arguments(node)
+    rank = len(shape_of(node))
+    if place.axis != rank - 2:
+        raise Unsinkable("the tokens are not the queries of an attention")
+    options = dict(zip(("attn_mask", "dropout_p", "is_causal"), rest, strict=False)) | node.kwargs
+    if options.get("is_causal"):
+        raise Unsinkable("a causal attention counts its queries")
+    sinker.keep_whole([key, value])
+    mask = options.pop("attn_mask", None)
+    if isinstance(mask, fx.Node):
+        mask = aligned(sinker, mask, place, rank)
+    options = {name: option for name, option in options.items() if name not in ("dropout_p", "is_causal")}
+    return sinker.call(
+        node.target,
+        sinker.want(query, place),
+        key,
+        value,
+        mask,
+        options.pop("dropout_p", 0.0),
+        False,
+        **options,
+    )
+
+
+def norm_over_features(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """A norm over the last axes treats each token alike."""
+    source, normalized, *rest = arguments(node)
+    if place.axis >= len(shape_of(node)) - len(normalized):
+        raise Unsinkable("the norm runs over tokens")
+    return sinker.call(node.target, sinker.want(source, place), normalized, *rest, **node.kwargs)
+
+
+def along_axis(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """An operator along one other axis (softmax, cumulative sum) works on each token by itself."""
+    source, axis, *rest = arguments(node)
+    if wrap(axis, len(shape_of(node))) == place.axis:
+        raise Unsinkable("it runs over tokens")
+    return sinker.call(node.target, sinker.want(source, place), axis, *rest, **node.kwargs)
+
+
+def reduction(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """A mean, sum, variance or norm over features is one number for each token."""
+    source = arguments(node)[0]
+    rank = len(shape_of(source))
+    position = 2 if node.target is aten.linalg_vector_norm.default else 1
+    axes = arguments(node)[position] if len(arguments(node)) > position else None
+    if not axes:
+        raise Unsinkable("it reduces over all axes")
+    reduced = {wrap(axis, rank) for axis in ([axes] if isinstance(axes, int) else axes)}
+    kept = list(range(rank)) if len(shape_of(node)) == rank else [axis for axis in range(rank) if axis not in reduced]
+    inner = place.moved(kept[place.axis], kept[place.batch])
+    if reduced & {inner.axis, inner.batch}:
+        raise Unsinkable("it reduces over tokens")
+    return sinker.call(node.target, sinker.want(source, inner), *arguments(node)[1:], **node.kwargs)
+
+
+def complex_numbers(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """Pairs of the last axis become complex features or come from them; real and imaginary parts are elementwise."""
+    source, *rest = arguments(node)
+    if node.target is aten.view_as_complex.default and place.axis == len(shape_of(source)) - 1:
+        raise Unsinkable("the tokens are the parts of complex numbers")
+    if node.target in (aten.view_as_complex.default, aten.view_as_real.default):
+        return sinker.call(node.target, sinker.want(source, place), *rest)
+    return elementwise(sinker, node, place)
+
+
+def cast_like(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """Only the dtype of the other tensor matters."""
+    source, other = arguments(node)
+    return sinker.call(aten._to_copy.default, sinker.want(source, place), dtype=tensor_of(other).dtype)
+
+
+def filled_like(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """A new tensor of the shape of another."""
+    source, *rest = arguments(node)
+    return sinker.call(node.target, sinker.want(source, place), *rest, **node.kwargs)
