@@ -1,4 +1,8 @@
-"""The container of a package: a PT2 archive (a zip without compression) that ends in a checksum of all before it."""
+"""The container of a package: a PT2 archive (a zip without compression) of which every byte is under a checksum.
+
+The manifest has the checksum of each other member. The file ends in a seal: the checksum of the manifest and of all
+that lies between the members.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import re
 import secrets
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +21,9 @@ from soda_compile.artifacts.tensors import ALIGNMENT
 from soda_compile.errors import PackageError
 
 ROOT = "package/"
-_FOOTER = re.compile(rb"soda-compile sha256:([0-9a-f]{64})")
-_FOOTER_BYTES = len(b"soda-compile sha256:") + 64
+MANIFEST = "extra/manifest.json"
+_SEAL = re.compile(rb"soda-compile sha256:([0-9a-f]{64})")
+_SEAL_BYTES = len(b"soda-compile sha256:") + 64
 _LOCAL_HEADER_BYTES = 30
 _CHUNK_BYTES = 1 << 24
 
@@ -73,67 +78,86 @@ class ArchiveWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
             if kind is None:
-                self._zip.comment = b"?" * _FOOTER_BYTES
+                self._zip.comment = b"?" * _SEAL_BYTES
             self._zip.close()
             if kind is None:
                 with open(self._temporary, "r+b") as file:
-                    seal(file.fileno())
+                    _write_seal(file.fileno())
                 os.replace(self._temporary, self.path)
         finally:
             self._temporary.unlink(missing_ok=True)
 
 
-def seal(descriptor: int) -> None:
-    """Writes the checksum of everything before it over the last bytes of a file."""
-    size = os.fstat(descriptor).st_size
-    with mmap.mmap(descriptor, size) as data:
-        data[size - _FOOTER_BYTES :] = b"soda-compile sha256:" + _sha256(memoryview(data)[:-_FOOTER_BYTES]).encode()
+def _write_seal(descriptor: int) -> None:
+    with mmap.mmap(descriptor, 0) as data:
+        seal = _seal(data, _spans(data))
+        data[len(data) - _SEAL_BYTES :] = b"soda-compile sha256:" + seal.encode()
     os.fsync(descriptor)
 
 
-def _sha256(data: memoryview) -> str:
-    digest = hashlib.sha256()
-    with data:
-        for start in range(0, len(data), _CHUNK_BYTES):
-            digest.update(data[start : start + _CHUNK_BYTES])
-    return digest.hexdigest()
-
-
 def read_archive(path: Path) -> dict[str, memoryview]:
-    """The members of a whole and undamaged package, by name, as private copies on write of the mapped file.
+    """The members of a package, by name, as private copies on write of the mapped file.
+
+    Their own checksums, which the manifest has, are not verified yet.
 
     Raises:
-        PackageError: The file is missing, is no package, or differs in any byte from what was written.
+        PackageError: The file is missing or no package, or is damaged outside of the members.
     """
     try:
         with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
         raise PackageError(f"{path}: cannot read the package: {getattr(error, 'strerror', None) or error}") from None
-    view = memoryview(data)
-    footer = _FOOTER.fullmatch(view[-_FOOTER_BYTES:])
-    if footer is None:
+    seal = _SEAL.fullmatch(data[-_SEAL_BYTES:])
+    if seal is None:
         raise PackageError(
-            f"{path}: no package of soda_compile.export, or a truncated or changed one: the checksum at its end is "
+            f"{path}: no package of soda_compile.export, or a truncated or changed one: the seal at its end is "
             "missing. Copy the file again or export again"
         )
-    if _sha256(view[:-_FOOTER_BYTES]) != footer[1].decode():
-        raise PackageError(
-            f"{path}: damaged: its content does not have the checksum at its end. Copy the file again or export again"
-        )
-    return _members(path, view)
-
-
-def _members(path: Path, view: memoryview) -> dict[str, memoryview]:
-    members = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                name_bytes, extra_bytes = struct.unpack("<HH", view[info.header_offset + 26 : info.header_offset + 30])
-                start = info.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
-                if info.compress_type != zipfile.ZIP_STORED or not info.filename.startswith(ROOT):
-                    raise zipfile.BadZipFile(f"unexpected member {info.filename}")
-                members[info.filename.removeprefix(ROOT)] = view[start : start + info.file_size]
-    except (zipfile.BadZipFile, struct.error) as error:
-        raise PackageError(f"{path}: not a package of soda_compile.export: {error}") from None
-    return members
+        spans = _spans(data)
+        intact = _seal(data, spans) == seal[1].decode()
+    except Exception:  # whatever reading a damaged table of contents leads to
+        intact = False
+    if not intact:
+        raise PackageError(
+            f"{path}: damaged or changed: its manifest or table of contents does not have the checksum at its end. "
+            "Copy the file again or export again"
+        )
+    view = memoryview(data)
+    return {name: view[start:stop] for name, (start, stop) in spans.items()}
+
+
+def sha256(data: memoryview | mmap.mmap) -> str:
+    """The checksum of a member."""
+    return _sha256(data, [(0, len(data))])
+
+
+def _spans(data: mmap.mmap) -> dict[str, tuple[int, int]]:
+    """Where the members' data lie, by name."""
+    spans = {}
+    with zipfile.ZipFile(data) as archive:  # type: ignore[call-overload]  # a mapping reads and seeks like a file
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED or not info.filename.startswith(ROOT):
+                raise zipfile.BadZipFile(f"unexpected member {info.filename}")
+            place = info.header_offset
+            name_bytes, extra_bytes = struct.unpack("<HH", data[place + 26 : place + _LOCAL_HEADER_BYTES])
+            start = place + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+            spans[info.filename.removeprefix(ROOT)] = (start, start + info.file_size)
+    return spans
+
+
+def _seal(data: mmap.mmap, spans: Mapping[str, tuple[int, int]]) -> str:
+    """The checksum of all bytes that are in no member but the manifest, less the seal itself."""
+    covered = sorted(span for name, span in spans.items() if name != MANIFEST)
+    starts, stops = [0, *(stop for _, stop in covered)], [*(start for start, _ in covered), len(data) - _SEAL_BYTES]
+    return _sha256(data, list(zip(starts, stops, strict=True)))
+
+
+def _sha256(data: memoryview | mmap.mmap, spans: Iterable[tuple[int, int]]) -> str:
+    digest = hashlib.sha256()
+    with memoryview(data) as view:
+        for start, stop in spans:
+            for place in range(start, stop, _CHUNK_BYTES):
+                digest.update(view[place : min(place + _CHUNK_BYTES, stop)])
+    return digest.hexdigest()

@@ -13,11 +13,10 @@ from typing import Any, Literal
 import torch
 
 from soda_compile.artifacts.aot import AheadOfTime
-from soda_compile.artifacts.archive import ArchiveWriter
+from soda_compile.artifacts.archive import MANIFEST, ArchiveWriter
 from soda_compile.artifacts.environment import environment
 from soda_compile.artifacts.manifest import (
     CODE,
-    MANIFEST,
     PLAN,
     REGIONS,
     TENSORS,

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import torch
 
-from soda_compile.artifacts.archive import read_archive
+from soda_compile.artifacts.archive import MANIFEST, read_archive, sha256
 from soda_compile.artifacts.denoiser import PackagedDenoiser, Runner, attach
 from soda_compile.artifacts.environment import environment, obstacle
 from soda_compile.artifacts.manifest import (
     CODE,
-    MANIFEST,
     PLAN,
     TENSORS,
     WEIGHTS,
@@ -64,8 +63,12 @@ def open_package(path: str | os.PathLike[str]) -> Package:
         raise PackageError(f"{file}: no package of soda_compile.export: it has no {MANIFEST}")
     manifest = parse(Manifest, members[MANIFEST], f"{file}: {MANIFEST}")
     for name, entry in manifest.members.items():
-        if name not in members or len(members[name]) != entry.size_bytes:
-            raise PackageError(f"{file}: {name} is missing or has another size; export again")
+        if name not in members:
+            raise PackageError(f"{file}: {name} is missing. Copy the file again or export again")
+        if sha256(members[name]) != entry.sha256:
+            raise PackageError(
+                f"{file}: damaged or changed: {name} does not have its checksum. Copy the file again or export again"
+            )
     if extra := members.keys() - manifest.members.keys() - {MANIFEST}:
         raise PackageError(f"{file}: {min(extra)} was added after the export; export again")
     plan = Plan.from_json(bytes(members[PLAN]), f"{file}: {PLAN}")

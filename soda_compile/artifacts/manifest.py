@@ -11,7 +11,6 @@ from soda_compile.artifacts.environment import Environment
 from soda_compile.errors import PackageError
 
 FORMAT = "soda-package/1"
-MANIFEST = "extra/manifest.json"
 PLAN = "extra/plan.json"
 REGIONS = "extra/regions.json"
 WEIGHTS = "extra/weights.safetensors"
@@ -162,8 +161,8 @@ def parse(kind: type[Entry], data: bytes | memoryview, name: str) -> Entry:
         content = json.loads(bytes(data))
         if kind is Manifest and isinstance(content, dict) and content.get("format") != FORMAT:
             raise PackageError(
-                f"the package has format {content.get('format')!r}, this version of soda_compile reads {FORMAT!r}; use "
-                "the version that made it, or export again"
+                f"{name}: the package has format {content.get('format')!r}, this version of soda_compile reads "
+                f"{FORMAT!r}; use the version that made it, or export again"
             )
         return kind.model_validate(content)
     except ValidationError as error:

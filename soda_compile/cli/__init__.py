@@ -1,5 +1,6 @@
 """The console script ``soda-compile``."""
 
+from soda_compile.cli import packages
 from soda_compile.cli.commands import app
 
-__all__ = ["app"]
+__all__ = ["app", "packages"]

@@ -1,0 +1,60 @@
+"""What is in a package, as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from soda_compile.artifacts.loading import Package
+from soda_compile.artifacts.manifest import CODE, REGIONS, TensorEntry
+from soda_compile.artifacts.tensors import named_dtype
+from soda_compile.tree import amount
+
+
+def describe(package: Package, width: int | None = None) -> str:
+    """Origin, sizes, shapes, and the plan as a grid.
+
+    Args:
+        package: A verified package.
+        width: Columns of the grid, the terminal's by default.
+    """
+    return "\n".join([*_facts(package), "", package.plan.grid(width)])
+
+
+def _facts(package: Package) -> Iterator[str]:
+    manifest, made = package.manifest, package.manifest.environment
+    regions = json.loads(bytes(package.members[REGIONS]))
+    device = (
+        f"{made.device} {made.device_name} (compute capability {made.capability})" if made.capability else made.device
+    )
+    yield f"{manifest.model}: {len(regions)} blocks, {sum(len(block['regions']) for block in regions)} regions"
+    yield f"made by      soda_compile {made.soda}, torch {made.torch}, on {made.system} for {device}"
+    yield f"plan         {package.plan.digest}, {manifest.steps} steps" + (
+        f" of {manifest.scheduler}" if manifest.scheduler else ""
+    )
+    for program in package.programs:
+        arguments = (f"{name} {_layout(entry)}" for name, entry in program.call.arguments.items())
+        yield f"inputs       {', '.join(arguments)}"
+        fixed = ", ".join(f"{name}={value!r}" for name, value in program.call.constants.items() if value is not None)
+        if fixed:
+            yield f"fixed        {fixed}"
+        yield f"slots        {amount(sum(map(memory_bytes, program.slots.values())), 'B')} for each stream"
+    pieces = {name.removeprefix(CODE).partition("/")[0] for name in package.members if name.startswith(CODE)}
+    code = sum(len(data) for name, data in package.members.items() if name.startswith(CODE))
+    stored = sum(memory_bytes(entry) for entry in manifest.weights.values())
+    where = "inside, once" if manifest.weights_inside else "external; load needs the checkpoint"
+    yield f"weights      {len(manifest.weights)} tensors, {amount(stored, 'B')}, {where}"
+    yield f"code         {len(pieces)} pieces, {amount(code, 'B')}"
+    yield f"file         {amount(package.path.stat().st_size, 'B')}, {len(package.members)} members, checksum verified"
+
+
+def memory_bytes(entry: TensorEntry) -> int:
+    """Size of a tensor."""
+    size = named_dtype(entry.dtype).itemsize
+    for length in entry.shape:
+        size *= length
+    return size
+
+
+def _layout(entry: TensorEntry) -> str:
+    return f"{entry.dtype}{entry.shape}"

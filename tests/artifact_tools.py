@@ -1,0 +1,126 @@
+"""A small denoiser in the manner of diffusers, and packages whose pieces run in eager mode instead of compiled."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import soda_compile
+from soda_compile.plans import ACTIONS, Plan
+
+TOKENS, WIDTH, LAYERS = 4, 8, 2
+TIMESTEPS = (900.0, 700.0, 400.0, 200.0)
+STEPS = len(TIMESTEPS)
+ROW = "CCr1"
+
+
+@dataclass
+class Output:
+    sample: Tensor
+    extra: Tensor | None = None
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ff = nn.Sequential(nn.Linear(WIDTH, 12), nn.GELU(), nn.Linear(12, WIDTH))
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return x + gate * self.ff(x)
+
+
+class Denoiser(nn.Module):
+    """Everything a call can have: nested, unused and optional arguments, buffers of both kinds, named results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = {"in_channels": WIDTH, "shapes": (1, 2), "kind": torch.float32}
+        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
+        self.out = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("scale", torch.full((WIDTH,), 1.5))
+        self.register_buffer("table", torch.linspace(0, 1, TOKENS)[:, None], persistent=False)
+        self.offset = torch.full((1,), 0.25)
+        self.eval()
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        added: dict[str, Any] | None = None,
+        ignored: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        gate = 1 + torch.cos(timestep / 1000)[:, None, None]
+        x = hidden_states * self.scale + self.table + self.offset
+        if added is not None:
+            x = x + added["bias"]
+        for block in self.blocks:
+            x = block(x, gate)
+        x = self.out(x)
+        return Output(x) if return_dict else (x,)
+
+
+def inputs(step: int = 0, batch: int = 2, **changes: Any) -> dict[str, Any]:
+    """Arguments of one call."""
+    generator = torch.Generator().manual_seed(step)
+    values: dict[str, Any] = {
+        "hidden_states": torch.randn(batch, TOKENS, WIDTH, generator=generator),
+        "timestep": torch.full((batch,), TIMESTEPS[step]),
+        "added": {"bias": torch.randn(1, TOKENS, 1, generator=generator), "size": None},
+        "ignored": torch.ones(3),
+    }
+    return {**values, **changes}
+
+
+def trajectory(**changes: Any) -> list[dict[str, Any]]:
+    return [inputs(step, **changes) for step in range(STEPS)]
+
+
+def make_plan(row: str = ROW, **changes: Any) -> Plan:
+    symbols = {action.symbol: action for action in ACTIONS}
+    regions = tuple(f"blocks.{layer}.ff" for layer in range(LAYERS))
+    settings = {"timesteps": TIMESTEPS, "timestep_input": "timestep", "scheduler": "Toy", **changes}
+    return Plan("", regions, (tuple(symbols[symbol] for symbol in row),) * LAYERS, **settings)
+
+
+PLAN = make_plan()
+
+
+def generate(denoiser: Any, calls: list[dict[str, Any]]) -> Tensor:
+    with torch.no_grad():
+        return torch.stack([denoiser(**call, return_dict=False)[0] for call in calls])
+
+
+def jit(model: nn.Module, plan: Plan = PLAN) -> Any:
+    return torch.compile(model, backend="soda", options={"plan": plan}, fullgraph=True, dynamic=False)
+
+
+@contextmanager
+def eager_pieces() -> Any:
+    """Packages exported inside hold no machine code: their pieces run as the graphs that they were made of."""
+    modules: dict[str, Any] = {}
+
+    def aot_compile(module: Any, options: Any, folder: str) -> list[str]:
+        modules[Path(folder).name] = module
+        Path(folder).mkdir()
+        (Path(folder) / "piece.so").write_bytes(b"code of " + Path(folder).name.encode())
+        return [str(Path(folder) / "piece.so")]
+
+    def open_piece(package: str, name: str) -> Any:
+        return lambda values: list(modules[name](*values))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("soda_compile.artifacts.aot.aot_compile", aot_compile)
+        patch.setattr("soda_compile.artifacts.loading.open_piece", open_piece)
+        yield
+
+
+def export(path: Path, model: nn.Module | None = None, **options: Any) -> Path:
+    options = {"plan": PLAN, **options}
+    example = options.pop("example", inputs())
+    return soda_compile.export(model or Denoiser(), example, path=path, **options)
