@@ -33,7 +33,8 @@ class IndexSharing:
 
 def share_indices(structure: Structure, plan: Plan) -> IndexSharing:
     """Lets the first region of a group of blocks pick, and later ones with the same tokens take its choice."""
-    blocks = [index for index, call in enumerate(structure.calls) for _ in call.block.regions]
+    with_regions = [call for call in structure.calls if call.block.regions]
+    blocks = [index for index, call in enumerate(with_regions) for _ in call.block.regions]
     size = {"region": 0, "block": 1}.get(str(plan.pruning.share), plan.pruning.share) if plan.pruning else 0
     if not isinstance(size, int) or size == 0:
         alone: tuple[IndexUse, ...] = tuple("own" for _ in range(plan.steps))

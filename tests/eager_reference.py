@@ -30,6 +30,7 @@ class EagerReference:
     Attributes:
         model: The eager model.
         family_regions: Region name to its cut modules.
+        pickers: Number of a region to the number of the region whose choice of tokens it takes; itself by default.
         plan: Actions per region and step. Regions that the plan does not name are computed at every step.
 
     Raises:
@@ -39,6 +40,7 @@ class EagerReference:
     model: nn.Module
     family_regions: Mapping[str, Region]
     plan: "Plan"
+    pickers: Mapping[int, int] = field(default_factory=dict)
     _computed: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict, init=False)
     _newest: dict[str, Tensor] = field(default_factory=dict, init=False)
 
@@ -102,7 +104,7 @@ class EagerReference:
                 return extrapolate(points[-wanted:], step).to(output.dtype)
             if action.kind == "prune":
                 rate = action.rate if self._is_longest(path, number) else action.side_rate
-                self._newest[path] = mixture(self._newest[path], output, rate, step, number)
+                self._newest[path] = mixture(self._newest[path], output, rate, step, self.pickers.get(number, number))
             return self._newest[path]
 
         return hook

@@ -8,7 +8,7 @@ from families import FAMILIES
 from test_families import ROUNDING, STEPS, compiled_with, generate, generate_again, subject
 
 import soda_compile.lowering
-from soda_compile.plans import Plan, random_plan
+from soda_compile.plans import COMPUTE, REUSE, Plan, prune, random_plan
 from soda_compile.program import prunable_regions
 from soda_compile.pruning import Pruning
 
@@ -24,6 +24,49 @@ def pruned_plan(name: str, seed: int = 0) -> Plan:
     prunable = prunable_regions(structure)
     rows = zip(mixed.actions, plain.actions, prunable, strict=True)
     return Plan("", mixed.regions, tuple(a if can else b for a, b, can in rows), pruning=mixed.pruning)
+
+
+@pytest.fixture
+def without_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the rewritten graphs as they are."""
+    monkeypatch.setattr(soda_compile.lowering, "inductor_compile", lambda module, options: module)
+
+
+@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.parametrize(("share", "pickers"), [("block", {1: 0, 3: 2, 5: 4}), (2, {1: 0, 2: 0, 3: 0, 5: 4})])
+def test_a_choice_is_shared(share: str | int, pickers: dict[int, int]) -> None:
+    model, inputs, structure = subject("dit")
+    row = (COMPUTE, prune(0.5), prune(0.25), COMPUTE, prune(0.5))
+    pruning = Pruning("random", share=share)  # type: ignore[arg-type]
+    plan = Plan("", structure.region_names, (row,) * 6, pruning=pruning)
+    shared = generate(compiled_with(plan, model), inputs)
+    torch.testing.assert_close(
+        shared, EagerReference(model, FAMILIES["dit"].regions, plan, pickers).run(inputs), **ROUNDING
+    )
+
+
+@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.parametrize("score", ["feature_mean", "drift"])
+def test_generations_are_independent(score: str) -> None:
+    """What is tracked of tokens starts afresh with every generation."""
+    model, inputs, structure = subject("dit")
+    row = (COMPUTE, prune(0.5), prune(0.25), REUSE, prune(0.5))
+    plan = Plan("", structure.region_names, (row,) * 6, pruning=Pruning(score, staleness=0.1))  # type: ignore[arg-type]
+    denoiser = compiled_with(plan, model)
+    first = generate(denoiser, inputs)
+    generate(denoiser, [{**call, "hidden_states": call["hidden_states"] * 2} for call in inputs])
+    torch.testing.assert_close(generate_again(denoiser, inputs), first, rtol=0, atol=0)
+    exact = generate(model, inputs)
+    assert max((a[0] - b[0]).abs().max().item() for a, b in zip(first, exact, strict=True)) > 1e-4
+
+
+@pytest.mark.usefixtures("without_inductor")
+def test_what_cannot_be_pruned_is_refused() -> None:
+    model, inputs, structure = subject("dit")
+    row = (COMPUTE, prune(0.5), COMPUTE, COMPUTE, COMPUTE)
+    plan = Plan("", structure.region_names, (row,) * 6, pruning=Pruning(groups=3))
+    with pytest.raises(Exception, match="a batch of 2 does not fall into 3 equal groups"):
+        generate(compiled_with(plan, model), inputs)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from soda_compile.action import COMPUTE, FORECAST1, FORECAST2, REUSE, Action
+from soda_compile.action import COMPUTE, FORECAST1, FORECAST2, REUSE, Action, prune
+from soda_compile.pruning import Pruning
 from soda_compile.schedule import Access, Treatment, lagrange, ring_size, schedule_region
 
 SYMBOLS = {action.symbol: action for action in (COMPUTE, REUSE, FORECAST1, FORECAST2)}
@@ -122,3 +123,36 @@ def test_lagrange_is_exact_for_polynomials(degree: int):
 
 def test_lagrange_gives_the_value_itself_at_a_point():
     assert lagrange([3, 1, 0], 1) == (0.0, 1.0, 0.0)
+
+
+def prunes(row: str) -> tuple[Action, ...]:
+    """As ``actions``; "p" prunes half the tokens."""
+    return tuple(prune(0.5) if symbol == "p" else actions(symbol)[0] for symbol in row)
+
+
+def test_a_prune_overwrites_what_it_reads_where_nothing_else_needs_it():
+    row = schedule_region(prunes("CpprC"), Pruning("drift"))
+    assert [access.places for access in row] == [(0,), (0,), (0,), (0,), ()]
+    assert [access.treatment.store for access in row] == [True, True, True, False, False]
+    assert [access.treatment.in_place for access in row] == [False, True, True, False, False]
+
+
+def test_a_forecast_reads_computed_values_whatever_was_pruned():
+    row = schedule_region(prunes("CCp1r"), Pruning("drift"))
+    assert row[2].places == (1, 2)  # reads the newest computed value, writes a place of its own
+    assert not row[2].treatment.in_place
+    assert row[3].places == (1, 0)
+    assert row[4].places == (2,)
+    assert ring_size(row) == 3
+
+
+def test_a_mixture_that_nothing_reads_is_not_stored():
+    row = schedule_region(prunes("CpC"), Pruning("drift"))
+    assert (row[1].places, row[1].treatment.store) == ((0,), False)
+
+
+def test_tokens_are_tracked_only_where_a_later_prune_scores_against_them():
+    row = schedule_region(prunes("CpprCrC"), Pruning("drift"))
+    assert [access.treatment.track for access in row] == [True, True, False, False, False, False, False]
+    taken = schedule_region(prunes("Cp"), Pruning("drift"), ("own", "take"))
+    assert not taken[0].treatment.track
