@@ -62,6 +62,10 @@ class SearchedPlans:
     max_interval: int
     _digests: dict[str, str] = field(default_factory=dict)  # of models, by name and cheap signature
     _found: dict[str, Mapping[str, Plan]] = field(default_factory=dict)  # by key of the setting
+    _first: frozenset[str] = frozenset()  # digests of the models when this was made
+
+    def __post_init__(self) -> None:
+        self._first = frozenset(self._digest(name, module) for name, module in self.denoisers.items())
 
     def __call__(self, scheduler: Any) -> Mapping[str, Plan]:
         """The plans for the scheduler as it is set now.
@@ -78,12 +82,18 @@ class SearchedPlans:
             log.warning("no plan was measured at guidance %s; using the one for %s", shown, self.guidance)
             self._found[setting.key] = plans
         if plans is None:
-            raise PlanError(
-                f"no plan is stored for {setting.pipeline} at {steps} steps ({self.store.folder_of(setting)}); "
-                f"to measure one call soda_compile.restore(pipe) and accelerate(pipe, num_inference_steps={steps}, "
-                "...). With the former settings the pipeline runs as before"
-            )
+            raise PlanError(self._nothing(setting))
         return plans
+
+    def _nothing(self, setting: Setting) -> str:
+        changed = [name for name, digest in setting.models.items() if digest not in self._first]
+        return (
+            f"no plan is stored for {setting.pipeline} at {setting.steps} steps ({self.store.folder_of(setting)})"
+            + (f"; the weights of pipe.{changed[0]} are not those at accelerate (a LoRA?)" if changed else "")
+            + "; to measure one call soda_compile.restore(pipe) and "
+            f"accelerate(pipe, num_inference_steps={setting.steps}, ...). With the former settings the pipeline runs "
+            "as before"
+        )
 
     def setting(self, steps: int, guidance: float | None) -> Setting:
         """The present setting of the pipeline."""

@@ -1,0 +1,417 @@
+"""What users do with pipelines: other settings, several denoisers, offloading, adapters, dtypes. No Inductor here."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+pytest.importorskip("diffusers")
+
+import diffusers
+from diffusers.hooks import PyramidAttentionBroadcastConfig
+from families import FAMILIES
+from pipelines import NO_TEXT_3, PIPELINES, STEPS, planned_by_hooks, vae
+
+import soda_compile
+import soda_compile.lowering
+from soda_compile.errors import OptionError, PlanError, TrajectoryError
+from soda_compile.plans import Plan, random_plan
+from soda_compile.tail import tail
+
+SD3, FLUX, WAN = PIPELINES["sd3"], PIPELINES["flux"], PIPELINES["wan"]
+
+
+@pytest.fixture(autouse=True)
+def eager_lowering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(soda_compile.lowering, "inductor_compile", lambda module, options: module)
+    yield
+    torch.compiler.reset()
+
+
+def sd3_plan(seed: int = 3, steps: int = STEPS) -> Plan:
+    return random_plan(seed, tuple(SD3.regions), steps)
+
+
+def same(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+
+
+def attributes(pipe: Any, *names: str) -> list[set[str]]:
+    return [set(vars(part)) for part in (pipe, pipe.scheduler, *(getattr(pipe, name) for name in names))]
+
+
+def samples(tiny: Any, count: int = 1) -> list[dict[str, Any]]:
+    """Inputs to calibrate with."""
+    return [tiny.inputs(Generator().manual_seed(seed), 1) for seed in range(count)]
+
+
+# One line
+
+
+def test_one_line_measures_once_and_finds_the_plan_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SODA_COMPILE_CACHE", str(tmp_path / "cache"))
+    pipe = SD3.build()
+    original = SD3.draw(pipe)
+    before = attributes(pipe, "transformer")
+    options = {"num_inference_steps": STEPS, "guidance_scale": 5.0, "calibrate_with": samples(SD3)}
+    assert soda_compile.accelerate(pipe, speedup=1.5, **options) is pipe
+    fast = SD3.draw(pipe, guidance_scale=5.0)
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert "measuring StableDiffusion3Pipeline" in (told := capsys.readouterr().err)
+    assert folder.name in told
+    soda_compile.restore(pipe)
+    assert attributes(pipe, "transformer") == before
+    same(SD3.draw(pipe), original)
+
+    def never(seed: int) -> None:
+        raise AssertionError("measured again")
+
+    again = SD3.build()  # another process would build the same
+    soda_compile.accelerate(again, speedup=1.5, **{**options, "calibrate_with": never})
+    assert f"stored plan for {STEPS} steps" in capsys.readouterr().err
+    same(SD3.draw(again, guidance_scale=5.0), fast)
+    with pytest.raises(PlanError, match=r"no plan is stored for StableDiffusion3Pipeline at 4 steps.*=4"):
+        SD3.draw(again, num_inference_steps=4, guidance_scale=5.0)
+    same(SD3.draw(again, guidance_scale=5.0), fast)
+
+
+def test_changed_weights_are_noticed(tmp_path: Path) -> None:
+    options = {"num_inference_steps": 3, "calibrate_with": samples(SD3), "cache": tmp_path, "anchors": 2}
+    pipe = soda_compile.accelerate(SD3.build(), **options)
+    pipe.transformer.norm_out.register_parameter("extra", torch.nn.Parameter(torch.zeros(3)))
+    with pytest.raises(PlanError, match=r"no plan.*the weights of pipe\.transformer are not those at accelerate"):
+        SD3.draw(pipe, num_inference_steps=3)
+
+
+def test_another_step_count_takes_another_stored_plan(tmp_path: Path) -> None:
+    pipe, expected = SD3.build(), {}
+    for steps in (4, 6):
+        options = {"num_inference_steps": steps, "calibrate_with": samples(SD3), "cache": tmp_path}
+        soda_compile.accelerate(pipe, anchors=2, **options)
+        expected[steps] = SD3.draw(pipe, num_inference_steps=steps)
+        if steps == 4:
+            soda_compile.restore(pipe)
+    for steps in (4, 6, 4):
+        same(SD3.draw(pipe, num_inference_steps=steps), expected[steps])
+
+
+def test_a_damaged_store_is_measured_again(tmp_path: Path) -> None:
+    options = {"num_inference_steps": 3, "calibrate_with": samples(SD3), "cache": tmp_path, "anchors": 2}
+    pipe = soda_compile.accelerate(SD3.build(), **options)
+    (table,) = tmp_path.glob("*/*.safetensors")
+    (plan,) = tmp_path.glob("*/*.plan.json")
+    whole = table.read_bytes()
+    table.write_bytes(whole[:100])
+    plan.write_text("{")
+    soda_compile.restore(pipe)
+    soda_compile.accelerate(pipe, **options)
+    assert table.read_bytes()[:100] == whole[:100]
+    assert len(table.read_bytes()) > 100
+    assert Plan.load(plan).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one of plan, speedup=None and anchors=None"),
+        ({"speedup": 2.0, "anchors": 3}, r"exactly one of plan, speedup=2\.0 and anchors=3"),
+        ({"speedup": 2.0, "calibrate_with": []}, "at least one prompt"),
+        ({"speedup": 2.0, "calibrate_with": 0}, "at least 1 generation"),
+        ({"speedup": 2.0, "pipeline_options": {"hight": 64}}, "takes no argument 'hight'"),
+        ({"speedup": 2.0, "mode": "fastest"}, "'fastest' is not one of"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    pipe = SD3.build()
+    with pytest.raises(OptionError, match=message):
+        soda_compile.accelerate(pipe, cache=tmp_path, **options)
+    assert "forward" not in vars(pipe.transformer)
+
+
+# Schedules
+
+
+def test_a_solver_of_several_calls(tmp_path: Path) -> None:
+    """Heun calls the denoiser twice for each of its steps but the last: nine steps of the clock."""
+    pipe = SD3.build()
+    pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+    with planned_by_hooks(pipe.transformer, SD3.regions, plan := sd3_plan(steps=2 * STEPS - 1)):
+        expected = SD3.draw(pipe)
+    soda_compile.accelerate(pipe, plan)
+    close(SD3.draw(pipe), expected)
+    soda_compile.restore(pipe)
+    options = {"num_inference_steps": STEPS, "calibrate_with": samples(SD3), "cache": tmp_path}
+    soda_compile.accelerate(pipe, anchors=4, **options)
+    same(SD3.draw(pipe), SD3.draw(pipe))
+
+
+def test_image_to_image_follows_the_tail_of_the_plan(tmp_path: Path) -> None:
+    made = SD3.build()
+    pipe = diffusers.StableDiffusion3Img2ImgPipeline(
+        transformer=made.transformer, scheduler=made.scheduler, **{**NO_TEXT_3, "vae": vae()}
+    )
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.randn(1, 4, 8, 8, generator=Generator().manual_seed(3))
+    sizes = {"height": None, "width": None}
+
+    def draw(strength: float) -> Tensor:
+        return SD3.draw(pipe, num_inference_steps=10, image=image, strength=strength, **sizes)
+
+    plan = sd3_plan(steps=10)
+    with planned_by_hooks(pipe.transformer, SD3.regions, tail(plan, 4)) as calls:
+        expected = draw(0.6)
+    assert len(calls) == 6
+    soda_compile.accelerate(pipe, plan)
+    close(draw(0.6), expected)
+    soda_compile.restore(pipe)
+
+    inputs = [{**samples(SD3)[0], **sizes, "image": image, "strength": 0.6}]
+    options = {"num_inference_steps": 10, "calibrate_with": inputs, "cache": tmp_path}
+    soda_compile.accelerate(pipe, anchors=3, **options)
+    fast = draw(0.6)
+    draw(0.3)
+    with pytest.raises(TrajectoryError, match="called at step 1 of the schedule, but its plan starts at step 4"):
+        draw(0.9)
+    same(draw(0.6), fast)
+
+
+# Several denoisers, several calls, several pipelines
+
+
+def test_two_denoisers_each_have_their_part(tmp_path: Path) -> None:
+    single = WAN.build()
+    second = FAMILIES["wan"].build()
+    with torch.no_grad():
+        for number, parameter in enumerate(second.parameters()):
+            parameter += 0.02 * torch.randn(parameter.shape, generator=Generator().manual_seed(number))
+    pipe = diffusers.WanPipeline(None, None, None, single.scheduler, single.transformer, second, boundary_ratio=0.85)
+    pipe.set_progress_bar_config(disable=True)
+    original = WAN.draw(pipe, num_inference_steps=8)
+    assert (pipe.scheduler.timesteps >= 850).sum() == 3
+    before = attributes(pipe, "transformer", "transformer_2")
+    options = {"num_inference_steps": 8, "calibrate_with": samples(WAN), "cache": tmp_path}
+    with pytest.raises(OptionError, match="anchors=4 for the denoisers transformer, transformer_2"):
+        soda_compile.accelerate(pipe, anchors=4, **options)
+    soda_compile.accelerate(pipe, speedup=1.5, **options)
+    fast = WAN.draw(pipe, num_inference_steps=8)
+    assert (fast - original).abs().max() > 1e-2
+    same(WAN.draw(pipe, num_inference_steps=8), fast)
+    soda_compile.restore(pipe)
+    assert attributes(pipe, "transformer", "transformer_2") == before
+    same(WAN.draw(pipe, num_inference_steps=8), original)
+
+    plans = {name: Plan.load(next(tmp_path.glob(f"*/{name}.*.plan.json"))) for name in ("transformer", "transformer_2")}
+    assert [plan.steps for plan in plans.values()] == [3, 5]
+    with (
+        planned_by_hooks(pipe.transformer, WAN.regions, plans["transformer"], 2) as first,
+        planned_by_hooks(pipe.transformer_2, WAN.regions, plans["transformer_2"], 2) as later,
+    ):
+        close(fast, WAN.draw(pipe, num_inference_steps=8))
+    assert (len(first), len(later)) == (6, 10)
+    with pytest.raises(OptionError, match="plans are given for transformer, but the pipeline has transformer, tra"):
+        soda_compile.accelerate(pipe, plans["transformer"])
+    soda_compile.accelerate(pipe, plans)
+    same(WAN.draw(pipe, num_inference_steps=8), fast)
+
+
+def test_a_named_call_that_comes_and_goes_keeps_its_own_values() -> None:
+    """Guidance that is on for some steps only: the cond stream goes on, the uncond stream starts anew."""
+    pipe, plan = FLUX.build(), random_plan(3, tuple(FLUX.regions), STEPS)
+    inputs = FAMILIES["flux"].trajectory(STEPS, batch=1)
+    other = [{**each, "hidden_states": -each["hidden_states"]} for each in inputs]
+    with planned_by_hooks(pipe.transformer, FLUX.regions, plan), torch.no_grad():
+        cond = [pipe.transformer(**each)[0] for each in inputs]
+    with planned_by_hooks(pipe.transformer, FLUX.regions, tail(plan, 2)), torch.no_grad():
+        uncond = [pipe.transformer(**each)[0] for each in other[2:]]
+    soda_compile.accelerate(pipe, plan)
+    pipe.scheduler.set_timesteps(STEPS)
+    latents = torch.zeros(1, 16, 8)
+    for step, timestep in enumerate(pipe.scheduler.timesteps):
+        with torch.no_grad():
+            if step >= 2:
+                with pipe.transformer.cache_context("uncond"):
+                    close(pipe.transformer(**other[step])[0], uncond[step - 2])
+            with pipe.transformer.cache_context("cond"):
+                close(pipe.transformer(**inputs[step])[0], cond[step])
+        pipe.scheduler.step(latents, timestep, latents)
+
+
+def test_two_pipelines_with_different_plans_take_turns() -> None:
+    pipes, plans = [SD3.build(), SD3.build()], [sd3_plan(3), sd3_plan(4)]
+    expected = [SD3.draw_by_hooks(pipe, plan) for pipe, plan in zip(pipes, plans, strict=True)]
+    for pipe, plan in zip(pipes, plans, strict=True):
+        soda_compile.accelerate(pipe, plan)
+
+    def between(*_: Any) -> dict[str, Any]:
+        close(SD3.draw(pipes[1]), expected[1])
+        return {}
+
+    close(SD3.draw(pipes[0], callback_on_step_end=between), expected[0])
+
+
+def test_another_batch_and_resolution() -> None:
+    pipe, plan = SD3.build(), sd3_plan()
+    variants: list[dict[str, Any]] = [{}, {"batch": 2}, {"height": 48}]
+    expected = [SD3.draw_by_hooks(pipe, plan, **variant) for variant in variants]
+    soda_compile.accelerate(pipe, plan)
+    for number in (0, 1, 2, 0):
+        close(SD3.draw(pipe, **variants[number]), expected[number])
+
+
+def test_a_copied_denoiser_or_scheduler_is_not_tied() -> None:
+    pipe = SD3.build()
+    original = SD3.draw(pipe)
+    soda_compile.accelerate(pipe, sd3_plan())
+    fast = SD3.draw(pipe)
+    scheduler, model = copy.deepcopy(pipe.scheduler), copy.deepcopy(pipe.transformer)
+
+    def disturb(*_: Any) -> dict[str, Any]:
+        scheduler.set_timesteps(3)
+        scheduler.step(torch.zeros(1), scheduler.timesteps[0], torch.zeros(1))
+        return {}
+
+    same(SD3.draw(pipe, callback_on_step_end=disturb), fast)
+    clean = SD3.build()
+    clean.transformer = model
+    same(SD3.draw(clean), original)
+    with pytest.raises(OptionError, match="cannot be copied"):
+        copy.deepcopy(pipe)
+
+
+# Where the weights are, and what is done to them
+
+
+def offload_to_cpu(pipe: Any) -> None:
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+def offload_blocks(pipe: Any) -> None:
+    device = torch.device("cpu")
+    pipe.transformer.enable_group_offload(device, device, offload_type="block_level", num_blocks_per_group=1)
+
+
+def add_lora(pipe: Any) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["to_q", "to_v", "to_out.0"], init_lora_weights=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe.transformer.add_adapter(config)
+
+
+@pytest.mark.parametrize("change", [offload_to_cpu, offload_blocks, add_lora])
+def test_hooks_and_adapters_may_come_before_or_after(change: Callable[[Any], None]) -> None:
+    plan = sd3_plan()
+    pipe = SD3.build()
+    if change is add_lora:
+        change(pipe)
+    original, expected = SD3.draw(pipe), SD3.draw_by_hooks(pipe, plan)
+    if change is not add_lora:
+        change(pipe)
+    soda_compile.accelerate(pipe, plan)
+    close(SD3.draw(pipe), expected)
+    close(SD3.draw(pipe), expected)
+    soda_compile.restore(pipe)
+    same(SD3.draw(pipe), original)
+
+    pipe = SD3.build()
+    soda_compile.accelerate(pipe, plan)
+    change(pipe)
+    close(SD3.draw(pipe), expected)
+    soda_compile.restore(pipe)
+    same(SD3.draw(pipe), original)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_dtypes_and_inference_mode(dtype: torch.dtype) -> None:
+    pipe, plan = SD3.build(), sd3_plan()
+    pipe.transformer.to(dtype)
+    inputs = {name: value.to(dtype) for name, value in samples(SD3)[0].items() if isinstance(value, Tensor)}
+    with planned_by_hooks(pipe.transformer, SD3.regions, plan):
+        expected = SD3.draw(pipe, **inputs)
+    soda_compile.accelerate(pipe, plan)
+    close(fast := SD3.draw(pipe, **inputs), expected)
+    with torch.inference_mode():
+        same(SD3.draw(pipe, **inputs), fast)
+    same(SD3.draw(pipe, **inputs), fast)
+
+
+def test_channels_last() -> None:
+    pipe, plan = SD3.build(), sd3_plan()
+    pipe.transformer.to(memory_format=torch.channels_last)
+    expected = SD3.draw_by_hooks(pipe, plan)
+    soda_compile.accelerate(pipe, plan)
+    close(SD3.draw(pipe), expected)
+
+
+# What cannot work says so before the first step
+
+
+def compile_it(pipe: Any) -> None:
+    pipe.transformer.compile()
+
+
+def compile_blocks(pipe: Any) -> None:
+    pipe.transformer.transformer_blocks[0].compile()
+
+
+def cache_it(pipe: Any) -> None:
+    pipe.transformer.enable_cache(
+        PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500)
+    )
+
+
+def offload_sequentially(pipe: Any) -> None:
+    pipe.enable_sequential_cpu_offload(device="cpu")
+
+
+def replace_forward(pipe: Any) -> None:
+    pipe.transformer.forward = lambda *arguments, **options: None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (compile_it, "compiled already"),
+        (compile_blocks, "compiled already"),
+        (cache_it, r"call pipe\.transformer\.disable_cache\(\) first"),
+        (offload_sequentially, "device meta.*enable_model_cpu_offload"),
+        (replace_forward, "replaced already"),
+    ],
+)
+def test_what_cannot_be_accelerated_is_refused_and_left_alone(change: Callable[[Any], None], message: str) -> None:
+    pipe = FLUX.build()
+    change(pipe)
+    before = attributes(pipe, "transformer")
+    with pytest.raises(OptionError, match=message):
+        soda_compile.accelerate(pipe, random_plan(3, tuple(FLUX.regions), STEPS))
+    assert attributes(pipe, "transformer") == before
+
+
+def test_a_replaced_scheduler_or_denoiser_is_noticed() -> None:
+    pipe = SD3.build()
+    original = SD3.draw(pipe)
+    soda_compile.accelerate(pipe, sd3_plan())
+    tied, pipe.scheduler = pipe.scheduler, diffusers.FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(TrajectoryError, match="if its scheduler was replaced, restore the pipeline"):
+        SD3.draw(pipe)
+    pipe.scheduler, model = tied, pipe.transformer
+    pipe.transformer = SD3.denoiser()
+    with pytest.raises(OptionError, match=r"pipe\.transformer was replaced after accelerate"):
+        SD3.draw(pipe)
+    pipe.transformer = model
+    with pytest.raises(OptionError, match="is tied already"):
+        soda_compile.accelerate(
+            diffusers.StableDiffusion3Pipeline(transformer=SD3.denoiser(), scheduler=tied, **NO_TEXT_3), sd3_plan()
+        )
+    soda_compile.restore(pipe)
+    same(SD3.draw(pipe), original)
