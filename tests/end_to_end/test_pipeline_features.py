@@ -22,7 +22,7 @@ from soda_compile.errors import OptionError, PlanError, TrajectoryError
 from soda_compile.plans import Plan, random_plan
 from soda_compile.tail import tail
 
-SD3, FLUX, WAN = PIPELINES["sd3"], PIPELINES["flux"], PIPELINES["wan"]
+DIT, SD3, FLUX, WAN = (PIPELINES[name] for name in ("dit", "sd3", "flux", "wan"))
 
 
 @pytest.fixture(autouse=True)
@@ -86,28 +86,28 @@ def test_one_line_measures_once_and_finds_the_plan_again(
 
 
 def test_changed_weights_are_noticed(tmp_path: Path) -> None:
-    options = {"num_inference_steps": 3, "calibrate_with": samples(SD3), "cache": tmp_path, "anchors": 2}
-    pipe = soda_compile.accelerate(SD3.build(), **options)
-    pipe.transformer.norm_out.register_parameter("extra", torch.nn.Parameter(torch.zeros(3)))
+    options = {"num_inference_steps": 3, "calibrate_with": [[3]], "cache": tmp_path, "anchors": 2}
+    pipe = soda_compile.accelerate(DIT.build(), **options)
+    pipe.transformer.pos_embed.register_parameter("extra", torch.nn.Parameter(torch.zeros(3)))
     with pytest.raises(PlanError, match=r"no plan.*the weights of pipe\.transformer are not those at accelerate"):
-        SD3.draw(pipe, num_inference_steps=3)
+        DIT.draw(pipe, num_inference_steps=3)
 
 
 def test_another_step_count_takes_another_stored_plan(tmp_path: Path) -> None:
-    pipe, expected = SD3.build(), {}
+    pipe, expected = DIT.build(), {}
     for steps in (4, 6):
-        options = {"num_inference_steps": steps, "calibrate_with": samples(SD3), "cache": tmp_path}
+        options = {"num_inference_steps": steps, "calibrate_with": [[3]], "cache": tmp_path}
         soda_compile.accelerate(pipe, anchors=2, **options)
-        expected[steps] = SD3.draw(pipe, num_inference_steps=steps)
+        expected[steps] = DIT.draw(pipe, num_inference_steps=steps)
         if steps == 4:
             soda_compile.restore(pipe)
     for steps in (4, 6, 4):
-        same(SD3.draw(pipe, num_inference_steps=steps), expected[steps])
+        same(DIT.draw(pipe, num_inference_steps=steps), expected[steps])
 
 
 def test_a_damaged_store_is_measured_again(tmp_path: Path) -> None:
-    options = {"num_inference_steps": 3, "calibrate_with": samples(SD3), "cache": tmp_path, "anchors": 2}
-    pipe = soda_compile.accelerate(SD3.build(), **options)
+    options = {"num_inference_steps": 3, "calibrate_with": [[3]], "cache": tmp_path, "anchors": 2}
+    pipe = soda_compile.accelerate(DIT.build(), **options)
     (table,) = tmp_path.glob("*/*.safetensors")
     (plan,) = tmp_path.glob("*/*.plan.json")
     whole = table.read_bytes()

@@ -6,17 +6,25 @@ from pathlib import Path
 import pytest
 import torch
 
+import soda_compile
+
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["pipeline", "loop"])
+@pytest.mark.parametrize("name", ["one line", "pipeline", "loop"])
 def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     code = re.search(rf"<!-- example: {name} -->\n```python\n(.*?)```", README, re.DOTALL)
     assert code is not None
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SODA_COMPILE_CACHE", str(tmp_path / "cache"))
     torch.compiler.reset()
     scope: dict = {"__name__": "readme"}
     exec(compile(code[1], f"README.md ({name})", "exec"), scope)
+    if name == "one line":
+        assert scope["images"].shape == (2, 8, 8, 1)
+        (stored,) = tmp_path.glob("cache/*/*.plan.json")
+        assert soda_compile.Plan.load(stored).flop_ratio <= 1 / 2.5
+        return
     assert scope["plan"].flop_ratio <= 1 / 2.5
     if name == "pipeline":
         assert scope["images"].shape == (2, 8, 8, 1)
