@@ -98,13 +98,12 @@ class Sensitivity:
         if removed is None:
             return
         self._check_array("region_prune_flops", removed, (len(self.info.regions), len(PRUNE_RATES)), np.float64)
-        wrong = ~((removed >= 0) & (removed <= self.region_flops[:, None] * (1 + 1e-6)))
+        wrong = ~((removed >= 0) & (removed <= self.total_flops))  # may exceed region_flops: regions can be nested
         if wrong.any():
             region, rate = np.argwhere(wrong)[0]
             raise SensitivityError(
                 f"region_prune_flops is {removed[region, rate]} for {self.info.regions[region]} at rate "
-                f"{PRUNE_RATES[rate]}; it must lie between 0 and what reusing the region removes, "
-                f"{self.region_flops[region]}"
+                f"{PRUNE_RATES[rate]}; it must lie between 0 and total_flops, {self.total_flops}"
             )
 
     @property

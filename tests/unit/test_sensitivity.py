@@ -113,13 +113,13 @@ def test_refuses_wrong_flops_of_pruning():
     removed = sensitivity.region_prune_flops
     assert removed is not None
     too_much = removed.copy()
-    too_much[1, 6] = sensitivity.region_flops[1] * 1.1
+    too_much[1, 6] = sensitivity.total_flops * 1.1
     for data, value, message in [
         (sensitivity, None, r"region_prune_flops is missing, but .* are \['drift'\]"),
         (without, removed, r"region_prune_flops is given, but .* are \[\]"),
         (sensitivity, removed[:, :6], r"'region_prune_flops' is float64 \(2, 6\); expected float64 \(2, 7\)"),
         (sensitivity, removed.astype(np.float32), "is float32"),
-        (sensitivity, -removed, "for blocks.0.attn at rate 0.125; it must lie between 0 and"),
+        (sensitivity, -removed, "for blocks.0.attn at rate 0.125; it must lie between 0 and total_flops"),
         (sensitivity, too_much, "for blocks.1.attn at rate 0.875; it must lie between 0 and"),
         (sensitivity, np.full_like(removed, np.nan), "region_prune_flops is nan"),
     ]:
