@@ -109,11 +109,15 @@ class PruneTokens:
 
     def _index(self, graph: fx.Graph, carry: fx.Node, number: int, kept: int) -> fx.Node:
         role = IndexInput(self.index, number)
-        like = tensor_of(carry).new_empty((tensor_of(carry).shape[0], kept), dtype=torch.int64)
+        rows, count = tensor_of(carry).shape[:2]
+        like = tensor_of(carry).new_empty((rows, kept), dtype=torch.int64)
         if self.use == "take":
-            return add_input(graph, f"index_{carry.name}", like, role)
+            # Inside one graph the slot may be read before it is written, so the index is taken itself.
+            made = (node for node in graph.nodes if node.meta.get("index_of") == (rows, count, kept))
+            return next(made, None) or add_input(graph, f"index_{carry.name}", like, role)
         index = ChooseTokens(self.index, number, self.pruning, kept).build(graph, carry)
         if self.use == "keep":
+            index.meta["index_of"] = (rows, count, kept)
             add_call(graph, aten.copy_.default, add_input(graph, f"index_{carry.name}", like, role), index)
         return index
 

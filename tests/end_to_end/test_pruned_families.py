@@ -32,7 +32,6 @@ def without_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soda_compile.lowering, "inductor_compile", lambda module, options: module)
 
 
-@pytest.mark.usefixtures("without_inductor")
 @pytest.mark.parametrize(("share", "pickers"), [("block", {1: 0, 3: 2, 5: 4}), (2, {1: 0, 2: 0, 3: 0, 5: 4})])
 def test_a_choice_is_shared(share: str | int, pickers: dict[int, int]) -> None:
     model, inputs, structure = subject("dit")
