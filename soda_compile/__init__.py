@@ -20,6 +20,7 @@ from soda_compile.errors import (
 )
 from soda_compile.inspection import inspect
 from soda_compile.integrations.diffusers import accelerate, restore
+from soda_compile.integrations.packages import install
 from soda_compile.observing import Observer
 from soda_compile.options import check_options
 from soda_compile.planner import explain, fixed_interval_plan, plan
@@ -54,6 +55,7 @@ __all__ = [
     "export",
     "fixed_interval_plan",
     "inspect",
+    "install",
     "load",
     "merge",
     "plan",

@@ -1,5 +1,6 @@
 """A small denoiser in the manner of diffusers, and packages whose pieces run in eager mode instead of compiled."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,26 @@ def generate(denoiser: Any, calls: list[dict[str, Any]]) -> Tensor:
 
 def jit(model: nn.Module, plan: Plan = PLAN) -> Any:
     return torch.compile(model, backend="soda", options={"plan": plan}, fullgraph=True, dynamic=False)
+
+
+Calls = list[dict[str, Any]]
+
+
+def structure_plan(rows: list[str], structure: Any, **settings: Any) -> Plan:
+    symbols = {action.symbol: action for action in ACTIONS}
+    symbols["p"] = soda_compile.Action("prune", rate=0.5)
+    actions = tuple(tuple(symbols[symbol] for symbol in row) for row in rows)
+    return Plan(structure.fingerprint, structure.region_names, actions, **settings)
+
+
+def tensors(calls: Calls) -> dict[str, Tensor]:
+    named = ((f"{step}/{name}", value) for step, call in enumerate(calls) for name, value in call.items())
+    return {name: value.contiguous() for name, value in named if isinstance(value, Tensor)}
+
+
+def outputs(denoiser: Callable[..., Any], calls: Calls) -> list[Tensor]:
+    with torch.no_grad():
+        return [denoiser(**call)[0] for call in calls]
 
 
 @contextmanager

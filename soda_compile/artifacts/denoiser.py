@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from soda_compile.artifacts.arguments import RETURN_DICT, decode_result, decode_signature, flatten, is_plain
 from soda_compile.artifacts.manifest import CallEntry
 from soda_compile.artifacts.tensors import dtype_name, laid_out
+from soda_compile.clock import Clock
 from soda_compile.errors import OptionError, PackageError
 from soda_compile.plans import Plan
 from soda_compile.runtime import PlannedDenoiser
@@ -100,6 +101,8 @@ class PackagedDenoiser(torch.nn.Module):
         plan: The plan.
         config: The original model's configuration.
         model_name: Class name of the original model.
+        runners: The step programs, one for each set of shapes.
+        clock: What tells the step, where a scheduler is tied to it.
     """
 
     forward: Callable[..., Any]
@@ -123,6 +126,7 @@ class PackagedDenoiser(torch.nn.Module):
         self.config = Config(config or {})
         self.plan = plan
         self.runners = tuple(runners)
+        self.clock: Clock | None = None
         self._signature = decode_signature(runners[0].call.signature)
 
         def forward(*arguments: Any, **options: Any) -> Any:
@@ -160,10 +164,22 @@ class PackagedDenoiser(torch.nn.Module):
         """Dtype of the first floating point parameter."""
         return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
 
+    def tie(self, clock: Clock | None) -> None:
+        """Lets a clock tell the step, or None for ``trajectory`` and counting."""
+        self.clock = clock
+        self.runners = tuple(replace(runner, planned=replace(runner.planned, clock=clock)) for runner in self.runners)
+
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:
-        """What some pipelines open around each call of a step; streams are told apart by their order here."""
-        yield
+        """What some pipelines open around each call of a step: it names the stream."""
+        before = self.clock.stream if self.clock else None
+        if self.clock:
+            self.clock.stream = name
+        try:
+            yield
+        finally:
+            if self.clock:
+                self.clock.stream = before
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackagedDenoiser:
         """Lets ``.to`` and its like pass where they change nothing.

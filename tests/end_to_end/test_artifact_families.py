@@ -1,0 +1,85 @@
+"""Five models: a package in a process without diffusers and without a compiler gives what the JIT gives."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import artifact_tools as toy
+import pytest
+import torch
+from artifact_tools import Calls
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+pytest.importorskip("diffusers")
+
+from families import FAMILIES
+
+import soda_compile
+from soda_compile.artifacts.loading import open_package
+from soda_compile.digits.example import example
+
+# A process that only serves: it must neither find diffusers nor start the compiler.
+SERVE = """
+import json, sys
+sys.modules["diffusers"] = None
+import torch
+from safetensors.torch import load_file, save_file
+import soda_compile
+package, inputs, outputs, kind = sys.argv[1:]
+denoiser = soda_compile.load(package)
+calls = load_file(inputs)
+steps = 1 + max(int(name.split("/")[0]) for name in calls)
+fixed = json.loads(kind)
+results = {}
+with torch.no_grad(), soda_compile.trajectory(denoiser):
+    for step in range(steps):
+        call = {name.split("/", 1)[1]: value for name, value in calls.items() if name.startswith(f"{step}/")}
+        results[str(step)] = denoiser(**call, **fixed)[0]
+save_file(results, outputs)
+print(sorted(name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules))
+"""
+
+
+def serve(package: Path, calls: Calls, folder: Path) -> list[Tensor]:
+    """The outputs of a trajectory in a fresh process."""
+    save_file(toy.tensors(calls), folder / "inputs.safetensors")
+    fixed = {name: value for name, value in calls[0].items() if not isinstance(value, Tensor)}
+    arguments = [
+        str(package),
+        str(folder / "inputs.safetensors"),
+        str(folder / "outputs.safetensors"),
+        json.dumps(fixed),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", SERVE, *arguments], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "[]", "a serving process needs no compiler"
+    results = load_file(folder / "outputs.safetensors")
+    return [results[str(step)] for step in range(len(calls))]
+
+
+def digits() -> tuple[torch.nn.Module, Calls]:
+    model, call = example()
+    generator = torch.Generator().manual_seed(0)
+    walk = torch.randn(3, *call["hidden_states"].shape, generator=generator).mul(0.1).cumsum(0)
+    steps = [(call["hidden_states"] + walk[step], torch.full((2,), 900 - 200 * step)) for step in range(3)]
+    return model, [{**call, "hidden_states": x, "timestep": t, "return_dict": False} for x, t in steps]
+
+
+@pytest.mark.parametrize("name", ["digits", "dit", "pixart", "flux", "wan"])
+def test_a_fresh_process_gives_what_the_jit_gives(name: str, tmp_path: Path) -> None:
+    torch.compiler.reset()
+    model, calls = digits() if name == "digits" else (FAMILIES[name].build(), FAMILIES[name].trajectory(3))
+    structure = soda_compile.inspect(model, **calls[0])
+    plan = toy.structure_plan(["CC1"] * len(structure.region_names), structure)
+    package = soda_compile.export(model, calls[0], plan=plan, path=tmp_path / f"{name}.soda.pt2")
+    jit = torch.compile(model, backend="soda", options={"plan": plan}, fullgraph=True, dynamic=False)
+    for ours, wanted in zip(serve(package, calls, tmp_path), toy.outputs(jit, calls), strict=True):
+        assert torch.equal(ours, wanted)
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    members = open_package(package).members
+    code = sum(len(data) for member, data in members.items() if not member.endswith(".safetensors"))
+    assert package.stat().st_size < weights + code + 100_000

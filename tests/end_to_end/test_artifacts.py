@@ -1,0 +1,100 @@
+"""One compiled package with reuse, forecast and pruned tokens: against the JIT, from the command line, and from C++."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import artifact_tools as toy
+import pytest
+import torch
+from artifact_tools import Calls
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.export.pt2_archive import is_pt2_package
+from typer.testing import CliRunner
+
+import soda_compile
+from soda_compile.cli import app
+from soda_compile.plans import Plan
+from soda_compile.pruning import Pruning
+
+ROOT = Path(__file__).parents[2]
+
+
+class Mixed(toy.Denoiser):
+    """The small denoiser with plain arguments."""
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Any:  # type: ignore[override]
+        return super().forward(hidden_states, timestep, return_dict=False)
+
+
+def mixed_calls() -> Calls:
+    return [{name: toy.inputs(step)[name] for name in ("hidden_states", "timestep")} for step in range(3)]
+
+
+@pytest.fixture(scope="module")
+def mixed() -> tuple[torch.nn.Module, Plan]:
+    torch.compiler.reset()
+    model = Mixed()
+    structure = soda_compile.inspect(model, **mixed_calls()[0])
+    settings = {"timesteps": toy.TIMESTEPS[:3], "timestep_input": "timestep", "pruning": Pruning("drift")}
+    return model, toy.structure_plan(["CC1", "Cpr"], structure, **settings)
+
+
+@pytest.fixture(scope="module")
+def package(mixed: tuple[torch.nn.Module, Plan], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, plan = mixed
+    path = tmp_path_factory.mktemp("mixed") / "mixed.soda.pt2"
+    return soda_compile.export(model, mixed_calls()[0], plan=plan, path=path)
+
+
+@pytest.fixture(scope="module")
+def wanted(mixed: tuple[torch.nn.Module, Plan]) -> list[Tensor]:
+    model, plan = mixed
+    return toy.outputs(toy.jit(model, plan), mixed_calls())
+
+
+def test_every_action_gives_what_the_jit_gives(package: Path, wanted: list[Tensor]) -> None:
+    denoiser = soda_compile.load(package)
+    for _ in range(2):
+        for ours, theirs in zip(toy.outputs(denoiser, mixed_calls()), wanted, strict=True):
+            assert torch.equal(ours, theirs)
+    with soda_compile.trajectory(denoiser, manual=True) as clock:
+        for call, theirs in zip(mixed_calls(), wanted, strict=True):
+            for _ in range(2):  # two streams, each with slots of its own
+                assert torch.equal(toy.outputs(denoiser, [call])[0], theirs)
+            clock.advance()
+
+
+def test_torch_reads_the_package_as_its_own(package: Path) -> None:
+    assert is_pt2_package(str(package))
+
+
+def test_the_command_line_shows_and_runs_it(package: Path) -> None:
+    shown = CliRunner().invoke(app, ["info", str(package)])
+    assert shown.exit_code == 0, shown.output
+    for text in ("Mixed:", "hidden_states float32[2, 4, 8]", "inside, once", "checksum verified", "CC1"):
+        assert text in shown.stdout
+    ran = CliRunner().invoke(app, ["run", str(package), "--rounds", "1"])
+    assert ran.exit_code == 0, ran.output
+    assert "ms for 3 steps" in ran.stdout
+
+
+def test_cpp_gives_what_python_gives(package: Path, wanted: list[Tensor], tmp_path: Path) -> None:
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake")
+    build = tmp_path / "build"
+    prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
+    quiet = {"check": True, "capture_output": True, "text": True, "timeout": 600}
+    subprocess.run(["cmake", "-S", str(ROOT / "examples" / "cpp"), "-B", str(build), prefix], **quiet)
+    subprocess.run(["cmake", "--build", str(build)], **quiet)
+    save_file(toy.tensors(mixed_calls()), tmp_path / "in.safetensors")
+    command = [str(build / "soda_run"), str(package), str(tmp_path / "in.safetensors")]
+    done = subprocess.run([*command, str(tmp_path / "out.safetensors")], **quiet)
+    assert "3 steps in" in done.stdout
+    results = load_file(tmp_path / "out.safetensors")
+    for step, theirs in enumerate(wanted):
+        assert torch.equal(results[f"{step}/0"], theirs)
+    failed = subprocess.run([*command[:2], "nowhere", "out"], capture_output=True, text=True, check=False)
+    assert (failed.returncode, failed.stderr) == (1, "soda_run: cannot read nowhere\n")
