@@ -11,16 +11,15 @@ Graphs run without Inductor: every plan has many variants, and compiling them wo
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from unittest import mock
 
-import diffusers
 import numpy as np
 import torch
 import typer
@@ -169,15 +168,23 @@ def relative_l2(images: torch.Tensor, original: torch.Tensor) -> np.ndarray:
     return ((images - original).flatten(1).norm(dim=1) / original.flatten(1).norm(dim=1)).double().numpy()
 
 
-def ablate(subject: Subject, sensitivity: Sensitivity, budgets: list[int], seeds: list[int]) -> dict[str, Any]:
-    """All rows, and the noise floors."""
+def ablate(
+    subject: Subject, sensitivity: Sensitivity, budgets: list[int], seeds: list[int]
+) -> Iterator[dict[str, Any]]:
+    """The noise floors and all rows so far, after every row."""
     console = Console()
     original = subject.generate(seeds)
     other = subject.generate([seed + 500_000 for seed in seeds])
     subject.pipe.transformer.forward = torch.compile(subject.pipe.transformer.forward, fullgraph=True, dynamic=False)
-    floor = relative_l2(subject.generate(seeds), original)
+    floor = relative_l2(subject.generate(seeds[: subject.batch]), original[: subject.batch])
     del subject.pipe.transformer.forward
-    rows = []
+    floors = {
+        "original_frechet_to_real": subject.frechet(original),
+        "other_seeds_frechet_to_real": subject.frechet(other),
+        "two_seeds_frechet": subject.frechet(other, original),
+        "inductor_against_eager_relative_l2_mean": float(floor.mean()),
+    }
+    rows: list[dict[str, Any]] = []
     for budget in budgets:
         reference = None
         known: dict[tuple[str, ...], torch.Tensor] = {}
@@ -205,13 +212,7 @@ def ablate(subject: Subject, sensitivity: Sensitivity, budgets: list[int], seeds
                 }
             )
             console.print(budget, name, f"{error.mean():.4f} {np.median(error):.4f} {rows[-1]['frechet_to_real']:.3f}")
-    return {
-        "original_frechet_to_real": subject.frechet(original),
-        "other_seeds_frechet_to_real": subject.frechet(other),
-        "two_seeds_frechet": subject.frechet(other, original),
-        "inductor_against_eager_relative_l2_mean": float(floor.mean()),
-        "rows": rows,
-    }
+            yield {**floors, "rows": rows}
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -258,21 +259,18 @@ def main(
     subject = {"digits": digits, "photos": photos}[model]()
     errors = _sensitivity(subject, generations, sensitivity)
     seeds = list(range(samples))
-    report = {
+    calibration = len(errors.info.seeds) * subject.calibration_batch
+    about = {
         "model": model,
         "samples": samples,
-        "seeds": f"0 to {samples - 1}, labels seed % 10; calibration on {errors.info.samples} others",
-        "versions": {
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "python": platform.python_version(),
-        },
+        "seeds": f"0 to {samples - 1}, labels seed % 10; calibration on {calibration} others",
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "soda-compile")},
         "feature_space": subject.space,
-        **ablate(subject, errors, n_s or [18, 12], seeds),
     }
     out = out or Path(__file__).parent / "results" / f"prune_ablation_{model}.json"
-    write_atomic(out, json.dumps(report, indent=1).encode())
-    write_atomic(out.with_suffix(".md"), markdown(report).encode())
+    for results in ablate(subject, errors, n_s or [18, 12], seeds):
+        write_atomic(out, json.dumps({**about, **results}, indent=1).encode())
+        write_atomic(out.with_suffix(".md"), markdown({**about, **results}).encode())
 
 
 def _sensitivity(subject: Subject, generations: int, path: Path | None) -> Sensitivity:

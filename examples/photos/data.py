@@ -92,5 +92,6 @@ def _scales(pixels: Tensor) -> tuple[Tensor, ...]:
     short = min(image.shape[2:])
     sizes = [[round(length * side / short) for length in image.shape[2:]] for side in SHORT_SIDES]
     return tuple(
-        functional.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)[0] for size in sizes
+        functional.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)[0].clamp(-1, 1)
+        for size in sizes
     )
