@@ -1,5 +1,6 @@
 """A package in a diffusers pipeline, in place of its transformer; its pieces run in eager mode here."""
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from soda_compile.digits.pipeline import DigitsPipeline, load
 from soda_compile.integrations.scheduler_tie import scheduler_digest
 from soda_compile.plans import Plan
 
+README = Path(__file__).parents[2] / "README.md"
 STEPS, LABELS = 4, [3, 7]
 ROUNDING = {"rtol": 1e-3, "atol": 1e-4}
 
@@ -48,13 +50,13 @@ def package(pieces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "timestep": torch.tensor([500, 500, 500, 500]),
         "class_labels": torch.tensor([3, 7, 10, 10]),
     }
-    structure = soda_compile.inspect(pipe.transformer, **example)
+    regions = tuple(f"transformer_blocks.{layer}.{name}" for layer in range(6) for name in ("attn1", "ff"))
     reuse = soda_compile.Action("reuse")
     row = (soda_compile.Action("compute"), soda_compile.Action("compute"), reuse, reuse)
     plan = Plan(
-        structure.fingerprint,
-        structure.region_names,
-        (row,) * len(structure.region_names),
+        "",
+        regions,
+        (row,) * len(regions),
         timesteps=tuple(map(float, pipe.scheduler.timesteps)),
         timestep_input="timestep",
         scheduler=type(pipe.scheduler).__name__,
@@ -129,6 +131,17 @@ def test_another_scheduler_is_refused(package: Path) -> None:
     assert pipe.transformer is before
     with pytest.raises(soda_compile.OptionError, match="has no prior"):
         soda_compile.install(pipe, soda_compile.load(package), "prior")
+
+
+def test_the_readmes_example_runs(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.search(r"<!-- example: package -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    soda_compile.load(package).plan.save("plan.json")
+    scope: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(code[1], "README.md (package)", "exec"), scope)
+    assert scope["images"].shape == (2, 8, 8, 1)
+    assert scope["pipe"].transformer is scope["denoiser"]
 
 
 def test_restoring_gives_back_the_original(package: Path) -> None:
