@@ -1,6 +1,7 @@
 """The menu of the unified strategy: what a stale region can do, with the error and the cost of each."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,16 +53,25 @@ class Choices:
     Attributes:
         options: what a stale region chooses from.
         compute: [R] float64, the cost of computing at one step, as a share of computing everything at every step.
+        compute_errors: [T, S, W, R] float64, the weighted error of computing between anchors, laid out as in `Option`;
+            infinite where the error of a stale value is not known.
         steps: T.
     """
 
     options: tuple[Option, ...]
     compute: Floats
+    compute_errors: Floats
     steps: int
 
     @classmethod
     def read(
-        cls, sensitivity: Sensitivity, errors: StaleErrors, weights: Floats, costs: Costs, prune_table: Floats | None
+        cls,
+        sensitivity: Sensitivity,
+        errors: StaleErrors,
+        weights: Floats,
+        costs: Costs,
+        prune_table: Floats | None,
+        inherited: float,
     ) -> "Choices":
         """Lays out the tables.
 
@@ -73,35 +83,31 @@ class Choices:
             weights: [T], of the steps.
             costs: of all actions.
             prune_table: [T, R, W, 7], errors of pruning at [step, region, age-1, rate]; None without pruning.
+            inherited: share of a stale value's error that remains in what is computed between anchors.
         """
-        steps, width = sensitivity.info.steps, errors.width
-        anchor, age = np.ogrid[:steps, 1 : width + 1]
-        spacing = np.arange(width + 2)[:, None]
-        step, inside = np.minimum(anchor + age, steps - 1), anchor + age < steps
-        level = history_level(anchor[..., None], spacing[None])
+        steps = sensitivity.info.steps
         scale = 1.0 / (steps * costs.full)
-        found = []
-        for order, (action, table) in enumerate(zip((REUSE, FORECAST1, FORECAST2), errors.tables, strict=False)):
-            allowed = np.isin(level, [known for known in range(3) if order in errors.candidates(known)])
-            values = table[step[:, None], :, age[:, None] - 1, np.maximum(spacing, 1)[None] - 1]
-            known = (inside[:, None] & allowed)[..., None] & np.isfinite(values)
-            values = np.where(known, values * weights[step][:, None, :, None], np.inf)
-            found.append(Option(action, values, costs.column(action) * scale))
+        found = [
+            Option(action, values, costs.column(action) * scale)
+            for action, values in zip((REUSE, FORECAST1, FORECAST2), _stale(errors, weights), strict=False)
+        ]
         least = np.minimum.reduce([option.errors for option in found])
+        known = np.isfinite(least)
+        anchor, age = np.ogrid[:steps, 1 : errors.width + 1]
+        step = np.minimum(anchor + age, steps - 1)
         for index, rate in enumerate(PRUNE_RATES if prune_table is not None else ()):
             assert prune_table is not None
             cost = costs.column(prune(rate))
-            values = prune_table[step, :, age - 1, index]
-            known = inside[..., None] & np.isfinite(values) & (cost < costs.column(COMPUTE))
-            values = np.where(known, values * weights[step][..., None], np.inf)[:, None]
-            values = np.where(values < least, values, np.inf)
+            values = (prune_table[step, :, age - 1, index] * weights[step][..., None])[:, None]
+            offered = known & (values < least) & (cost < costs.column(COMPUTE))
+            values = np.where(offered, (1 - inherited) * values + inherited * np.where(known, least, 0.0), np.inf)
             found.append(Option(prune(rate), values, np.where(np.isfinite(cost), cost, 0.0) * scale))
-        return cls(tuple(found), costs.column(COMPUTE) * scale, steps)
+        compute_errors = np.where(known, inherited * np.where(known, least, 0.0), np.inf)
+        return cls(tuple(found), costs.column(COMPUTE) * scale, compute_errors, steps)
 
     def with_compute(self) -> "Choices":
-        """The same menu with computing as one more stale choice, of no error."""
-        free = Option(COMPUTE, np.zeros((1, 1, 1, len(self.compute))), self.compute)
-        return Choices((*self.options, free), self.compute, self.steps)
+        """The same menu with computing as one more stale choice."""
+        return replace(self, options=(*self.options, Option(COMPUTE, self.compute_errors, self.compute)))
 
     def cheapest(self, error_weight: float, cost_weight: float) -> Floats:
         """[T, S, W, R], the least weighted sum of error and cost that any option has."""
@@ -111,11 +117,12 @@ class Choices:
             best = np.minimum(best, value)
         return best
 
-    def rows(self, computed: Mask, error_weight: float, cost_weight: float) -> Rows:
+    def rows(self, computed: Mask, anchors: tuple[int, ...], error_weight: float, cost_weight: float) -> Rows:
         """The best choice at every stale step.
 
         Args:
             computed: [R, T], the steps at which each region computes, the first among them, at most W + 1 apart.
+            anchors: the steps at which all compute, from fresh inputs.
             error_weight: weight of errors.
             cost_weight: weight of costs.
         """
@@ -126,11 +133,27 @@ class Choices:
         errors = np.stack([np.broadcast_to(o.errors, shape)[last, spacing, age - 1, region] for o in self.options])
         costs = np.stack([np.broadcast_to(o.costs[:, None], computed.shape) for o in self.options])
         chosen = (error_weight * errors + cost_weight * costs).argmin(axis=0)[None]
-        error = np.where(computed, 0.0, np.take_along_axis(errors, chosen, axis=0)[0])
+        between = np.isin(np.arange(self.steps), anchors, invert=True)
+        inherited = np.where(between, self.compute_errors[last, spacing, age - 1, region], 0.0)
+        error = np.where(computed, inherited, np.take_along_axis(errors, chosen, axis=0)[0])
         cost = np.where(computed, self.compute[:, None], np.take_along_axis(costs, chosen, axis=0)[0])
         menu = np.array([option.action for option in self.options] + [COMPUTE], dtype=object)
         actions = menu[np.where(computed, len(self.options), chosen[0])]
         return Rows(tuple(map(tuple, actions)), error.sum(axis=1), cost.sum(axis=1))
+
+
+def _stale(errors: StaleErrors, weights: Floats) -> Iterator[Floats]:
+    """For each order of `errors` the weighted errors [T, S, W, R] as in `Option`."""
+    steps, width = len(weights), errors.width
+    anchor, age = np.ogrid[:steps, 1 : width + 1]
+    spacing = np.arange(width + 2)[:, None]
+    step, inside = np.minimum(anchor + age, steps - 1), anchor + age < steps
+    level = history_level(anchor[..., None], spacing[None])
+    for order, table in enumerate(errors.tables):
+        allowed = np.isin(level, [known for known in range(3) if order in errors.candidates(known)])
+        values = table[step[:, None], :, age[:, None] - 1, np.maximum(spacing, 1)[None] - 1]
+        known = (inside[:, None] & allowed)[..., None] & np.isfinite(values)
+        yield np.where(known, values * weights[step][:, None, :, None], np.inf)
 
 
 def history(computed: Mask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

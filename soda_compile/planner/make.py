@@ -17,6 +17,8 @@ from soda_compile.profiles import Profile
 from soda_compile.pruning import Pruning
 from soda_compile.sensitivity import Metric, Sensitivity
 
+INHERITED_ERROR = 0.4
+
 
 def plan(
     sensitivity: Sensitivity,
@@ -31,6 +33,7 @@ def plan(
     step_weights: bool = False,
     pruning: Pruning | None = None,
     unified: bool | None = None,
+    inherited_error: float = INHERITED_ERROR,
     profile: Profile | None = None,
     paper: bool = False,
     paper_lambda: float = -1.0,
@@ -63,6 +66,10 @@ def plan(
             model (benchmarks/results) unweighted residual errors came closer to the original in every comparison.
         pruning: how pruned regions pick their tokens; None for no pruning.
         unified: whether to use the unified strategy; by default where `pruning` is given.
+        inherited_error: for the unified strategy, the share of a stale value's error that remains when a region
+            computes between anchors, where its inputs are stale: 0 takes such a value for exact, 1 for no better than
+            a stale one, so that regions compute at anchors only. The default was measured on the digits model
+            (benchmarks/results/inherited_error.json).
         profile: times measured on the device at hand, by `soda_compile.profile`.
         paper: exactly the method of SODA (arXiv 2603.07057): cosine error of reuse, no step weights; without pruning
             its schedule (OFS+DCS), with pruning its unified adaptive strategy (UAS), which takes `anchors` and a
@@ -87,7 +94,7 @@ def plan(
     target = Target(anchors, speedup, latency_ms, max_error)
     target.check(sensitivity.info.steps, anchors_alone=not chosen)
     operator = operator or ("auto" if chosen else "forecast1")
-    problem = Problem.read(sensitivity, operator, objective, step_weights, target, pruning, profile)
+    problem = Problem.read(sensitivity, operator, objective, step_weights, target, pruning, profile, inherited_error)
     if paper and chosen:
         if anchors is None or max_error is not None:
             raise OptionError("paper=True with pruning needs anchors and one of speedup and latency_ms")

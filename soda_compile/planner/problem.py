@@ -31,6 +31,7 @@ class Problem:
         target: what is asked for.
         pruning: how pruned regions pick their tokens; None without pruning.
         profile: measured costs, if there are any.
+        inherited: share of a stale value's error that remains in what is computed between anchors.
     """
 
     sensitivity: Sensitivity
@@ -42,6 +43,7 @@ class Problem:
     target: Target
     pruning: Pruning | None = None
     profile: Profile | None = None
+    inherited: float = 0.0
 
     @classmethod
     def read(
@@ -53,6 +55,7 @@ class Problem:
         target: Target,
         pruning: Pruning | None = None,
         profile: Profile | None = None,
+        inherited: float = 0.0,
     ) -> "Problem":
         """Takes the tables that are needed.
 
@@ -61,6 +64,8 @@ class Problem:
             SensitivityError: a table that is needed was not measured.
             PlanError: the profile is for another model.
         """
+        if not 0 <= inherited <= 1:
+            raise OptionError(f"inherited_error is {inherited}; it is a share, from 0 to 1")
         weights = sensitivity.step_weights if step_weights else np.ones(sensitivity.info.steps)
         errors = StaleErrors.read(sensitivity, operator, objective)
         if pruning is not None and profile is not None and profile.score not in (None, pruning.score):
@@ -69,7 +74,7 @@ class Problem:
                 "measure it with soda_compile.profile(..., pruning=...) of the same score"
             )
         costs = Costs.read(sensitivity, profile)
-        return cls(sensitivity, operator, objective, errors, weights, costs, target, pruning, profile)
+        return cls(sensitivity, operator, objective, errors, weights, costs, target, pruning, profile, inherited)
 
     @property
     def steps(self) -> int:

@@ -23,7 +23,7 @@ def interval_table(stale: Floats) -> Floats:
     return table
 
 
-def best_computed(table: Floats, price: Floats, forced: tuple[int, ...]) -> Mask:
+def best_computed(table: Floats, between: Floats, price: Floats, forced: tuple[int, ...]) -> Mask:
     """The cheapest steps to compute at, for each group.
 
     The state is the step that computes and its distance to the one before, as in `Schedules`, but the number of
@@ -31,6 +31,8 @@ def best_computed(table: Floats, price: Floats, forced: tuple[int, ...]) -> Mask
 
     Args:
         table: [G, T, S, L], the price of the stale steps of an interval at [start, spacing, length].
+        between: [G, T, S, L-1], what computing after an interval at [start, spacing, length-1] costs on top where it
+            is not forced.
         price: [G], the price of computing.
         forced: steps at which every group must compute; 0 is one.
 
@@ -45,7 +47,10 @@ def best_computed(table: Floats, price: Floats, forced: tuple[int, ...]) -> Mask
     stops = [*forced[1:], steps]
     for step in range(steps):
         longest = min(spacings - 1, next(stop for stop in stops if stop > step) - step)
-        reach = best[:, step, :, None] + table[:, step, :, 1 : longest + 1]
+        prices = table[:, step, :, 1 : longest + 1] + between[:, step, :, :longest]
+        if step + longest in stops:
+            prices[..., -1] = table[:, step, :, longest]
+        reach = best[:, step, :, None] + prices
         value, parent = reach.min(axis=1), reach.argmin(axis=1)
         for length in range(1, longest + 1):
             if step + length < steps:

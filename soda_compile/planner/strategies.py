@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from soda_compile.errors import PlanError
+from soda_compile.plan_file import Scalar
 from soda_compile.planner.anchors import IntervalCosts, Schedules
 from soda_compile.planner.choices import Choices
 from soda_compile.planner.paper import PaperStrategy
 from soda_compile.planner.problem import Actions, Draft, Problem
-from soda_compile.planner.unified import Anchors, Goal, solve_unified
+from soda_compile.planner.unified import Anchors, Goal, Solution, solve_unified
 from soda_compile.plans import COMPUTE, Action
 
 
@@ -56,7 +57,9 @@ def unified(problem: Problem) -> Draft:
         if problem.target.anchors is not None:
             raise
         candidates = []  # reuse alone may still be cheap enough
-    choices = Choices.read(problem.sensitivity, problem.errors, problem.weights, costs, problem.prune_table)
+    choices = Choices.read(
+        problem.sensitivity, problem.errors, problem.weights, costs, problem.prune_table, problem.inherited
+    )
     base = steps * costs.base / total
     goal = Goal(None if budget is None else budget / total - base, problem.target.max_error)
     solution = solve_unified(choices, goal, problem.target.anchors, candidates)
@@ -71,7 +74,15 @@ def unified(problem: Problem) -> Draft:
             f"above {problem.sensitivity.info.max_interval}",
         )
     error = float(solution.rows.errors.sum())
-    return Draft(solution.rows.actions, error, {"error_bound": solution.bound, "multiplier": solution.multiplier})
+    return Draft(solution.rows.actions, error, _told(problem, solution))
+
+
+def _told(problem: Problem, solution: Solution) -> dict[str, Scalar]:
+    return {
+        "inherited_error": problem.inherited,
+        "error_bound": solution.bound,
+        "multiplier": solution.multiplier,
+    }
 
 
 def paper_unified(problem: Problem, slope: float) -> Draft:

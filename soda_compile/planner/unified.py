@@ -4,11 +4,14 @@ Two problems are solved by a Lagrange multiplier on the cost (`find_edge`), each
 (cost, error):
 
 1. The anchors, where every region computes, by dynamic programming. Inside an interval every stale region takes its
-   best option, computing among them. Computing there counts no error at that step but helps no later one: history
-   is counted from the anchors, so that it is the same for all regions.
+   best option, computing among them. Computing there helps no later step: history is counted from the anchors, so
+   that it is the same for all regions.
 2. The rows. With the anchors fixed, regions are independent, and a dynamic program for each finds where else it
    computes and what it does at all other steps. Here history is that of the region itself, extra computed steps
    included, as it is at run time.
+
+Only at anchors are a region's inputs fresh. What is computed or pruned in between inherits part of the error that its
+value would have if it were stale, because the regions before it are stale: `Choices.compute_errors`.
 
 What the multiplier leaves unspent (the duality gap: at most the difference between two neighbouring solutions, which
 differ in few regions) goes to the regions that can still use it. The result names the bound that no plan with these
@@ -123,18 +126,23 @@ def _anchors(choices: Choices, count: int | None, error_weight: float, cost_weig
     menu = choices.with_compute()
     table = interval_table(menu.cheapest(error_weight, cost_weight).sum(axis=3, keepdims=True))
     if count is None:
-        computed = best_computed(table, np.array([cost_weight * choices.compute.sum()]), (0,))
+        computed = best_computed(
+            table, np.zeros_like(table[..., 1:]), np.array([cost_weight * choices.compute.sum()]), (0,)
+        )
     else:
         computed = np.zeros((1, choices.steps), dtype=bool)
         computed[0, list(Schedules.solve(IntervalCosts(table[0])).anchors(count))] = True
     everywhere: Mask = np.broadcast_to(computed, (len(choices.compute), choices.steps))
-    rows = menu.rows(everywhere, error_weight, cost_weight)
-    return Outcome(float(rows.costs.sum()), float(rows.errors.sum()), tuple(map(int, np.flatnonzero(computed[0]))))
+    anchors = tuple(map(int, np.flatnonzero(computed[0])))
+    rows = menu.rows(everywhere, anchors, error_weight, cost_weight)
+    return Outcome(float(rows.costs.sum()), float(rows.errors.sum()), anchors)
 
 
 def _rows(choices: Choices, anchors: Anchors, error_weight: float, cost_weight: float) -> Outcome[Rows]:
     """The best rows with these anchors under these weights; history is that of each region."""
     table = interval_table(choices.cheapest(error_weight, cost_weight))
-    computed = best_computed(table, cost_weight * choices.compute, anchors)
-    rows = choices.rows(computed, error_weight, cost_weight)
+    between = np.full_like(table[..., 1:], np.inf)
+    between[..., :-1] = error_weight * np.moveaxis(choices.compute_errors, 3, 0)
+    computed = best_computed(table, between, cost_weight * choices.compute, anchors)
+    rows = choices.rows(computed, anchors, error_weight, cost_weight)
     return Outcome(float(rows.costs.sum()), float(rows.errors.sum()), rows)

@@ -26,22 +26,24 @@ def few_rates(sensitivity):
     return replace(sensitivity, region_prune_flops=removed)
 
 
-def choices_of(sensitivity, score):
+def choices_of(sensitivity, score, inherited=0.0):
     errors = StaleErrors.read(sensitivity, "auto", "residual")
     table = sensitivity.table("residual", f"prune.{score}").astype(np.float64) if score else None
-    return Choices.read(sensitivity, errors, np.ones(sensitivity.info.steps), Costs.read(sensitivity), table)
+    return Choices.read(sensitivity, errors, np.ones(sensitivity.info.steps), Costs.read(sensitivity), table, inherited)
 
 
 @pytest.mark.parametrize(("score", "steps", "anchors"), [(None, 6, (0,)), ("drift", 5, (0,)), ("drift", 6, (0, 3))])
-@pytest.mark.parametrize("holes", [0.0, 0.2])
-def test_rows_are_the_best_on_the_hull_and_near_it_elsewhere(score, steps, anchors, holes):
+@pytest.mark.parametrize(("holes", "inherited"), [(0.0, 0.0), (0.0, 0.4), (0.07, 0.4)])
+def test_rows_are_the_best_on_the_hull_and_near_it_elsewhere(score, steps, anchors, holes, inherited):
     for seed in range(2):
         sensitivity = few_rates(make_sensitivity(seed, steps, 2, 4, holes, scores=["drift"]))
         scale = steps * sensitivity.total_flops
-        costs, errors = frontier(sensitivity, anchors, score, FEW_RATES if score else ())
-        choices = choices_of(sensitivity, score)
+        costs, errors = frontier(sensitivity, anchors, score, FEW_RATES if score else (), inherited)
+        if not len(costs):
+            continue  # the holes leave nothing
+        choices = choices_of(sensitivity, score, inherited)
         hull = convex_hull(costs, errors)
-        assert len(hull) > 4
+        assert len(hull) > 3
         for index in hull:
             found = _with_anchors(choices, Goal(budget=costs[index] / scale * (1 + 1e-9)), anchors)
             assert found.rows.errors.sum() == pytest.approx(errors[index], abs=1e-9)
@@ -74,7 +76,7 @@ def test_goal_of_error_is_met_at_the_least_cost():
 @pytest.mark.parametrize("count", [None, 3])
 def test_anchors_are_the_best_of_all_under_a_multiplier(count):
     sensitivity = few_rates(make_sensitivity(2, 6, 2, 5, scores=["drift"]))
-    choices = choices_of(sensitivity, "drift")
+    choices = choices_of(sensitivity, "drift", 0.4)
     menu = choices.with_compute()
     for multiplier in (0.1, 1.0, 5.0, 20.0):
         values = {}
@@ -82,7 +84,7 @@ def test_anchors_are_the_best_of_all_under_a_multiplier(count):
             for anchors in every_schedule(6, number):
                 computed = np.zeros((2, 6), dtype=bool)
                 computed[:, list(anchors)] = True
-                rows = menu.rows(computed, 1.0, multiplier)
+                rows = menu.rows(computed, anchors, 1.0, multiplier)
                 values[anchors] = rows.errors.sum() + multiplier * rows.costs.sum()
         found = _anchors(choices, count, 1.0, multiplier)
         assert found.error + multiplier * found.cost == pytest.approx(min(values.values()))
@@ -94,9 +96,10 @@ def test_plans_are_what_they_say():
     for seed, score in ((0, None), (1, "drift"), (2, "random")):
         sensitivity = make_sensitivity(seed, steps=12, regions=3, width=6, scores=["drift", "random"])
         pruning = Pruning(score) if score else None
-        made = plan(sensitivity, speedup=2.2, pruning=pruning, unified=True, step_weights=True)
+        made = plan(sensitivity, speedup=2.2, pruning=pruning, unified=True, step_weights=True, inherited_error=0.1)
         rows = list(enumerate(made.actions))
-        errors = [row_error(sensitivity, region, row, score, sensitivity.step_weights) for region, row in rows]
+        weights = sensitivity.step_weights
+        errors = [row_error(sensitivity, region, row, score, weights, made.anchors, 0.1) for region, row in rows]
         assert sum(errors) == pytest.approx(made.predicted_error)
         flops = sum(row_cost(sensitivity, region, row) for region, row in rows)
         rest = sensitivity.total_flops - sensitivity.region_flops.sum()
@@ -154,6 +157,19 @@ def test_max_error():
         ratios.append(made.flop_ratio)
     assert ratios == sorted(ratios, reverse=True)
     assert ratios[0] == 1.0
+
+
+def test_the_more_is_inherited_the_less_it_pays_to_work_between_anchors():
+    sensitivity = make_sensitivity(0, steps=12, regions=3, width=6, scores=["drift"])
+    shares = (0.0, 0.3, 0.6, 1.0)
+    made = [plan(sensitivity, speedup=2.0, pruning=Pruning("drift"), inherited_error=share) for share in shares]
+    errors = [each.predicted_error for each in made]
+    assert errors == sorted(errors)
+    assert made[0].pruning is not None
+    assert made[-1].pruning is None
+    assert [dict(each.method)["inherited_error"] for each in made] == list(shares)
+    with pytest.raises(OptionError, match=r"inherited_error is 1\.5"):
+        plan(sensitivity, speedup=2.0, unified=True, inherited_error=1.5)
 
 
 def test_everything_is_computed_where_the_budget_allows():
