@@ -111,10 +111,11 @@ class Choices:
 
     def cheapest(self, error_weight: float, cost_weight: float) -> Floats:
         """[T, S, W, R], the least weighted sum of error and cost that any option has."""
-        values = [error_weight * option.errors + cost_weight * option.costs for option in self.options]
-        best = values[0]
-        for value in values[1:]:
-            best = np.minimum(best, value)
+        best: Floats | None = None
+        for option in sorted(self.options, key=lambda option: option.errors.size):  # those without a spacing are small
+            value = error_weight * option.errors + cost_weight * option.costs
+            best = value if best is None else np.minimum(best, value)
+        assert best is not None
         return best
 
     def rows(self, computed: Mask, anchors: tuple[int, ...], error_weight: float, cost_weight: float) -> Rows:

@@ -233,6 +233,6 @@ def test_flop_ratio_counts_pruning():
 
 
 def test_runs_at_full_size():
-    sensitivity = make_sensitivity(0, steps=50, regions=57, width=10, scores=["drift"])
+    sensitivity = make_sensitivity(0, steps=50, regions=38, width=10, scores=["drift"])
     made = plan(sensitivity, speedup=2.5, pruning=Pruning("drift"))
     assert made.predicted_error <= dict(made.method)["error_bound"] * 1.01
