@@ -15,6 +15,7 @@ from soda_compile.passes.selection import Place, Tokens, take
 from soda_compile.passes.sinking import Unsinkable
 from soda_compile.passes.sinking_rules import rule_for
 from soda_compile.structure import Note, Region
+from soda_compile.token_axes import ancestors_of, stream_into
 
 aten = torch.ops.aten
 
@@ -46,7 +47,8 @@ class SinkGathers:
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Rewrites ``graph`` in place; run dead-code elimination after it."""
-        carries = [find_node(graph, name) for name in self.region.carries]
+        ends = zip(self.region.carries, self.region.branches, strict=True)
+        carries = [stream_into(find_node(graph, operand), find_node(graph, branch)) for operand, branch in ends]
         before = _needed_flops(graph)
         stops: dict[str, None] = {}
         for node in [node for node in graph.nodes if "tokens" in node.meta]:
@@ -70,7 +72,7 @@ class _Sinker:
         self.tokens = tokens
         self.stops: list[str] = []
         self._dependent = _descendants(graph, carries)
-        self._carries = set(carries).union(*(_ancestors(carry) for carry in carries))
+        self._carries = set(carries).union(*(ancestors_of(carry) for carry in carries))
         self._whole: set[fx.Node] = set()
         self._made: dict[tuple[fx.Node, Place], fx.Node] = {}
 
@@ -102,7 +104,7 @@ class _Sinker:
         """
         if node not in self._whole:
             return False
-        return not any(is_heavy(source) for source in (_ancestors(node) | {node}) & self._dependent - self._carries)
+        return not any(is_heavy(source) for source in (ancestors_of(node) | {node}) & self._dependent - self._carries)
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Adds a call before the gather that is being sunk."""
@@ -111,18 +113,7 @@ class _Sinker:
 
     def keep_whole(self, nodes: Sequence[fx.Node]) -> None:
         """Marks what these nodes need as computed for all tokens."""
-        self._whole |= set(nodes).union(*(_ancestors(node) for node in nodes))
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    frontier = list(node.all_input_nodes)
-    while frontier:
-        current = frontier.pop()
-        if current not in found:
-            found.add(current)
-            frontier.extend(current.all_input_nodes)
-    return found
+        self._whole |= set(nodes).union(*(ancestors_of(node) for node in nodes))
 
 
 def _descendants(graph: fx.Graph, roots: Sequence[fx.Node]) -> set[fx.Node]:
@@ -137,7 +128,7 @@ def _descendants(graph: fx.Graph, roots: Sequence[fx.Node]) -> set[fx.Node]:
 def _needed_flops(graph: fx.Graph) -> int:
     """Work of the nodes that outputs and slot writes need."""
     roots = [node for node in graph.nodes if node.op == "output" or packet(node) is aten.copy_]
-    needed = set(roots).union(*(_ancestors(root) for root in roots))
+    needed = set(roots).union(*(ancestors_of(root) for root in roots))
     return sum(flops(node) for node in needed if node.op == "call_function")
 
 

@@ -42,6 +42,7 @@ def carry_of_cut(graph: fx.Graph, region: Region, cut: int) -> fx.Node | None:
     region_wide = set().union(*(_descendants(nodes[other.node]) for other in region.cuts))
     for branch, operand in zip(region.branches, region.carries, strict=True):
         carry = _before_own_adds(nodes[operand], {nodes[name] for name in region.branches})
+        carry = stream_into(carry, nodes[branch])
         if nodes[branch] in mine and carry not in region_wide and _same_tokens(carry, shape):
             return carry
     return None
@@ -52,6 +53,36 @@ def carries_of(graph: fx.Graph, region: Region) -> tuple[fx.Node, ...] | None:
     carries = [carry_of_cut(graph, region, cut) for cut in range(len(region.cuts))]
     known = tuple(carry for carry in carries if carry is not None)
     return known if len(known) == len(carries) else None
+
+
+def stream_into(operand: fx.Node, branch: fx.Node) -> fx.Node:
+    """The residual stream as a branch reads it.
+
+    That is the operand of its add, or what the operand was before a cast or before parallel branches were added.
+    """
+    read = ancestors_of(branch)
+    frontier, seen = [operand], {operand}
+    while frontier:
+        node = frontier.pop(0)
+        if node in read:
+            return node
+        for source in node.all_input_nodes:
+            if source not in seen and holds_tensor(source) and tensor_of(source).shape == tensor_of(operand).shape:
+                seen.add(source)
+                frontier.append(source)
+    return operand
+
+
+def ancestors_of(node: fx.Node) -> set[fx.Node]:
+    """All nodes that the node depends on."""
+    found: set[fx.Node] = set()
+    frontier = list(node.all_input_nodes)
+    while frontier:
+        current = frontier.pop()
+        if current not in found:
+            found.add(current)
+            frontier.extend(current.all_input_nodes)
+    return found
 
 
 def join_streams(graph: fx.Graph, region: Region) -> None:

@@ -61,7 +61,7 @@ C = torch.randn(2, 3, 4)
     ("model", "inputs", "expected"),
     [
         (Plain(), (H,), ["h"]),
-        (Wide(), (H,), ["_to_copy"]),
+        (Wide(), (H,), ["h"]),
         (Joint(), (H, C), ["h", "c"]),
         (Shared(), (H,), ["h", "h"]),
         (Sequence(), (H, C), [None]),
