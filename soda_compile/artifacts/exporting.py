@@ -46,7 +46,6 @@ def export(
     plan: Plan | str | os.PathLike[str],
     path: str | os.PathLike[str],
     weights: Literal["inside", "external"] = "inside",
-    mode: str | None = None,
     inductor: Mapping[str, Any] | None = None,
 ) -> Path:
     """Compiles a denoiser by a plan, ahead of time, into one file that ``soda_compile.load`` runs.
@@ -62,7 +61,6 @@ def export(
         plan: A plan, or the path of one.
         path: The file to write, ``dit.soda.pt2``.
         weights: "inside" the package, or "external": then ``load`` binds them from the original checkpoint.
-        mode: A mode of ``torch.compile``.
         inductor: Settings for Inductor.
 
     Returns:
@@ -79,7 +77,7 @@ def export(
         raise OptionError(f"weights is {weights!r}; it can be 'inside' or 'external'")
     if not target.parent.is_dir():
         raise PackageError(f"cannot write {target}: there is no folder {target.parent}")
-    options = check_options({"plan": plan, "inductor": dict(inductor or {})}, mode)
+    options = check_options({"plan": plan, "inductor": dict(inductor or {})})
     if options.plan is None:
         raise OptionError("export needs a plan; soda_compile.compute_all_plan computes everything")
     model: torch.nn.Module = getattr(denoiser, "_orig_mod", denoiser)

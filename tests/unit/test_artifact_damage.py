@@ -19,6 +19,7 @@ import soda_compile
 from soda_compile import PackageError
 from soda_compile.artifacts.archive import ArchiveWriter, read_archive
 from soda_compile.artifacts.loading import open_package
+from soda_compile.artifacts.tensors import unpack
 
 MANIFEST = "extra/manifest.json"
 WEIGHTS = "extra/weights.safetensors"
@@ -250,6 +251,16 @@ def test_weights_are_stored_once_and_nothing_is_pickled(package: Path) -> None:
     assert data.count(state["blocks.0.ff.0.weight"].numpy().tobytes()) == 1
     (length,) = struct.unpack("<Q", members[WEIGHTS][:8])
     assert len(members[WEIGHTS]) == 8 + length + sum(tensor.nbytes for tensor in state.values())
+
+
+def test_weights_are_used_where_the_file_is_mapped(package: Path) -> None:
+    members = read_archive(package)
+    start = torch.frombuffer(members[WEIGHTS], dtype=torch.uint8).data_ptr()
+    assert start % 64 == 0
+    for tensor in unpack(members[WEIGHTS]).values():
+        assert tensor.data_ptr() % 64 == 0
+        inside = start < tensor.data_ptr() < start + len(members[WEIGHTS])
+        assert inside or tensor.nbytes % 64  # only those that come after an odd one are copied
 
 
 def test_tensors_in_it_are_plain_safetensors(package: Path, tmp_path: Path) -> None:
