@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from soda_compile.analysis import analyse
-from soda_compile.capture import capture
 from soda_compile.errors import CaptureError, OptionError, PlanError
 from soda_compile.lowering import Lowering
 from soda_compile.observing import build_observed
 from soda_compile.options import Options, check_options
+from soda_compile.pieces import analyse_piece
 from soda_compile.plans import Plan
 from soda_compile.program import build_program
 from soda_compile.runtime import PlannedDenoiser
 from soda_compile.structure import Structure
 from soda_compile.torch_private import log_artifact, plain_inductor
+from soda_compile.wrapped_tensors import flatten_inputs, has_wrapped, unwrap_inputs
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,12 @@ def soda(
         )
         return plain_inductor(module, inputs, checked.inductor)
     _refuse_gradients(inputs)
-    structure = analyse(capture(module, inputs))
+    if has_wrapped(inputs):
+        inner = soda(*unwrap_inputs(module, inputs), options=options, mode=mode)
+        return lambda *wrapped: inner(*flatten_inputs(wrapped))
+    structure = analyse_piece(module, inputs)
+    if structure is None:
+        return plain_inductor(module, inputs, checked.inductor)
     log_artifact("soda_structure", lambda: repr(structure.region_names))
     lowering = Lowering(checked.inductor)
     if checked.observer is not None:

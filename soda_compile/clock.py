@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from soda_compile.errors import TrajectoryError
+from soda_compile.wrapped_tensors import flatten_inputs
 
 _numbers = itertools.count(1)
 
@@ -90,7 +91,7 @@ def trajectory(model: torch.nn.Module, *, manual: bool = False) -> Iterator[Cloc
     """
     clock = Clock(automatic=not manual)
     clock.begin()
-    entry = _Active(clock, frozenset(id(parameter) for parameter in model.parameters()))
+    entry = _Active(clock, frozenset(map(id, flatten_inputs(list(model.parameters())))))
     token = _active.set((entry, *_active.get()))
     try:
         yield clock

@@ -26,8 +26,9 @@ ATTENTION = frozenset(
     }
 )
 PRODUCTS = frozenset({aten.linear, aten.matmul, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.einsum})
+QUANTISED = frozenset({aten._int_mm, aten._scaled_mm})  # linears of quantised weights
 CONVOLUTIONS = frozenset({aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution})
-HEAVY = ATTENTION | PRODUCTS | CONVOLUTIONS
+HEAVY = ATTENTION | PRODUCTS | QUANTISED | CONVOLUTIONS
 
 CASTS = frozenset(
     {aten._to_copy, aten.to, aten.clone, aten.contiguous, aten.alias, aten.detach, aten.dropout, aten.type_as}
@@ -150,6 +151,7 @@ _WHOLE: dict[Any, Callable[[fx.Node], int]] = {
     aten.matmul: _product_flops,
     aten.einsum: _einsum_flops,
     **dict.fromkeys(ATTENTION, _attention_flops),
+    **dict.fromkeys(QUANTISED, _product_flops),
     **dict.fromkeys(CONVOLUTIONS, _convolution_flops),
 }
 

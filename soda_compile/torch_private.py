@@ -12,18 +12,23 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.exc import Unsupported, UserError
 from torch._logging._internal import trace_structured
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.weak import WeakIdKeyDictionary
 
 Compiled = Callable[..., Sequence[Any]]
 
 __all__ = [
     "Compiled",
+    "Unsupported",
+    "UserError",
     "WeakIdKeyDictionary",
     "aot_compile",
     "fake_mode_of",
     "inductor_compile",
     "inductor_options",
+    "is_wrapper",
     "largest_size",
     "log_artifact",
     "mode_options",
@@ -39,6 +44,11 @@ def source_name(placeholder: fx.Node) -> str:
     argument = placeholder.meta.get("grapharg")
     name = getattr(getattr(argument, "source", None), "name", "")
     return str(name() if callable(name) else name)  # a method up to torch 2.9, a property after
+
+
+def is_wrapper(value: Any) -> bool:
+    """Whether a value is a tensor subclass around plain tensors, such as a quantised weight."""
+    return bool(is_traceable_wrapper_subclass(value))
 
 
 def specialise(value: Any) -> Any:

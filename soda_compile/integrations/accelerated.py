@@ -21,6 +21,7 @@ from soda_compile.integrations.schedule_fit import first_step
 from soda_compile.integrations.scheduler_tie import SchedulerTie, Stage
 from soda_compile.plans import Plan
 from soda_compile.state import forget
+from soda_compile.wrapped_tensors import flatten_inputs
 
 
 @dataclass(eq=False)
@@ -60,7 +61,7 @@ class AcceleratedDenoiser:
             restore_forward(self.module, self._forward)
         if self._context is not None:
             self._context.detach()
-        forget(self.module.parameters())
+        forget(flatten_inputs(list(self.module.parameters())))
 
     def prepare(self, plan: Plan, scheduler: Any) -> None:
         """Takes the plan for the trajectory that begins now.
@@ -73,7 +74,7 @@ class AcceleratedDenoiser:
         require_supported(self.name, self.module)
         self._groups = offload_groups(self.module)
         if plan != self.plan:
-            forget(self.module.parameters())  # the slots of the other plan
+            forget(flatten_inputs(list(self.module.parameters())))  # the slots of the other plan
         self.plan = plan
 
     def _call(self, *arguments: Any, **options: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from soda_compile.errors import OptionError
+from soda_compile.wrapped_tensors import flatten_inputs
 
 DENOISERS = ("transformer", "transformer_2", "unconditional_transformer", "unet", "prior")
 _SAMPLED = 8  # values of each parameter that go into the digest
@@ -90,8 +91,8 @@ def signature(module: torch.nn.Module) -> str:
 def model_digest(module: torch.nn.Module) -> str:
     """Hash of the signature and of some values of every weight: another fine-tuning of a model is another model."""
     samples: dict[torch.device, list[torch.Tensor]] = {}
-    for _, value in _weights(module):
-        if type(value) in (torch.Tensor, torch.nn.Parameter) and value.numel():
+    for value in flatten_inputs([value for _, value in _weights(module)]):
+        if value.numel():
             flat = value.detach().reshape(-1)
             places = torch.linspace(0, len(flat) - 1, _SAMPLED, device=flat.device).long()
             samples.setdefault(value.device, []).append(flat[places].float())

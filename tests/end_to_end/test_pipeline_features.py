@@ -345,6 +345,17 @@ def test_narrow_dtypes_and_inference_mode(dtype: torch.dtype) -> None:
     same(SD3.draw(pipe, **inputs), fast)
 
 
+def test_quantised_weights() -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    pipe, plan = SD3.build(), sd3_plan()
+    quantization.quantize_(pipe.transformer, quantization.Int8WeightOnlyConfig())
+    original, expected = SD3.draw(pipe), SD3.draw_by_hooks(pipe, plan)
+    soda_compile.accelerate(pipe, plan)
+    close(SD3.draw(pipe), expected)
+    soda_compile.restore(pipe)
+    same(SD3.draw(pipe), original)
+
+
 def test_channels_last() -> None:
     pipe, plan = SD3.build(), sd3_plan()
     pipe.transformer.to(memory_format=torch.channels_last)
