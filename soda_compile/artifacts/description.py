@@ -45,7 +45,7 @@ def _facts(package: Package) -> Iterator[str]:
     where = "inside, once" if manifest.weights_inside else "external; load needs the checkpoint"
     yield f"weights      {len(manifest.weights)} tensors, {amount(stored, 'B')}, {where}"
     yield f"code         {len(pieces)} pieces, {amount(code, 'B')}"
-    yield f"file         {amount(package.path.stat().st_size, 'B')}, {len(package.members)} members, checksum verified"
+    yield f"file         {amount(package.path.stat().st_size, 'B')}, {len(package.members)} members, checksums verified"
 
 
 def memory_bytes(entry: TensorEntry) -> int:

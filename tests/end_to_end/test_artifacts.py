@@ -74,7 +74,7 @@ def test_torch_reads_the_package_as_its_own(package: Path) -> None:
 def test_the_command_line_shows_and_runs_it(package: Path) -> None:
     shown = CliRunner().invoke(app, ["info", str(package)])
     assert shown.exit_code == 0, shown.output
-    for text in ("Mixed:", "hidden_states float32[2, 4, 8]", "inside, once", "checksum verified", "CC1"):
+    for text in ("Mixed:", "hidden_states float32[2, 4, 8]", "inside, once", "checksums verified", "CC1"):
         assert text in shown.stdout
     ran = CliRunner().invoke(app, ["run", str(package), "--rounds", "1"])
     assert ran.exit_code == 0, ran.output
