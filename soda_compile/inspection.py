@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,11 +12,18 @@ from torch import fx
 from soda_compile.analysis import analyse
 from soda_compile.capture import capture
 from soda_compile.errors import CaptureError
+from soda_compile.pieces import analyse_piece
 from soda_compile.structure import Structure
+from soda_compile.torch_private import Unsupported, UserError
+
+log = logging.getLogger(__name__)
 
 
 def inspect(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Structure:
-    """Captures a denoiser as the backend would and returns its structure. Runs it once, in eager mode.
+    """Captures a denoiser as the backend would and returns its structure. Runs it, in eager mode.
+
+    Where Dynamo cannot capture the model as one graph, but all its regions are in one of the graphs, that graph's
+    structure is returned and the reason is logged.
 
     Args:
         model: The denoiser.
@@ -23,18 +31,49 @@ def inspect(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Structure:
         **kwargs: As for one call of the model.
 
     Raises:
-        CaptureError: If Dynamo cannot capture the model as one graph.
+        CaptureError: If the model's regions are not all in one graph, with the reason why it breaks.
     """
+    model = getattr(model, "_orig_mod", model)
+    with torch.no_grad():
+        try:
+            return _whole(model, args, kwargs)
+        except (Unsupported, UserError):
+            model(*args, **kwargs)  # some models make tables at their first call, which cannot be captured
+        try:
+            return _whole(model, args, kwargs)
+        except (Unsupported, UserError) as error:
+            reason = error
+        found = _pieces(model, args, kwargs)
+    name = type(model).__name__
+    if len(found) != 1:
+        raise CaptureError(
+            f"{name} cannot be captured as one graph, and its regions are in {len(found)} graphs, which cannot be "
+            f"planned together: {reason}"
+        ) from reason
+    log.warning("%s is captured in several graphs, of which one can be planned: %s", name, reason)
+    return found[0]
+
+
+def _whole(model: torch.nn.Module, args: Any, kwargs: Any) -> Structure:
+    """The structure of the model as one graph."""
     found: list[Structure] = []
 
-    def look(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    def backend(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         found.append(analyse(capture(module, inputs)))
         return module.forward
 
-    compiled = torch.compile(getattr(model, "_orig_mod", model), backend=look, fullgraph=True, dynamic=False)
-    try:
-        with torch.no_grad():
-            compiled(*args, **kwargs)
-    except torch._dynamo.exc.Unsupported as error:
-        raise CaptureError(f"{type(model).__name__} cannot be captured as one graph: {error}") from error
+    torch.compile(model, backend=backend, fullgraph=True, dynamic=False)(*args, **kwargs)
     return found[0]
+
+
+def _pieces(model: torch.nn.Module, args: Any, kwargs: Any) -> list[Structure]:
+    """The structures of the graphs with regions."""
+    found: list[Structure] = []
+
+    def backend(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        if structure := analyse_piece(module, inputs):
+            found.append(structure)
+        return module.forward
+
+    torch.compile(model, backend=backend, dynamic=False)(*args, **kwargs)
+    return found

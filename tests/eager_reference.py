@@ -4,6 +4,7 @@ Written without the compiler, to check it: the model computes everything, and wh
 computation the output of a region's cut modules is replaced by what the plan wants.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,7 +30,7 @@ class EagerReference:
 
     Attributes:
         model: The eager model.
-        family_regions: Region name to its cut modules.
+        family_regions: Region name to its cut modules; ``path@2`` is the second call of a module in each step.
         pickers: Number of a region to the number of the region whose choice of tokens it takes; itself by default.
         plan: Actions per region and step. Regions that the plan does not name are computed at every step.
 
@@ -63,7 +64,7 @@ class EagerReference:
         for step, inputs in enumerate(inputs_by_step):
             with self.step(step), torch.no_grad():
                 output = self.model(**inputs)
-            outputs.append((output,) if isinstance(output, Tensor) else tuple(output))
+            outputs.append(tensors(output))
         return outputs
 
     @contextmanager
@@ -83,14 +84,19 @@ class EagerReference:
             for number, (name, actions) in enumerate(zip(self.plan.regions, self.plan.actions, strict=True)):
                 for path in self.family_regions[name].cuts:
                     hook = self._hook(path, step, actions[step], fired, number)
-                    hooks.enter_context(self.model.get_submodule(path).register_forward_hook(hook))
+                    module = self.model.get_submodule(path.partition("@")[0])
+                    hooks.enter_context(module.register_forward_hook(hook))
             yield
         expected = [path for name in self.plan.regions for path in self.family_regions[name].cuts]
         if sorted(fired) != sorted(expected):
             raise RuntimeError(f"step {step}: expected one run of each of {expected}, saw {fired}")
 
     def _hook(self, path: str, step: int, action: "Action", fired: list[str], number: int) -> Any:
+        calls, wanted_call = itertools.count(1), int(path.partition("@")[2] or 0)
+
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            if next(calls) != wanted_call and wanted_call:
+                return output
             fired.append(path)
             points = self._computed.setdefault(path, [])
             if action.kind == "compute":
@@ -123,6 +129,14 @@ def mixture(old: Tensor, fresh: Tensor, rate: float, step: int, number: int) -> 
     mixed = old.clone()
     mixed[:, chosen] = fresh[:, chosen]
     return mixed
+
+
+def tensors(output: Any) -> tuple[Tensor, ...]:
+    """All tensors of a model's output, however nested."""
+    if isinstance(output, Tensor):
+        return (output,)
+    values = output.values() if isinstance(output, Mapping) else output
+    return tuple(tensor for value in values if value is not None for tensor in tensors(value))
 
 
 def extrapolate(points: Sequence[tuple[int, Tensor]], step: int) -> Tensor:

@@ -2,10 +2,15 @@
 
 import torch
 from diffusers.models import transformers as library
-from models.base import HEAD_DIM, HEADS, TEXT_TOKENS, TEXT_WIDTH, WIDTH, Case, denoiser, noise, text, unit
+
+from models.base import CROSS, HEAD_DIM, HEADS, OUT, TEXT_TOKENS, TEXT_WIDTH, WIDTH, Case, denoiser, noise, text, unit
 
 
-@denoiser("AceStepTransformer1DModel", {}, time=("timestep", "timestep_r"))
+@denoiser(
+    "AceStepTransformer1DModel",
+    {"layers.*": {"self_attn": OUT, "cross_attn": OUT, "mlp": "down_proj"}},
+    time=("timestep", "timestep_r"),
+)
 def ace_step() -> Case:
     model = library.AceStepTransformer1DModel(
         hidden_size=WIDTH,
@@ -27,7 +32,10 @@ def ace_step() -> Case:
     }
 
 
-@denoiser("StableAudioDiTModel", {})
+@denoiser(
+    "StableAudioDiTModel",
+    {"preprocess_conv": {"": ""}, "transformer_blocks.*": CROSS, "postprocess_conv": {"": ""}},
+)
 def stable_audio() -> Case:
     model = library.StableAudioDiTModel(
         sample_size=16,
@@ -51,7 +59,14 @@ def stable_audio() -> Case:
     }
 
 
-@denoiser("StableAudio3DiTModel", {})
+@denoiser(
+    "StableAudio3DiTModel",
+    {
+        "preprocess_conv": {"": ""},
+        "transformer_blocks.*": {"self_attn": "to_out", "cross_attn": "to_out", "ff": "proj_out"},
+        "postprocess_conv": {"": ""},
+    },
+)
 def stable_audio3() -> Case:
     model = library.StableAudio3DiTModel(
         io_channels=8,
@@ -74,7 +89,13 @@ def stable_audio3() -> Case:
     }
 
 
-@denoiser("LongCatAudioDiTTransformer", {})
+@denoiser(
+    "LongCatAudioDiTTransformer",
+    {
+        "text_conv_layer.*": {"": "pwconv2"},
+        "blocks.*": {"self_attn": OUT, "cross_attn": OUT, "ffn.ff": "3"},
+    },
+)
 def longcat_audio() -> Case:
     model = library.LongCatAudioDiTTransformer(
         dit_dim=WIDTH, dit_depth=2, dit_heads=HEADS, dit_text_dim=TEXT_WIDTH, latent_dim=8, ff_mult=2.0
@@ -89,7 +110,14 @@ def longcat_audio() -> Case:
     }
 
 
-@denoiser("MiniMaxMusic3Transformer1DModel", {})
+@denoiser(
+    "MiniMaxMusic3Transformer1DModel",
+    {
+        "preprocess_conv": {"": ""},
+        "transformer_blocks.*": {"attn": OUT, "ff_out": ""},
+        "postprocess_conv": {"": ""},
+    },
+)
 def minimax_music3() -> Case:
     model = library.MiniMaxMusic3Transformer1DModel(
         in_channels=8,
@@ -104,7 +132,14 @@ def minimax_music3() -> Case:
     return model, {"hidden_states": noise(2, 8, 16), "timestep": unit(2), "encoder_hidden_states": noise(2, 16, 16)}
 
 
-@denoiser("T5FilmDecoder", {}, sample=("decoder_input_tokens",), time=("decoder_noise_time",))
+@denoiser(
+    "T5FilmDecoder",
+    {
+        "decoders.*": {"layer.0.attention": OUT, "layer.1.attention": OUT, "layer.2.DenseReluDense": "wo"},
+    },
+    sample=("decoder_input_tokens",),
+    time=("decoder_noise_time",),
+)
 def t5_film() -> Case:
     model = library.T5FilmDecoder(
         input_dims=8, targets_length=16, d_model=WIDTH, num_layers=2, num_heads=HEADS, d_kv=HEAD_DIM, d_ff=2 * WIDTH
@@ -116,7 +151,15 @@ def t5_film() -> Case:
     }
 
 
-@denoiser("RFD4ProteinaTransformer", {}, sample=("bb_ca", "local_latents"), time=("bb_ca_time", "local_latents_time"))
+@denoiser(
+    "RFD4ProteinaTransformer",
+    {
+        "transformer_layers.*": {"mhba.mha": "to_out", "transition.transition": "linear_out"},
+        "pair_update_layers.*": {"tri_mult_out": "", "tri_mult_in": "", "transition_out": "linear_2"},
+    },
+    sample=("bb_ca", "local_latents"),
+    time=("bb_ca_time", "local_latents_time"),
+)
 def rfd4_proteina() -> Case:
     model = library.RFD4ProteinaTransformer(
         nlayers=3,

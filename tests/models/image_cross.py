@@ -2,10 +2,26 @@
 
 import torch
 from diffusers.models import transformers as library
-from models.base import HEAD_DIM, HEADS, TEXT_TOKENS, TEXT_WIDTH, WIDTH, Case, denoiser, labels, noise, steps, text
+
+from models.base import (
+    CROSS,
+    HEAD_DIM,
+    HEADS,
+    OUT,
+    SELF,
+    TEXT_TOKENS,
+    TEXT_WIDTH,
+    WIDTH,
+    Case,
+    denoiser,
+    labels,
+    noise,
+    steps,
+    text,
+)
 
 
-@denoiser("DiTTransformer2DModel", {})
+@denoiser("DiTTransformer2DModel", {"transformer_blocks.*": SELF})
 def dit() -> Case:
     model = library.DiTTransformer2DModel(
         num_attention_heads=HEADS,
@@ -19,7 +35,7 @@ def dit() -> Case:
     return model, {"hidden_states": noise(2, 4, 8, 8), "timestep": steps(2), "class_labels": labels(2)}
 
 
-@denoiser("PixArtTransformer2DModel", {})
+@denoiser("PixArtTransformer2DModel", {"transformer_blocks.*": CROSS})
 def pixart() -> Case:
     model = library.PixArtTransformer2DModel(
         num_attention_heads=HEADS,
@@ -39,7 +55,7 @@ def pixart() -> Case:
     }
 
 
-@denoiser("Transformer2DModel", {})
+@denoiser("Transformer2DModel", {"transformer_blocks.*": CROSS})
 def transformer_2d() -> Case:
     model = library.Transformer2DModel(
         num_attention_heads=HEADS,
@@ -53,7 +69,7 @@ def transformer_2d() -> Case:
     return model, {"hidden_states": noise(2, 4, 8, 8), **text(2)}
 
 
-@denoiser("DreamLiteTransformer2DModel", {})
+@denoiser("DreamLiteTransformer2DModel", {"transformer_blocks.*": CROSS})
 def dreamlite() -> Case:
     model = library.DreamLiteTransformer2DModel(
         num_attention_heads=HEADS,
@@ -66,7 +82,7 @@ def dreamlite() -> Case:
     return model, {"hidden_states": noise(2, 4, 8, 8), **text(2)}
 
 
-@denoiser("TransformerTemporalModel", {})
+@denoiser("TransformerTemporalModel", {"transformer_blocks.*": CROSS})
 def temporal() -> Case:
     model = library.TransformerTemporalModel(
         num_attention_heads=HEADS, attention_head_dim=HEAD_DIM, in_channels=4, num_layers=2, norm_num_groups=2
@@ -74,7 +90,7 @@ def temporal() -> Case:
     return model, {"hidden_states": noise(6, 4, 4, 4), "num_frames": 3}
 
 
-@denoiser("PriorTransformer", {})
+@denoiser("PriorTransformer", {"transformer_blocks.*": SELF})
 def prior() -> Case:
     model = library.PriorTransformer(
         num_attention_heads=HEADS, attention_head_dim=HEAD_DIM, num_layers=2, embedding_dim=8, num_embeddings=7
@@ -87,7 +103,7 @@ def prior() -> Case:
     }
 
 
-@denoiser("HunyuanDiT2DModel", {})
+@denoiser("HunyuanDiT2DModel", {"blocks.*": CROSS})
 def hunyuan_dit() -> Case:
     model = library.HunyuanDiT2DModel(
         sample_size=8,
@@ -116,7 +132,14 @@ def hunyuan_dit() -> Case:
     }
 
 
-@denoiser("LuminaNextDiT2DModel", {})
+@denoiser(
+    "LuminaNextDiT2DModel",
+    {
+        # Both attentions are summed and share the projection that belongs to the second.
+        "layers.*": {"attn2": OUT, "feed_forward": "linear_2"},
+    },
+    uninitialised=("pad_token",),
+)
 def lumina_next() -> Case:
     model = library.LuminaNextDiT2DModel(
         sample_size=8,
@@ -140,7 +163,10 @@ def lumina_next() -> Case:
     }
 
 
-@denoiser("SanaTransformer2DModel", {})
+@denoiser(
+    "SanaTransformer2DModel",
+    {"transformer_blocks.*": {"attn1": OUT, "attn2": OUT, "ff": "conv_point"}},
+)
 def sana() -> Case:
     model = library.SanaTransformer2DModel(
         in_channels=4,
@@ -157,7 +183,7 @@ def sana() -> Case:
     return model, {"hidden_states": noise(2, 4, 6, 6), "timestep": steps(2), **text(2)}
 
 
-@denoiser("PRXTransformer2DModel", {})
+@denoiser("PRXTransformer2DModel", {"blocks.*": {"attention": OUT, "down_proj": ""}})
 def prx() -> Case:
     model = library.PRXTransformer2DModel(
         in_channels=4,

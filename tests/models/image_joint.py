@@ -4,10 +4,18 @@ from typing import Any
 
 import torch
 from diffusers.models import transformers as library
+
 from models.base import (
+    DUAL,
+    FF,
+    HALF,
     HEAD_DIM,
     HEADS,
+    JOINT,
+    OUT,
     POOLED_WIDTH,
+    SELF,
+    SINGLE,
     TEXT_TOKENS,
     TEXT_WIDTH,
     WIDTH,
@@ -19,6 +27,17 @@ from models.base import (
     text,
     unit,
 )
+
+SIDE_BY_SIDE = {"": ("attn.to_out.0", "ff.linear_out")}
+JOY = {
+    "double_blocks.*": {"attn": ("img_attn_proj", "txt_attn_proj"), "img_mlp": FF, "txt_mlp": FF},
+    "double_blocks.last": {"attn": "img_attn_proj", "img_mlp": FF},
+}
+# One feed-forward takes the image, then the text; in the last block nothing reads the text.
+COGVIEW4 = {
+    "transformer_blocks.*": {"attn1": OUT, "ff": "net.2@1", "ff#2": "net.2@2"},
+    "transformer_blocks.last": {"attn1": OUT, "ff": "net.2@1"},
+}
 
 
 def flux_inputs(channels: int = 8) -> dict[str, Any]:
@@ -43,7 +62,7 @@ FLUX_SIZES: dict[str, Any] = {
 }
 
 
-@denoiser("FluxTransformer2DModel", {})
+@denoiser("FluxTransformer2DModel", {"transformer_blocks.*": DUAL, "single_transformer_blocks.*": SINGLE})
 def flux() -> Case:
     model = library.FluxTransformer2DModel(**FLUX_SIZES, pooled_projection_dim=POOLED_WIDTH, guidance_embeds=True)
     return model, {
@@ -53,7 +72,13 @@ def flux() -> Case:
     }
 
 
-@denoiser("Flux2Transformer2DModel", {})
+@denoiser(
+    "Flux2Transformer2DModel",
+    {
+        "transformer_blocks.*": {"attn": JOINT, "ff": "linear_out", "ff_context": "linear_out"},
+        "single_transformer_blocks.*": {"attn": "to_out"},
+    },
+)
 def flux2() -> Case:
     model = library.Flux2Transformer2DModel(**{**FLUX_SIZES, "axes_dims_rope": (4, 4, 4, 4)})
     ids = torch.cat([grid(1, 4, 4), torch.zeros(16, 1, dtype=torch.int64)], dim=-1)
@@ -65,7 +90,15 @@ def flux2() -> Case:
     }
 
 
-@denoiser("Flux3Transformer2DModel", {})
+@denoiser(
+    "Flux3Transformer2DModel",
+    {
+        "txt_mode_blocks.*": SIDE_BY_SIDE,
+        "mode_blocks.image.*": SIDE_BY_SIDE,
+        "mode_blocks.image_cond.*": SIDE_BY_SIDE,
+        "single_transformer_blocks.*": SIDE_BY_SIDE,
+    },
+)
 def flux3() -> Case:
     model = library.Flux3Transformer2DModel(
         **{**FLUX_SIZES, "axes_dims_rope": (4, 4, 4, 4)}, cond_in_channels=8, timestep_channels=32
@@ -80,12 +113,12 @@ def flux3() -> Case:
     }
 
 
-@denoiser("BriaTransformer2DModel", {})
+@denoiser("BriaTransformer2DModel", {"transformer_blocks.*": DUAL, "single_transformer_blocks.*": SINGLE})
 def bria() -> Case:
     return library.BriaTransformer2DModel(**FLUX_SIZES), flux_inputs()
 
 
-@denoiser("BriaFiboTransformer2DModel", {})
+@denoiser("BriaFiboTransformer2DModel", {"transformer_blocks.*": DUAL, "single_transformer_blocks.*": SINGLE})
 def bria_fibo() -> Case:
     model = library.BriaFiboTransformer2DModel(**{**FLUX_SIZES, "joint_attention_dim": WIDTH}, text_encoder_dim=16)
     return model, {
@@ -95,7 +128,14 @@ def bria_fibo() -> Case:
     }
 
 
-@denoiser("ChromaTransformer2DModel", {})
+@denoiser(
+    "ChromaTransformer2DModel",
+    {
+        "distilled_guidance_layer.layers.*": {"": "linear_2"},
+        "transformer_blocks.*": DUAL,
+        "single_transformer_blocks.*": SINGLE,
+    },
+)
 def chroma() -> Case:
     model = library.ChromaTransformer2DModel(
         **FLUX_SIZES, approximator_num_channels=8, approximator_hidden_dim=16, approximator_layers=1
@@ -103,18 +143,25 @@ def chroma() -> Case:
     return model, flux_inputs()
 
 
-@denoiser("LongCatImageTransformer2DModel", {})
+@denoiser("LongCatImageTransformer2DModel", {"transformer_blocks.*": DUAL, "single_transformer_blocks.*": SINGLE})
 def longcat_image() -> Case:
     model = library.LongCatImageTransformer2DModel(**FLUX_SIZES, pooled_projection_dim=POOLED_WIDTH)
     return model, {**flux_inputs(), "guidance": torch.full((2,), 3.5)}
 
 
-@denoiser("OvisImageTransformer2DModel", {})
+@denoiser("OvisImageTransformer2DModel", {"transformer_blocks.*": DUAL, "single_transformer_blocks.*": SINGLE})
 def ovis_image() -> Case:
     return library.OvisImageTransformer2DModel(**FLUX_SIZES, out_channels=8), flux_inputs()
 
 
-@denoiser("SD3Transformer2DModel", {})
+@denoiser(
+    "SD3Transformer2DModel",
+    {
+        "transformer_blocks.*": DUAL,
+        "transformer_blocks.0": {**DUAL, "attn2": OUT},
+        "transformer_blocks.last": HALF,
+    },
+)
 def sd3() -> Case:
     model = library.SD3Transformer2DModel(
         num_attention_heads=HEADS,
@@ -139,7 +186,13 @@ def sd3() -> Case:
     }
 
 
-@denoiser("AuraFlowTransformer2DModel", {})
+@denoiser(
+    "AuraFlowTransformer2DModel",
+    {
+        "joint_transformer_blocks.*": {"attn": JOINT, "ff": "out_projection", "ff_context": "out_projection"},
+        "single_transformer_blocks.*": {"attn": OUT, "ff": "out_projection"},
+    },
+)
 def aura_flow() -> Case:
     model = library.AuraFlowTransformer2DModel(
         num_attention_heads=HEADS,
@@ -182,18 +235,18 @@ COGVIEW_SIZES: dict[str, Any] = {
 }
 
 
-@denoiser("CogView3PlusTransformer2DModel", {})
+@denoiser("CogView3PlusTransformer2DModel", {"transformer_blocks.*": SELF})
 def cogview3_plus() -> Case:
     model = library.CogView3PlusTransformer2DModel(**COGVIEW_SIZES, pos_embed_max_size=8, sample_size=8)
     return model, cogview_inputs()
 
 
-@denoiser("CogView4Transformer2DModel", {})
+@denoiser("CogView4Transformer2DModel", COGVIEW4)
 def cogview4() -> Case:
     return library.CogView4Transformer2DModel(**COGVIEW_SIZES), cogview_inputs()
 
 
-@denoiser("GlmImageTransformer2DModel", {})
+@denoiser("GlmImageTransformer2DModel", COGVIEW4)
 def glm_image() -> Case:
     model = library.GlmImageTransformer2DModel(**COGVIEW_SIZES, prior_vq_quantizer_codebook_size=64)
     inputs = cogview_inputs()
@@ -205,7 +258,13 @@ def glm_image() -> Case:
     }
 
 
-@denoiser("QwenImageTransformer2DModel", {})
+@denoiser(
+    "QwenImageTransformer2DModel",
+    {
+        "transformer_blocks.*": {"attn": JOINT, "img_mlp": FF, "txt_mlp": FF},
+        "transformer_blocks.last": {"attn": OUT, "img_mlp": FF},
+    },
+)
 def qwen_image() -> Case:
     model = library.QwenImageTransformer2DModel(
         num_attention_heads=HEADS,
@@ -236,13 +295,13 @@ JOY_SIZES: dict[str, Any] = {
 }
 
 
-@denoiser("JoyImageEditTransformer3DModel", {})
+@denoiser("JoyImageEditTransformer3DModel", JOY)
 def joy_image_edit() -> Case:
     model = library.JoyImageEditTransformer3DModel(**JOY_SIZES)
     return model, {"hidden_states": noise(2, 4, 1, 8, 8), **text(2), "timestep": steps(2)}
 
 
-@denoiser("JoyImageEditPlusTransformer3DModel", {})
+@denoiser("JoyImageEditPlusTransformer3DModel", JOY)
 def joy_image_edit_plus() -> Case:
     model = library.JoyImageEditPlusTransformer3DModel(**JOY_SIZES)
     return model, {
@@ -253,7 +312,14 @@ def joy_image_edit_plus() -> Case:
     }
 
 
-@denoiser("HunyuanImageTransformer2DModel", {})
+@denoiser(
+    "HunyuanImageTransformer2DModel",
+    {
+        "context_embedder.token_refiner.refiner_blocks.*": HALF,
+        "transformer_blocks.*": DUAL,
+        "single_transformer_blocks.*": SINGLE,
+    },
+)
 def hunyuan_image() -> Case:
     model = library.HunyuanImageTransformer2DModel(
         in_channels=4,
@@ -275,7 +341,20 @@ def hunyuan_image() -> Case:
     }
 
 
-@denoiser("HiDreamImageTransformer2DModel", {}, time=("timesteps",))
+@denoiser(
+    "HiDreamImageTransformer2DModel",
+    {
+        "double_stream_blocks.*": {
+            "block.attn1": ("to_out", "to_out_t"),
+            "block.ff_i": "",
+            "block.ff_t": "w2",
+        },
+        "single_stream_blocks.*": {"block.attn1": "to_out", "block.ff_i": ""},
+    },
+    time=("timesteps",),
+    captured="no",
+    note="Each block reads on the host how many tokens its experts get, so no graph holds a whole block.",
+)
 def hidream() -> Case:
     model = library.HiDreamImageTransformer2DModel(
         patch_size=2,

@@ -2,10 +2,24 @@
 
 import torch
 from diffusers.models import transformers as library
-from models.base import HEAD_DIM, HEADS, TEXT_TOKENS, TEXT_WIDTH, WIDTH, Case, denoiser, grid, noise, text, unit
+
+from models.base import HEAD_DIM, HEADS, OUT, TEXT_TOKENS, TEXT_WIDTH, WIDTH, Case, denoiser, grid, noise, text, unit
+
+LUMINA = {"attn": OUT, "feed_forward": "linear_2"}
+Z_IMAGE = {"attention": OUT, "feed_forward": "w2"}
+KREA = {"attn": OUT, "ff": "down"}
 
 
-@denoiser("Lumina2Transformer2DModel", {})
+@denoiser(
+    "Lumina2Transformer2DModel",
+    {
+        "context_refiner.*": LUMINA,
+        "noise_refiner.*": LUMINA,
+        "layers.*": LUMINA,
+    },
+    captured="piecewise",
+    note="The model reads the lengths of its texts on the host; the graph behind that holds all blocks.",
+)
 def lumina2() -> Case:
     model = library.Lumina2Transformer2DModel(
         sample_size=8,
@@ -29,7 +43,12 @@ def lumina2() -> Case:
     }
 
 
-@denoiser("ZImageTransformer2DModel", {}, sample=("x",), time=("t",))
+@denoiser(
+    "ZImageTransformer2DModel",
+    {"noise_refiner.*": Z_IMAGE, "context_refiner.*": Z_IMAGE, "layers.*": Z_IMAGE},
+    sample=("x",),
+    time=("t",),
+)
 def z_image() -> Case:
     model = library.ZImageTransformer2DModel(
         in_channels=4,
@@ -45,7 +64,12 @@ def z_image() -> Case:
     return model, {"x": [noise(4, 1, 8, 8)], "t": unit(1), "cap_feats": [noise(TEXT_TOKENS, TEXT_WIDTH)]}
 
 
-@denoiser("OmniGenTransformer2DModel", {})
+@denoiser(
+    "OmniGenTransformer2DModel",
+    {"layers.*": {"self_attn": OUT, "mlp": "down_proj"}},
+    captured="piecewise",
+    note="The model reads its largest position on the host; the graph behind that holds all blocks.",
+)
 def omnigen() -> Case:
     model = library.OmniGenTransformer2DModel(
         in_channels=4,
@@ -72,7 +96,7 @@ def omnigen() -> Case:
     }
 
 
-@denoiser("ErnieImageTransformer2DModel", {})
+@denoiser("ErnieImageTransformer2DModel", {"layers.*": {"self_attention": OUT, "mlp": "linear_fc2"}})
 def ernie_image() -> Case:
     model = library.ErnieImageTransformer2DModel(
         hidden_size=WIDTH,
@@ -92,7 +116,7 @@ def ernie_image() -> Case:
     }
 
 
-@denoiser("Ideogram4Transformer2DModel", {})
+@denoiser("Ideogram4Transformer2DModel", {"layers.*": Z_IMAGE})
 def ideogram4() -> Case:
     model = library.Ideogram4Transformer2DModel(
         in_channels=8,
@@ -120,7 +144,14 @@ def ideogram4() -> Case:
 LLM_TOKEN, IMAGE_TOKEN = 3, 2  # how Ideogram marks its text and image tokens
 
 
-@denoiser("Krea2Transformer2DModel", {})
+@denoiser(
+    "Krea2Transformer2DModel",
+    {
+        "text_fusion.layerwise_blocks.*": KREA,
+        "text_fusion.refiner_blocks.*": KREA,
+        "transformer_blocks.*": KREA,
+    },
+)
 def krea2() -> Case:
     model = library.Krea2Transformer2DModel(
         in_channels=8,
@@ -150,7 +181,12 @@ def krea2() -> Case:
     }
 
 
-@denoiser("QwenImage21Transformer2DModel", {})
+@denoiser(
+    "QwenImage21Transformer2DModel",
+    {"transformer_blocks.*": {"attn": OUT, "img_mlp": "out"}},
+    captured="piecewise",
+    note="The model reads where its image tokens are on the host; the graph behind that holds all blocks.",
+)
 def qwen_image21() -> Case:
     model = library.QwenImage21Transformer2DModel(
         in_channels=8,
@@ -171,7 +207,15 @@ def qwen_image21() -> Case:
     }
 
 
-@denoiser("BriaFibo2Transformer2DModel", {})
+@denoiser(
+    "BriaFibo2Transformer2DModel",
+    {
+        "noise_refiner.*": Z_IMAGE,
+        "perceiver.layers.*": {"cross_attention": OUT, "self_attention": OUT, "ffn": "w2"},
+        "layers.*": Z_IMAGE,
+        "layers.1": {**Z_IMAGE, "cross_attention": OUT},
+    },
+)
 def bria_fibo2() -> Case:
     model = library.BriaFibo2Transformer2DModel(
         in_channels=4,
@@ -197,7 +241,11 @@ def bria_fibo2() -> Case:
     }
 
 
-@denoiser("NucleusMoEImageTransformer2DModel", {})
+@denoiser(
+    "NucleusMoEImageTransformer2DModel",
+    {"transformer_blocks.*": {"attn": OUT, "img_mlp": ""}},
+    uninitialised=("experts.gate_up_proj", "experts.down_proj"),
+)
 def nucleus_moe() -> Case:
     model = library.NucleusMoEImageTransformer2DModel(
         in_channels=8,

@@ -4,10 +4,19 @@ from typing import Any
 
 import torch
 from diffusers.models import transformers as library
+
 from models.base import (
+    CROSS,
+    DUAL,
+    FF,
+    HALF,
     HEAD_DIM,
     HEADS,
+    JOINT,
+    OUT,
     POOLED_WIDTH,
+    SELF,
+    SINGLE,
     TEXT_TOKENS,
     TEXT_WIDTH,
     WIDTH,
@@ -17,13 +26,18 @@ from models.base import (
     noise,
     steps,
     text,
-    unit,
 )
+
+HUNYUAN_TREE = {
+    "context_embedder.token_refiner.refiner_blocks.*": HALF,
+    "transformer_blocks.*": DUAL,
+    "single_transformer_blocks.*": SINGLE,
+}
 
 ATTENTION: dict[str, Any] = {"num_attention_heads": HEADS, "attention_head_dim": HEAD_DIM}
 
 
-@denoiser("LatteTransformer3DModel", {})
+@denoiser("LatteTransformer3DModel", {"transformer_blocks.*": CROSS, "temporal_transformer_blocks.*": SELF})
 def latte() -> Case:
     model = library.LatteTransformer3DModel(
         **ATTENTION,
@@ -42,7 +56,7 @@ def latte() -> Case:
     return model, {"hidden_states": noise(2, 4, 3, 8, 8), "timestep": steps(2), **text(2)}
 
 
-@denoiser("AllegroTransformer3DModel", {})
+@denoiser("AllegroTransformer3DModel", {"transformer_blocks.*": CROSS})
 def allegro() -> Case:
     model = library.AllegroTransformer3DModel(
         num_attention_heads=HEADS,
@@ -55,21 +69,18 @@ def allegro() -> Case:
         sample_frames=2,
         caption_channels=TEXT_WIDTH,
     )
-    rotary = (tuple(noise(32, 8).sin() for _ in range(3)), tuple(noise(32, 8).cos() for _ in range(3)))
+    rotary = tuple((noise(4, 8).cos(), noise(4, 8).sin()) for _ in range(3))
     positions = tuple(grid(2, 4, 4)[:, axis].expand(2, -1) for axis in range(3))
     return model, {
         "hidden_states": noise(2, 4, 2, 8, 8),
         "timestep": steps(2),
         **text(2),
         "attention_mask": torch.ones(2, 2, 8, 8),
-        "image_rotary_emb": (
-            tuple((torch.ones(2, 32, 8), torch.zeros(2, 32, 8)) for _ in range(3)),
-            positions,
-        ),
-    } | ({} if rotary else {})
+        "image_rotary_emb": (rotary, positions),
+    }
 
 
-@denoiser("CogVideoXTransformer3DModel", {})
+@denoiser("CogVideoXTransformer3DModel", {"transformer_blocks.*": SELF})
 def cogvideox() -> Case:
     model = library.CogVideoXTransformer3DModel(
         **ATTENTION,
@@ -87,7 +98,15 @@ def cogvideox() -> Case:
     return model, {"hidden_states": noise(2, 3, 4, 8, 8), "timestep": steps(2), **text(2)}
 
 
-@denoiser("ConsisIDTransformer3DModel", {})
+@denoiser(
+    "ConsisIDTransformer3DModel",
+    {
+        **{f"local_facial_extractor.layers.{layer}.0": {"": "to_out"} for layer in range(2)},
+        **{f"local_facial_extractor.layers.{layer}.1": {"": "3"} for layer in range(2)},
+        "transformer_blocks.*": SELF,
+        "perceiver_cross_attention.*": {"": "to_out"},
+    },
+)
 def consis_id() -> Case:
     model = library.ConsisIDTransformer3DModel(
         **ATTENTION,
@@ -107,12 +126,12 @@ def consis_id() -> Case:
         cross_attn_num_heads=2,
         LFE_id_dim=4,
         LFE_vit_dim=4,
-        LFE_depth=5,
+        LFE_depth=2,
         LFE_dim_head=8,
         LFE_num_heads=2,
         LFE_num_id_token=1,
         LFE_num_querie=2,
-        LFE_output_dim=10,
+        LFE_output_dim=21,
         LFE_ff_mult=1,
         LFE_num_scale=1,
     )
@@ -125,7 +144,13 @@ def consis_id() -> Case:
     }
 
 
-@denoiser("EasyAnimateTransformer3DModel", {})
+@denoiser(
+    "EasyAnimateTransformer3DModel",
+    {
+        "transformer_blocks.*": {"attn1": JOINT, "ff": FF, "txt_ff": FF},
+        "transformer_blocks.last": {"attn1": OUT, "ff": "net.2@1"},
+    },
+)
 def easy_animate() -> Case:
     model = library.EasyAnimateTransformer3DModel(
         **ATTENTION,
@@ -143,7 +168,7 @@ def easy_animate() -> Case:
     return model, {"hidden_states": noise(2, 4, 2, 8, 8), "timestep": steps(2), **text(2)}
 
 
-@denoiser("CosmosTransformer3DModel", {})
+@denoiser("CosmosTransformer3DModel", {"transformer_blocks.*": CROSS})
 def cosmos() -> Case:
     model = library.CosmosTransformer3DModel(
         in_channels=4,
@@ -160,7 +185,22 @@ def cosmos() -> Case:
     return model, {"hidden_states": noise(2, 4, 2, 8, 8), "timestep": steps(2), **text(2), "fps": 30}
 
 
-@denoiser("Cosmos3OmniTransformer", {}, sample=("vision_tokens",), time=("vision_timesteps",))
+@denoiser(
+    "Cosmos3OmniTransformer",
+    {
+        # The text stream attends to itself, the image stream to both.
+        "layers.*": {
+            "self_attn": "to_out",
+            "self_attn#2": "to_add_out",
+            "mlp": "down_proj",
+            "mlp_moe_gen": "down_proj",
+        },
+    },
+    sample=("vision_tokens",),
+    time=("vision_timesteps",),
+    left=("to_k", "to_v"),
+    note="The image stream reads the keys and values of the text stream, so they stay computed.",
+)
 def cosmos3() -> Case:
     model = library.Cosmos3OmniTransformer(
         head_dim=HEAD_DIM,
@@ -191,7 +231,13 @@ def cosmos3() -> Case:
     }
 
 
-@denoiser("MochiTransformer3DModel", {})
+@denoiser(
+    "MochiTransformer3DModel",
+    {
+        "transformer_blocks.*": {"attn1": JOINT, "ff": FF, "ff_context": FF},
+        "transformer_blocks.last": SELF,
+    },
+)
 def mochi() -> Case:
     model = library.MochiTransformer3DModel(
         **ATTENTION,
@@ -211,7 +257,7 @@ def mochi() -> Case:
     }
 
 
-@denoiser("LTXVideoTransformer3DModel", {})
+@denoiser("LTXVideoTransformer3DModel", {"transformer_blocks.*": CROSS})
 def ltx() -> Case:
     model = library.LTXVideoTransformer3DModel(
         in_channels=4,
@@ -232,7 +278,20 @@ def ltx() -> Case:
     }
 
 
-@denoiser("LTX2VideoTransformer3DModel", {}, sample=("hidden_states", "audio_hidden_states"))
+@denoiser(
+    "LTX2VideoTransformer3DModel",
+    {
+        "transformer_blocks.*": {
+            **CROSS,
+            "audio_attn1": OUT,
+            "audio_attn2": OUT,
+            "audio_to_video_attn": OUT,
+            "video_to_audio_attn": OUT,
+            "audio_ff": FF,
+        },
+    },
+    sample=("hidden_states", "audio_hidden_states"),
+)
 def ltx2() -> Case:
     model = library.LTX2VideoTransformer3DModel(
         in_channels=4,
@@ -280,7 +339,7 @@ def masked_text() -> dict[str, Any]:
     return {**text(2), "encoder_attention_mask": mask}
 
 
-@denoiser("HunyuanVideoTransformer3DModel", {})
+@denoiser("HunyuanVideoTransformer3DModel", HUNYUAN_TREE)
 def hunyuan_video() -> Case:
     model = library.HunyuanVideoTransformer3DModel(**HUNYUAN, num_single_layers=2, pooled_projection_dim=POOLED_WIDTH)
     return model, {
@@ -292,7 +351,12 @@ def hunyuan_video() -> Case:
     }
 
 
-@denoiser("HunyuanVideoFramepackTransformer3DModel", {})
+@denoiser(
+    "HunyuanVideoFramepackTransformer3DModel",
+    HUNYUAN_TREE,
+    captured="no",
+    note="The number of tokens in every block depends on the values of the text mask, and slots need fixed sizes.",
+)
 def hunyuan_framepack() -> Case:
     model = library.HunyuanVideoFramepackTransformer3DModel(
         **HUNYUAN,
@@ -320,7 +384,16 @@ def hunyuan_framepack() -> Case:
     }
 
 
-@denoiser("HunyuanVideo15Transformer3DModel", {})
+@denoiser(
+    "HunyuanVideo15Transformer3DModel",
+    {
+        "context_embedder.token_refiner.refiner_blocks.*": HALF,
+        "transformer_blocks.*": DUAL,
+        "transformer_blocks.last": HALF,
+    },
+    captured="no",
+    note="The order of the text tokens is made by boolean indexing; behind that Dynamo breaks at every block.",
+)
 def hunyuan_video15() -> Case:
     model = library.HunyuanVideo15Transformer3DModel(
         **HUNYUAN, patch_size=2, text_embed_2_dim=8, image_embed_dim=12, target_size=16, task_type="t2v"
@@ -335,7 +408,17 @@ def hunyuan_video15() -> Case:
     }
 
 
-@denoiser("Kandinsky5Transformer3DModel", {})
+@denoiser(
+    "Kandinsky5Transformer3DModel",
+    {
+        "text_transformer_blocks.*": {"self_attention": "out_layer", "feed_forward": "out_layer"},
+        "visual_transformer_blocks.*": {
+            "self_attention": "out_layer",
+            "cross_attention": "out_layer",
+            "feed_forward": "out_layer",
+        },
+    },
+)
 def kandinsky5() -> Case:
     model = library.Kandinsky5Transformer3DModel(
         in_visual_dim=4,
@@ -359,7 +442,24 @@ def kandinsky5() -> Case:
     }
 
 
-@denoiser("Kandinsky6Transformer3DModel", {}, sample=("hidden_states", "audio_hidden_states"))
+@denoiser(
+    "Kandinsky6Transformer3DModel",
+    {
+        "video_text_transformer_blocks.*": {"attn": "out_layer", "feed_forward": FF},
+        "audio_text_transformer_blocks.*": {"attn": "out_layer", "feed_forward": FF},
+        "visual_transformer_blocks.*": {
+            "video_dec_block.self_attention": "out_layer",
+            "video_dec_block.cross_attention": "out_layer",
+            "video_dec_block.feed_forward": FF,
+            "audio_dec_block.self_attention": "out_layer",
+            "audio_dec_block.cross_attention": "out_layer",
+            "audio_dec_block.feed_forward": FF,
+            "va_cross_attention": "out_layer",
+            "av_cross_attention": "out_layer",
+        },
+    },
+    sample=("hidden_states", "audio_hidden_states"),
+)
 def kandinsky6() -> Case:
     model = library.Kandinsky6Transformer3DModel(
         in_visual_dim=4,
@@ -385,7 +485,10 @@ def kandinsky6() -> Case:
     }
 
 
-@denoiser("Kandinsky6SRTransformer3DModel", {})
+@denoiser(
+    "Kandinsky6SRTransformer3DModel",
+    {"visual_transformer_blocks.*": {"self_attention": "out_layer", "feed_forward": FF}},
+)
 def kandinsky6_sr() -> Case:
     model = library.Kandinsky6SRTransformer3DModel(
         in_visual_dim=4,
@@ -400,7 +503,14 @@ def kandinsky6_sr() -> Case:
     return model, {"hidden_states": noise(1, 2, 8, 8, 9), "timestep": torch.full((1,), 900.0)}
 
 
-@denoiser("MotifVideoTransformer3DModel", {})
+@denoiser(
+    "MotifVideoTransformer3DModel",
+    {
+        # The cross-attention reads what the attention gives, so the two are one decision.
+        "transformer_blocks.*": {**DUAL, "attn": (*JOINT, "/cross_attn.to_out.0")},
+        "single_transformer_blocks.*": {"proj_out": "", "cross_attn": OUT},
+    },
+)
 def motif_video() -> Case:
     model = library.MotifVideoTransformer3DModel(
         **ATTENTION,
@@ -416,7 +526,7 @@ def motif_video() -> Case:
     return model, {"hidden_states": noise(2, 9, 2, 8, 8), "timestep": steps(2), **text(2)}
 
 
-@denoiser("SanaVideoTransformer3DModel", {})
+@denoiser("SanaVideoTransformer3DModel", {"transformer_blocks.*": {"attn1": OUT, "attn2": OUT, "ff": ""}})
 def sana_video() -> Case:
     model = library.SanaVideoTransformer3DModel(
         in_channels=4,
@@ -433,17 +543,17 @@ def sana_video() -> Case:
     return model, {"hidden_states": noise(2, 4, 2, 8, 8), "timestep": steps(2), **text(2)}
 
 
-@denoiser("SanaWMTransformer3DModel", {})
+@denoiser("SanaWMTransformer3DModel", {"blocks.*": {"attn": "", "cross_attn": "", "mlp": ""}})
 def sana_wm() -> Case:
     model = library.SanaWMTransformer3DModel(
         in_channels=4,
-        num_layers=4,
+        num_layers=2,
         hidden_size=WIDTH,
         num_attention_heads=HEADS,
         softmax_every_n=2,
         linear_head_dim=HEAD_DIM,
         chunk_plucker_channels=6,
-        chunk_plucker_post_attn_blocks=4,
+        chunk_plucker_post_attn_blocks=2,
         image_size=64,
         caption_channels=TEXT_WIDTH,
         mixed_precision="no",
@@ -456,7 +566,7 @@ def sana_wm() -> Case:
     }
 
 
-@denoiser("SanaWMLTX2RefinerTransformer3DModel", {})
+@denoiser("SanaWMLTX2RefinerTransformer3DModel", {"transformer_blocks.*": CROSS})
 def sana_wm_refiner() -> Case:
     model = library.SanaWMLTX2RefinerTransformer3DModel(
         in_channels=4,
@@ -481,7 +591,11 @@ def sana_wm_refiner() -> Case:
     }
 
 
-@denoiser("MiniMaxH3Transformer3DModel", {}, sample=("hidden_states", "audio_hidden_states"))
+@denoiser(
+    "MiniMaxH3Transformer3DModel",
+    {"token_refiner.refiner_blocks.*": HALF, "transformer_blocks.*": HALF},
+    sample=("hidden_states", "audio_hidden_states"),
+)
 def minimax_h3() -> Case:
     model = library.MiniMaxH3Transformer3DModel(
         **ATTENTION,
@@ -511,6 +625,3 @@ def minimax_h3() -> Case:
         "audio_indices": torch.arange(TEXT_TOKENS, TEXT_TOKENS + audio),
         "text_indices": torch.arange(TEXT_TOKENS),
     }
-
-
-__all__ = ["unit"]

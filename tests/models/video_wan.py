@@ -4,7 +4,10 @@ from typing import Any
 
 import torch
 from diffusers.models import transformers as library
-from models.base import HEAD_DIM, HEADS, TEXT_WIDTH, WIDTH, Case, denoiser, noise, steps, text
+
+from models.base import FF, HEAD_DIM, HEADS, OUT, TEXT_WIDTH, WIDTH, Case, denoiser, noise, steps, text
+
+WAN_BLOCK = {"attn1": OUT, "attn2": OUT, "ffn": FF}
 
 WAN: dict[str, Any] = {
     "num_attention_heads": HEADS,
@@ -22,12 +25,17 @@ def wan_inputs() -> dict[str, Any]:
     return {"hidden_states": noise(2, 4, 2, 8, 8), "timestep": steps(2), **text(2)}
 
 
-@denoiser("WanTransformer3DModel", {})
+@denoiser("WanTransformer3DModel", {"blocks.*": WAN_BLOCK})
 def wan() -> Case:
     return library.WanTransformer3DModel(**WAN, rope_max_seq_len=32), wan_inputs()
 
 
-@denoiser("WanVACETransformer3DModel", {})
+@denoiser(
+    "WanVACETransformer3DModel",
+    {"vace_blocks.*": WAN_BLOCK, "blocks.*": WAN_BLOCK},
+    left=("proj_out",),
+    note="The projections that hand hints to the main stream lie on the control stream itself.",
+)
 def wan_vace() -> Case:
     model = library.WanVACETransformer3DModel(
         **{**WAN, "num_layers": 3}, rope_max_seq_len=32, vace_layers=[0, 2], vace_in_channels=6
@@ -35,7 +43,7 @@ def wan_vace() -> Case:
     return model, {**wan_inputs(), "control_hidden_states": noise(2, 6, 2, 8, 8)}
 
 
-@denoiser("WanAnimateTransformer3DModel", {})
+@denoiser("WanAnimateTransformer3DModel", {"blocks.*": WAN_BLOCK, "face_adapter.*": {"": "to_out"}})
 def wan_animate() -> Case:
     model = library.WanAnimateTransformer3DModel(
         **{**WAN, "in_channels": 12},
@@ -61,7 +69,12 @@ def wan_animate() -> Case:
     }
 
 
-@denoiser("WanAnimate2Transformer3DModel", {})
+@denoiser(
+    "WanAnimate2Transformer3DModel",
+    {"blocks.*": {"self_attn": OUT, "cross_attn": OUT, "ffn": "2"}},
+    captured="no",
+    note="Its attention writes keys and values to a cache object, and it breaks in each attention.",
+)
 def wan_animate2() -> Case:
     from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
 
@@ -89,17 +102,17 @@ def wan_animate2() -> Case:
     }
 
 
-@denoiser("SkyReelsV2Transformer3DModel", {})
+@denoiser("SkyReelsV2Transformer3DModel", {"blocks.*": WAN_BLOCK})
 def skyreels() -> Case:
     return library.SkyReelsV2Transformer3DModel(**WAN, rope_max_seq_len=32), wan_inputs()
 
 
-@denoiser("ChronoEditTransformer3DModel", {})
+@denoiser("ChronoEditTransformer3DModel", {"blocks.*": WAN_BLOCK})
 def chrono_edit() -> Case:
     return library.ChronoEditTransformer3DModel(**WAN, rope_max_seq_len=32), wan_inputs()
 
 
-@denoiser("AnyFlowTransformer3DModel", {}, time=("timestep", "r_timestep"))
+@denoiser("AnyFlowTransformer3DModel", {"blocks.*": WAN_BLOCK}, time=("timestep", "r_timestep"))
 def any_flow() -> Case:
     model = library.AnyFlowTransformer3DModel(**{**WAN, "freq_dim": 256}, rope_max_seq_len=32)
     return model, {
@@ -110,7 +123,7 @@ def any_flow() -> Case:
     }
 
 
-@denoiser("AnyFlowFARTransformer3DModel", {}, time=("timestep", "r_timestep"))
+@denoiser("AnyFlowFARTransformer3DModel", {"blocks.*": WAN_BLOCK}, time=("timestep", "r_timestep"))
 def any_flow_far() -> Case:
     model = library.AnyFlowFARTransformer3DModel(
         **{**WAN, "freq_dim": 256}, rope_max_seq_len=32, compressed_patch_size=(1, 4, 4), full_chunk_limit=3
@@ -124,7 +137,7 @@ def any_flow_far() -> Case:
     }
 
 
-@denoiser("HeliosTransformer3DModel", {})
+@denoiser("HeliosTransformer3DModel", {"blocks.*": WAN_BLOCK})
 def helios() -> Case:
     model = library.HeliosTransformer3DModel(**WAN, rope_dim=(4, 6, 6))
     return model, {

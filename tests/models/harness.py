@@ -1,0 +1,176 @@
+"""Takes one tiny denoiser through the compiler, its graphs run as they are instead of being compiled by Inductor."""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from eager_reference import EagerReference, tensors
+from torch import Tensor, fx, nn
+
+import soda_compile
+from models.base import Denoiser
+from soda_compile.backend import require_fit
+from soda_compile.errors import CaptureError
+from soda_compile.lowering import Lowering
+from soda_compile.pieces import analyse_piece
+from soda_compile.plans import Plan, random_plan
+from soda_compile.program import build_program
+from soda_compile.runtime import PlannedDenoiser
+from soda_compile.structure import Structure
+from soda_compile.variants import Piece
+
+STEPS = 5
+Outputs = list[tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one denoiser showed.
+
+    Attributes:
+        captured: "whole"; "piecewise" if one of several graphs holds all regions; or "no".
+        reason: Why it is not captured whole.
+        expected: The regions that are written down.
+        found: The regions that the compiler found, in the order in which they run.
+        share: Share of the model's FLOPs that the regions hold.
+        left: Heavy work inside blocks that is on the stream but in no region.
+        exact: Largest difference of a compute-everything plan from the eager model.
+        reuse: Largest difference of a random plan from the eager reference.
+        stale: Largest difference of that reference from the eager model: what ``reuse`` would be if nothing was reused.
+        scale: Largest value in the outputs.
+    """
+
+    captured: str
+    reason: str = ""
+    expected: frozenset[str] = frozenset()
+    found: tuple[str, ...] = ()
+    share: float = 0.0
+    left: tuple[str, ...] = ()
+    exact: float = float("nan")
+    reuse: float = float("nan")
+    stale: float = float("nan")
+    scale: float = float("nan")
+
+    @property
+    def regions_right(self) -> bool:
+        return (
+            self.captured != "no" and self.expected == frozenset(self.found) and len(self.expected) == len(self.found)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class AsItIs(Lowering):
+    """Runs every piece as the graph that it is."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def compile(self, pieces: Iterable[Piece]) -> None:
+        for piece in pieces:
+            self.compiled.setdefault(piece.key, piece.module)
+
+
+@dataclass
+class Board:
+    """A backend that captures once and runs what is put into ``run``; graphs without regions run as they are."""
+
+    structures: list[Structure] = field(default_factory=list)
+    run: Callable[..., Any] | None = None
+
+    def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        structure = analyse_piece(module, inputs)
+        if structure is None:
+            return module.forward
+        self.structures.append(structure)
+        self.run = module.forward
+        return lambda *args: self.run(*args)
+
+    @property
+    def structure(self) -> Structure:
+        (structure,) = self.structures
+        return structure
+
+    def install(self, plan: Plan) -> None:
+        require_fit(plan, self.structure)
+        build = partial(build_program, self.structure, lowering=AsItIs())
+        anchor = self.structure.parameters.index(True)
+        self.run = PlannedDenoiser(build(plan), plan, anchor, None, None, build)
+
+
+def examine(subject: Denoiser) -> Finding:
+    """Captures the model, compares its regions with the tree, and runs two plans."""
+    torch._dynamo.reset()
+    model, inputs = subject.build()
+    if "return_dict" in inspect.signature(model.forward).parameters:
+        inputs["return_dict"] = False
+    calls = subject.trajectory(inputs, STEPS)
+    expected = subject.regions(model)
+    eager = generate(model, calls)  # also makes the tables that models build at their first call
+    board, compiled, reason = compile_once(model, calls[0])
+    if len(board.structures) != 1:
+        return Finding("no", reason, frozenset(expected))
+    structure = board.structure
+    names = structure.region_names
+    finding = {
+        "captured": "piecewise" if reason else "whole",
+        "reason": reason,
+        "expected": frozenset(expected),
+        "found": names,
+        "share": sum(region.flops for region in structure.regions) / structure.flops,
+        "left": work_left(structure),
+    }
+    if set(names) != set(expected):
+        return Finding(**finding)
+    board.install(soda_compile.compute_all_plan(names, STEPS, fingerprint=structure.fingerprint))
+    exact = generate(compiled, calls)
+    plan = random_plan(len(names), names, STEPS, fingerprint=structure.fingerprint, compute=0.4)
+    board.install(plan)
+    reused = generate(compiled, calls)
+    reference = EagerReference(model, expected, plan).run(calls)
+    return Finding(
+        **finding,
+        exact=difference(exact, eager),
+        reuse=difference(reused, reference),
+        stale=difference(reference, eager),
+        scale=max(value.abs().max().item() for call in eager for value in call),
+    )
+
+
+def compile_once(model: nn.Module, call: dict[str, Any]) -> tuple[Board, Callable[..., Any], str]:
+    """The model compiled with a board, as one graph if that is possible; otherwise with the reason why not."""
+    reason = ""
+    for whole in (True, False):
+        torch._dynamo.reset()
+        board = Board()
+        compiled = torch.compile(model, backend=board, fullgraph=whole, dynamic=False)
+        try:
+            generate(compiled, [call])
+            break
+        except (torch._dynamo.exc.TorchDynamoException, CaptureError) as error:
+            reason = reason or " ".join(str(error).split("\n\n")[0].split())[:300]
+    return board, compiled, reason
+
+
+def generate(denoiser: Callable[..., Any] | nn.Module, calls: list[dict[str, Any]]) -> Outputs:
+    """The output tensors of each call."""
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=len(calls) > 1):
+        return [tensors(denoiser(**call)) for call in calls]
+
+
+def difference(left: Outputs, right: Outputs) -> float:
+    """Largest absolute difference over all steps and outputs."""
+    pairs = [(a, b) for one, two in zip(left, right, strict=True) for a, b in zip(one, two, strict=True)]
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+def work_left(structure: Structure) -> tuple[str, ...]:
+    """Heavy work inside blocks, on the residual stream, that no region holds."""
+    return tuple(
+        note.subject.partition(" ")[0]
+        for call in structure.calls
+        if not call.name.startswith("(")
+        for note in call.block.notes
+        if "conditioning" not in note.reason
+    )
