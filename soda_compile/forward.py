@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import Any
 import torch
 
 from soda_compile.errors import OptionError
+from soda_compile.torch_private import Unsupported, UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -123,10 +127,39 @@ def compile_forward(
 
 
 def compiled_forward(module: torch.nn.Module, backend: Callable[..., Any]) -> Callable[..., Any]:
-    """The module's forward, compiled; the module stays as it is.
+    """The module's forward, compiled as one graph where that is possible; the module stays as it is.
 
-    Dynamo counts recompilations by code object, which all instances of a class share, and gives up after a few. A
-    code object of its own for each compiled instance lets any number of them live side by side.
+    Some models make tables at their first call, which cannot be captured: they are called once more. Some read data on
+    the host: they are captured in several graphs, and the reason is logged.
+    """
+    compiled = _compiled(module, backend, whole=True)
+    settled = False
+
+    def forward(*arguments: Any, **options: Any) -> Any:
+        nonlocal compiled, settled
+        if settled:
+            return compiled(*arguments, **options)
+        try:
+            result = compiled(*arguments, **options)
+        except (Unsupported, UserError):
+            MethodType(_own_forward(module), module)(*arguments, **options)
+            compiled = _compiled(module, backend, whole=True)
+            try:
+                result = compiled(*arguments, **options)
+            except (Unsupported, UserError) as error:
+                log.warning("%s is captured in several graphs: %s", type(module).__name__, error)
+                compiled = _compiled(module, backend, whole=False)
+                result = compiled(*arguments, **options)
+        settled = True
+        return result
+
+    return forward
+
+
+def _compiled(module: torch.nn.Module, backend: Callable[..., Any], whole: bool) -> Callable[..., Any]:
+    """Dynamo counts recompilations by code object, which all instances of a class share, and gives up after a few.
+
+    A code object of its own for each compiled instance lets any number of them live side by side.
     """
     function = _own_forward(module)
     own = FunctionType(
@@ -137,7 +170,7 @@ def compiled_forward(module: torch.nn.Module, backend: Callable[..., Any]) -> Ca
         function.__closure__,
     )
     own.__kwdefaults__ = function.__kwdefaults__
-    return torch.compile(MethodType(own, module), backend=backend, fullgraph=True, dynamic=False)
+    return torch.compile(MethodType(own, module), backend=backend, fullgraph=whole, dynamic=False)
 
 
 def _own_forward(module: torch.nn.Module) -> FunctionType:

@@ -1,5 +1,7 @@
 """A compiled forward comes and goes without a trace."""
 
+import copy
+
 import pytest
 import torch
 
@@ -52,3 +54,54 @@ def test_somebody_elses_forward_is_left_alone():
     model.forward = other = lambda hidden: hidden
     restore_forward(model, compiled)
     assert model.forward is other
+
+
+class Broken(Model):
+    """Does something in the middle that no graph can hold."""
+
+    def forward(self, hidden: torch.Tensor, *, scale: float = 2.0) -> torch.Tensor:
+        hidden = hidden.sin()
+        torch._dynamo.graph_break()
+        return super().forward(hidden, scale=scale)
+
+
+class Table(Model):
+    """Makes a table at its first call, in a way that cannot be captured."""
+
+    def forward(self, hidden: torch.Tensor, *, scale: float = 2.0) -> torch.Tensor:
+        if not hasattr(self, "table"):
+            torch._dynamo.graph_break()
+            self.table = torch.ones(4)
+        return super().forward(hidden * self.table, scale=scale)
+
+
+@pytest.mark.parametrize(("kind", "told"), [(Model, False), (Table, False), (Broken, True)])
+def test_one_graph_where_possible(kind, told: bool, caplog: pytest.LogCaptureFixture):
+    model, hidden, seen = kind(), torch.ones(1, 4), []
+
+    def look(module, inputs):
+        seen.append(module)
+        return module.forward
+
+    compile_forward(model, look)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(model(hidden), kind.forward(model, hidden))
+    assert any("linear" in str(module.graph) for module in seen)
+    assert ("captured in several graphs" in caplog.text) is told
+
+
+def test_hooks_around_a_forward_stay_and_copies_are_not_replaced():
+    model, around = Model(), []
+    model._old_forward = model.forward  # as the library accelerate wraps it
+    model.forward = lambda *arguments, **options: (around.append(1), model._old_forward(*arguments, **options))[1]
+    hidden = torch.ones(1, 4)
+    expected, replaced = model(hidden), compile_forward(model, backend)
+    assert model._old_forward is replaced
+    assert model._old_forward.__wrapped__.__func__ is Model.forward
+    torch.testing.assert_close(model(hidden), expected)
+    assert len(around) == 2
+    copied = copy.deepcopy(model)
+    assert copied._old_forward.__self__ is copied
+    restore_forward(model, replaced)
+    assert model._old_forward.__func__ is Model.forward
