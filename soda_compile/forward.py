@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from soda_compile.errors import OptionError
-from soda_compile.torch_private import Unsupported, UserError
+from soda_compile.torch_private import capture_failures
 
 log = logging.getLogger(__name__)
 
@@ -141,12 +141,12 @@ def compiled_forward(module: torch.nn.Module, backend: Callable[..., Any]) -> Ca
             return compiled(*arguments, **options)
         try:
             result = compiled(*arguments, **options)
-        except (Unsupported, UserError):
+        except capture_failures():
             MethodType(_own_forward(module), module)(*arguments, **options)
             compiled = _compiled(module, backend, whole=True)
             try:
                 result = compiled(*arguments, **options)
-            except (Unsupported, UserError) as error:
+            except capture_failures() as error:
                 log.warning("%s is captured in several graphs: %s", type(module).__name__, error)
                 compiled = _compiled(module, backend, whole=False)
                 result = compiled(*arguments, **options)

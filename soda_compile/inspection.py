@@ -14,7 +14,7 @@ from soda_compile.capture import capture
 from soda_compile.errors import CaptureError
 from soda_compile.pieces import analyse_piece
 from soda_compile.structure import Structure
-from soda_compile.torch_private import Unsupported, UserError
+from soda_compile.torch_private import capture_failures
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +37,17 @@ def inspect(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Structure:
     with torch.no_grad():
         try:
             return _whole(model, args, kwargs)
-        except (Unsupported, UserError):
+        except capture_failures():
             model(*args, **kwargs)  # some models make tables at their first call, which cannot be captured
         try:
             return _whole(model, args, kwargs)
-        except (Unsupported, UserError) as error:
+        except capture_failures() as error:
             reason = error
         found = _pieces(model, args, kwargs)
     name = type(model).__name__
-    if len(found) != 1:
+    if len(found) != 1 or not _is_of(model, found[0]):
         raise CaptureError(
-            f"{name} cannot be captured as one graph, and its regions are in {len(found)} graphs, which cannot be "
-            f"planned together: {reason}"
+            f"{name} cannot be captured as one graph, and no single other graph holds all its regions: {reason}"
         ) from reason
     log.warning("%s is captured in several graphs, of which one can be planned: %s", name, reason)
     return found[0]
@@ -64,6 +63,12 @@ def _whole(model: torch.nn.Module, args: Any, kwargs: Any) -> Structure:
 
     torch.compile(model, backend=backend, fullgraph=True, dynamic=False)(*args, **kwargs)
     return found[0]
+
+
+def _is_of(model: torch.nn.Module, structure: Structure) -> bool:
+    """Whether the parameters have their names in the model; in the graph of a block alone they would not."""
+    names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    return {path for path, mine in zip(structure.paths, structure.parameters, strict=True) if mine} <= names
 
 
 def _pieces(model: torch.nn.Module, args: Any, kwargs: Any) -> list[Structure]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.exc import Unsupported, UserError
 from torch._logging._internal import trace_structured
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.weak import WeakIdKeyDictionary
@@ -21,10 +20,9 @@ Compiled = Callable[..., Sequence[Any]]
 
 __all__ = [
     "Compiled",
-    "Unsupported",
-    "UserError",
     "WeakIdKeyDictionary",
     "aot_compile",
+    "capture_failures",
     "fake_mode_of",
     "inductor_compile",
     "inductor_options",
@@ -37,6 +35,13 @@ __all__ = [
     "source_name",
     "specialise",
 ]
+
+
+def capture_failures() -> tuple[type[Exception], ...]:
+    """What Dynamo raises where it cannot capture a model as one graph; for an ``except`` clause."""
+    from torch._dynamo.exc import Unsupported, UserError
+
+    return Unsupported, UserError
 
 
 def source_name(placeholder: fx.Node) -> str:

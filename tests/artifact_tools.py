@@ -113,7 +113,7 @@ def structure_plan(rows: list[str], structure: Any, **settings: Any) -> Plan:
 
 def tensors(calls: Calls) -> dict[str, Tensor]:
     named = ((f"{step}/{name}", value) for step, call in enumerate(calls) for name, value in call.items())
-    return {name: value.contiguous() for name, value in named if isinstance(value, Tensor)}
+    return {name: value.clone().contiguous() for name, value in named if isinstance(value, Tensor)}
 
 
 def outputs(denoiser: Callable[..., Any], calls: Calls) -> list[Tensor]:

@@ -18,6 +18,8 @@ from soda_compile.capture import capture
 from soda_compile.errors import CaptureError, PackageError
 from soda_compile.forward import compiled_forward
 from soda_compile.structure import Structure
+from soda_compile.torch_private import capture_failures
+from soda_compile.wrapped_tensors import flatten_inputs, has_wrapped, unwrap_inputs
 
 ExampleInputs = Mapping[str, Any] | tuple[Any, ...]
 
@@ -87,21 +89,29 @@ class Traced:
     call: CallEntry
 
 
-@dataclass(eq=False)
-class _Seen:
-    """What the backend was given: the graph when it compiles, the values when it runs."""
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One graph that ran: its structure, and the very tensors that went in and came out."""
 
-    structure: Structure | None = None
-    inputs: tuple[Any, ...] = ()
-    outputs: Sequence[Any] = ()
+    structure: Structure
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Recorder:
+    """A backend that captures as ours does, runs the graphs in eager mode, and notes what ran."""
+
+    runs: list[_Run] = field(default_factory=list)
 
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        self.structure = analyse(capture(module, inputs))
+        plain = unwrap_inputs(module, inputs) if has_wrapped(inputs) else (module, inputs)
+        structure = analyse(capture(*plain))
 
         def run(*values: Any) -> Any:
-            self.inputs = values
-            self.outputs = module.forward(*values)
-            return self.outputs
+            outputs = module.forward(*values)
+            self.runs.append(_Run(structure, flatten_inputs(values), outputs))
+            return outputs
 
         return run
 
@@ -123,18 +133,22 @@ def trace(model: torch.nn.Module, example: ExampleInputs, weights: ModelTensors,
     bound = _bind(signature, example)
     arguments = copy_tensors(dict(bound.arguments))
     bound.arguments.update(arguments)
-    seen = _Seen()
+    recorder = _Recorder()
     try:
         with torch.no_grad():
-            result = compiled_forward(model, seen)(*bound.args, **bound.kwargs)
-    except torch._dynamo.exc.Unsupported as error:
+            result = compiled_forward(model, recorder)(*bound.args, **bound.kwargs)
+    except capture_failures() as error:
         raise CaptureError(f"{type(model).__name__} cannot be captured as one graph: {error}") from error
-    structure = seen.structure
-    if structure is None:
-        raise CaptureError(f"{type(model).__name__} does no tensor work that could be captured")
+    if len(recorder.runs) != 1:
+        raise CaptureError(
+            f"{type(model).__name__} is captured in {len(recorder.runs)} graphs, but a package holds one; "
+            "TORCH_LOGS=graph_breaks tells where it breaks"
+        )
+    run = recorder.runs[0]
+    structure = run.structure
     leaves = flatten(arguments)
     tensors = {path: value for path, value in leaves.items() if isinstance(value, torch.Tensor)}
-    inputs = _inputs(structure, seen.inputs, tensors, weights)
+    inputs = _inputs(run, tensors, weights)
     read = {entry.name for entry in inputs if entry.kind == "argument"}
     constants = {path: value for path, value in leaves.items() if path not in tensors}
     for path, value in constants.items():
@@ -150,7 +164,7 @@ def trace(model: torch.nn.Module, example: ExampleInputs, weights: ModelTensors,
         constants=constants,
         inputs=inputs,
         timestep=structure.paths.index(timestep_input) if timestep_input in structure.paths else None,
-        result=encode_result(result, lambda tensor: _position(seen.outputs, tensor)),
+        result=encode_result(result, lambda tensor: _position(run.outputs, tensor)),
     )
     return Traced(structure, call)
 
@@ -164,12 +178,10 @@ def _bind(signature: inspect.Signature, example: ExampleInputs) -> inspect.Bound
     return bound
 
 
-def _inputs(
-    structure: Structure, values: Sequence[Any], arguments: Mapping[str, torch.Tensor], weights: ModelTensors
-) -> list[InputEntry]:
+def _inputs(run: _Run, arguments: Mapping[str, torch.Tensor], weights: ModelTensors) -> list[InputEntry]:
     paths = {id(value): path for path, value in arguments.items()}
     entries = []
-    for value, path in zip(values, structure.paths, strict=True):
+    for value, path in zip(run.inputs, run.structure.paths, strict=True):
         if not isinstance(value, torch.Tensor):
             raise PackageError(f"{path} is the number {value!r} in the graph; pass a tensor for it")
         if id(value) in paths:

@@ -1,6 +1,8 @@
 """How a loaded package is called: arguments, results, shapes, trajectories; its pieces run in eager mode here."""
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,25 @@ def test_weights_keep_their_names_and_can_be_changed(denoiser: PackagedDenoiser)
     before = toy.generate(denoiser, toy.trajectory())
     denoiser.load_state_dict({**saved, "out.bias": saved["out.bias"] + 1})
     torch.testing.assert_close(toy.generate(denoiser, toy.trajectory()), before + 1)
+
+
+def test_importing_starts_no_compiler() -> None:
+    """A serving process would wait seconds for it."""
+    code = "import sys, soda_compile; print([name for name in ('torch._dynamo', 'diffusers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_model_in_several_graphs_is_refused(folder: Path) -> None:
+    class Broken(toy.Denoiser):
+        def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> Any:
+            hidden_states = hidden_states.sin()
+            torch._dynamo.graph_break()
+            return super().forward(hidden_states, timestep, return_dict=False)
+
+    call = {name: toy.inputs()[name] for name in ("hidden_states", "timestep")}
+    with pytest.raises(soda_compile.CaptureError, match=r"captured (in .* graphs|as one graph)"):
+        toy.export(folder / "broken.soda.pt2", Broken(), example=call)
 
 
 def test_what_a_package_cannot_express_is_refused(folder: Path) -> None:
