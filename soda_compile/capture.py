@@ -59,7 +59,7 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch.export uses deprecated parts of torch itself
             exported = torch.export.export(module, tuple(specialise(value) for value in inputs), strict=False)
-            exported = exported.run_decompositions({})
+            exported = exported.run_decompositions({aten.addcmul.default: _addcmul})
     except Exception as error:
         raise CaptureError(
             f"torch.export could not normalise the denoiser's graph: {type(error).__name__}: {error}. "
@@ -93,7 +93,7 @@ def clean_path(source: str) -> str:
     path = re.sub(r"\.__dict__\[['\"]_modules['\"]\]|\._(?:modules|parameters|buffers)(?=\[)", "", source)
     path = re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", path)
     path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
-    return re.sub(r"^(?:self|kwargs)\.", "", path)
+    return re.sub(r"^(?:self|kwargs|fn)\.", "", path)  # fn is a root that has no forward of its own: a Sequential
 
 
 def module_paths(node: fx.Node) -> tuple[str, ...]:
@@ -106,6 +106,12 @@ def module_classes(node: fx.Node) -> tuple[str, ...]:
     """Classes of the modules of ``module_paths``."""
     frames = node.meta.get("nn_module_stack") or {}
     return tuple(str(getattr(frame[1], "__qualname__", frame[1])) for frame in frames.values())
+
+
+def _addcmul(carry: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *, value: float = 1) -> torch.Tensor:
+    """A fused gate and residual add as the two operations that it is."""
+    product = gate * branch
+    return carry + (product if value == 1 else value * product)
 
 
 def _detach_data(graph: fx.Graph) -> None:

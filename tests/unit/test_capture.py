@@ -24,6 +24,7 @@ X = torch.randn(2, 4)
         ("L['kwargs']['timestep']", "timestep"),
         ("L['args'][0]", "args.0"),
         ("L['self']", "self"),
+        ("L['fn']._modules['0']._parameters['weight']", "0.weight"),
         ("G['table']", "table"),
         ("", ""),
     ],
