@@ -73,7 +73,7 @@ class AcceleratedDenoiser:
         self.stage.first = first_step(plan, scheduler)
         require_supported(self.name, self.module)
         self._groups = offload_groups(self.module)
-        if plan != self.plan:
+        if self.plan is None or plan.digest != self.plan.digest:
             forget(flatten_inputs(list(self.module.parameters())))  # the slots of the other plan
         self.plan = plan
 

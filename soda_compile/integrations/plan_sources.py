@@ -75,7 +75,7 @@ class SearchedPlans:
         """
         steps = getattr(scheduler, "num_inference_steps", None) or len(scheduler.timesteps)
         shown = getattr(self.pipe, "_guidance_scale", None)
-        setting = self.setting(steps, self.guidance if shown is None else shown)
+        setting = self.setting(steps, shown if isinstance(shown, int | float) else self.guidance)
         usual = replace(setting, guidance=self.guidance)
         plans = self.stored(setting)
         if plans is None and (plans := self.stored(usual)) is not None:

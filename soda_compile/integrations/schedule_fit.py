@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from soda_compile.errors import PlanError
-from soda_compile.integrations.scheduler_tie import scheduler_digest
+from soda_compile.integrations.scheduler_tie import scheduler_digest, timesteps_of
 from soda_compile.plans import Plan
 
 
@@ -32,7 +32,7 @@ def first_step(plan: Plan, scheduler: Any) -> int:
     Raises:
         PlanError: The plan does not fit the schedule.
     """
-    timesteps = [float(value) for value in scheduler.timesteps]
+    timesteps = timesteps_of(scheduler)
     recorded = dict(plan.method)
     if getattr(scheduler, "config", {}).get("use_dynamic_shifting", False):
         if recorded.get("schedule_steps", plan.steps) == len(timesteps):

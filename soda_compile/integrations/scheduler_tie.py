@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from soda_compile.clock import Clock
 from soda_compile.errors import OptionError, TrajectoryError
 from soda_compile.integrations.method_hook import MethodHook
@@ -93,7 +95,7 @@ class SchedulerTie:
         if not self._at_start or not self.clock.trajectory:
             return
         timestep = inspect.signature(method).bind_partial(*arguments, **options).arguments.get("timestep")
-        known = [float(value) for value in self.scheduler.timesteps]
+        known = timesteps_of(self.scheduler)
         if timestep is not None and known[self.clock.step] != float(timestep) and float(timestep) in known:
             self.clock.step = known.index(float(timestep))
 
@@ -136,6 +138,11 @@ class Stage:
                 "calibrate with settings under which it is called from there on"
             )
         self.clock.step = master.step - first
+
+
+def timesteps_of(scheduler: Any) -> list[float]:
+    """The scheduler's timesteps as numbers, read at once where they are on a device."""
+    return [float(value) for value in torch.as_tensor(scheduler.timesteps).tolist()]
 
 
 def scheduler_digest(scheduler: Any) -> str:

@@ -19,7 +19,7 @@ from pipelines import NO_TEXT_3, PIPELINES, STEPS, planned_by_hooks, vae
 import soda_compile
 import soda_compile.lowering
 from soda_compile.errors import OptionError, PlanError, TrajectoryError
-from soda_compile.plans import Plan, random_plan
+from soda_compile.plans import Plan, compute_all_plan, random_plan
 from soda_compile.tail import tail
 
 DIT, SD3, FLUX, WAN = (PIPELINES[name] for name in ("dit", "sd3", "flux", "wan"))
@@ -266,6 +266,29 @@ def test_another_batch_and_resolution() -> None:
     soda_compile.accelerate(pipe, plan)
     for number in (0, 1, 2, 0):
         close(SD3.draw(pipe, **variants[number]), expected[number])
+
+
+def test_guidance_that_a_callback_switches_off() -> None:
+    """The batch is halved in the middle: the new shape follows the tail of the plan."""
+    pipe = SD3.build()
+    names = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
+
+    def switch_off(pipe: Any, step: int, timestep: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        if step != 1:
+            return {}
+        pipe._guidance_scale = 0.0
+        return {name: values[name][1:] for name in names[1:]}
+
+    def draw() -> Tensor:
+        return SD3.draw(pipe, callback_on_step_end=switch_off, callback_on_step_end_tensor_inputs=names)
+
+    original = draw()
+    for plan, exact in ((compute_all_plan(tuple(SD3.regions), STEPS), True), (sd3_plan(), False)):
+        soda_compile.accelerate(pipe, plan)
+        fast = draw()
+        assert torch.allclose(fast, original, rtol=1e-4, atol=1e-4) is exact
+        same(draw(), fast)
+        soda_compile.restore(pipe)
 
 
 def test_a_copied_denoiser_or_scheduler_is_not_tied() -> None:
