@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib.metadata
 import itertools
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +19,13 @@ from soda_compile.analysis import analyse
 from soda_compile.backend import soda
 from soda_compile.capture import capture
 from soda_compile.clock import trajectory
-from soda_compile.errors import CaptureError, OptionError, ProfileError
+from soda_compile.errors import CaptureError, OptionError
 from soda_compile.forward import compile_forward, restore_forward
 from soda_compile.integrations.denoisers import denoiser_of, is_pipeline
 from soda_compile.lowering import progress_bar
 from soda_compile.options import check_options
 from soda_compile.probing import Floats, Probing
+from soda_compile.profile_store import default_folder, device_name, profile_key, read_kept, versions
 from soda_compile.profiles import Profile
 from soda_compile.pruning import Pruning
 from soda_compile.structure import Structure
@@ -85,10 +83,10 @@ def profile(
         raise CaptureError(f"{type(denoiser).__name__} has no region, so there is nothing to time")
     settings = {"pruning": pruning, "mode": mode, "inductor": inductor or {}}
     device = device_name(structure.regions[0].cuts[0].device)
-    key = _key(structure, device, settings)
+    key = profile_key(structure, device, settings)
     path = (Path(folder) if folder is not None else default_folder()) / f"{key}.json"
     if path.exists() and not refresh:
-        return _kept(path, key)
+        return read_kept(path, key)
     probing = Probing.build(structure, pruning)
     times = probing.read(_time(denoiser, call, probing, rounds, mode, inductor))
     made = Profile(
@@ -102,7 +100,7 @@ def profile(
         memory_bytes=times.memory_bytes,
         score=pruning.score if pruning else None,
         spread=times.spread,
-        versions=_versions(),
+        versions=versions(),
     )
     if times.spread > NOISY:
         warnings.warn(
@@ -113,47 +111,6 @@ def profile(
     path.parent.mkdir(parents=True, exist_ok=True)
     made.save(path)
     return made
-
-
-def default_folder() -> Path:
-    """Where profiles are kept: in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soda-compile" / "profiles"
-
-
-def device_name(device: torch.device) -> str:
-    """What the device calls itself; for a CPU with the number of threads that torch uses."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return device.type
-    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("torch", "soda-compile")}
-
-
-def _key(structure: Structure, device: str, settings: Mapping[str, object]) -> str:
-    """Hash of all that the times depend on; the keys of block graphs cover shapes, strides and dtypes."""
-    parts = [device, *map(str, _versions().items()), *(f"{name}={value}" for name, value in settings.items())]
-    parts += [f"{call.name} {call.block.key}" for call in structure.calls]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-
-
-def _kept(path: Path, key: str) -> Profile:
-    found = Profile.load(path)
-    if found.key != key:
-        raise ProfileError(f"{path}: it belongs to {found.key}; delete the file or pass refresh=True")
-    return found
 
 
 class _FirstCall(Exception):

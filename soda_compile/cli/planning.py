@@ -80,7 +80,7 @@ def profile(
     out: Annotated[Path | None, typer.Option(help="Write the profile here as well (.json).")] = None,
 ) -> None:
     """Time what each action of each region costs, compiled, on this device; the result is kept for the next time."""
-    from soda_compile.profiling import default_folder
+    from soda_compile.profile_store import default_folder
     from soda_compile.profiling import profile as measure
 
     if out is not None and not out.parent.is_dir():
