@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from soda_compile.errors import CaptureError
 from soda_compile.higher_order import bind_operators
-from soda_compile.torch_private import source_name, specialise
+from soda_compile.torch_private import at_home, known_float, source_name, specialised
 
 aten = torch.ops.aten
 
@@ -55,10 +55,11 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
     sources = [clean_path(source_name(node) or node.name) for node in placeholders]
     parameters = tuple(_belongs_to_model(node, value) for node, value in zip(placeholders, inputs, strict=True))
     _detach_data(module.graph)
+    _fix_floats(module)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), specialised(inputs) as static:
             warnings.simplefilter("ignore", FutureWarning)  # torch.export uses deprecated parts of torch itself
-            exported = torch.export.export(module, tuple(specialise(value) for value in inputs), strict=False)
+            exported = torch.export.export(module, static, strict=False)
             exported = exported.run_decompositions({aten.addcmul.default: _addcmul})
     except Exception as error:
         raise CaptureError(
@@ -121,6 +122,23 @@ def _detach_data(graph: fx.Graph) -> None:
             node.target = torch.detach
 
 
+def _fix_floats(module: fx.GraphModule) -> None:
+    """Puts numbers for floats that Dynamo made symbolic (the epsilon of a norm, under ``dynamic=True``)."""
+    changed = False
+    for node in list(module.graph.nodes):
+        number = known_float(node.meta.get("example_value"))
+        if number is None or node.op == "placeholder":
+            continue
+        for user in list(node.users):
+            user.args, user.kwargs = fx.map_arg(
+                (user.args, user.kwargs), lambda source, here=node, number=number: number if source is here else source
+            )
+        module.graph.erase_node(node)
+        changed = True
+    if changed:
+        module.recompile()
+
+
 def _belongs_to_model(placeholder: fx.Node, value: Any) -> bool:
     if isinstance(value, torch.nn.Parameter):
         return True
@@ -164,6 +182,7 @@ def _clean(graph: fx.Graph) -> None:
         if node.target is operator.getitem:
             node.args[0].append(node)
     for node in graph.nodes:
+        node.meta["val"] = at_home(node.meta.get("val"))
         node.meta["paths"], node.meta["classes"] = module_paths(node), module_classes(node)
     graph.eliminate_dead_code()
     graph.lint()

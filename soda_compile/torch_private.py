@@ -22,18 +22,20 @@ __all__ = [
     "Compiled",
     "WeakIdKeyDictionary",
     "aot_compile",
+    "at_home",
     "capture_failures",
     "fake_mode_of",
     "inductor_compile",
     "inductor_options",
     "is_wrapper",
+    "known_float",
     "largest_size",
     "log_artifact",
     "mode_options",
     "open_piece",
     "plain_inductor",
     "source_name",
-    "specialise",
+    "specialised",
 ]
 
 
@@ -56,13 +58,56 @@ def is_wrapper(value: Any) -> bool:
     return bool(is_traceable_wrapper_subclass(value))
 
 
-def specialise(value: Any) -> Any:
-    """A symbolic size as the number it has now, with a guard so that another size compiles again."""
-    if not isinstance(value, torch.SymInt):
-        return value
-    from torch.fx.experimental.symbolic_shapes import guard_int
+@contextmanager
+def specialised(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Example inputs with the sizes that they have now, each guarded: other sizes compile again.
 
-    return guard_int(value)
+    Where Dynamo made sizes symbolic, its tracing context is hidden, which knows guards on its symbols.
+    """
+    from torch._guards import tracing
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv, guard_int
+
+    sizes = [size for value in inputs if isinstance(value, torch.Tensor) for size in (*value.shape, *value.stride())]
+    if not any(isinstance(value, torch.SymInt) for value in (*inputs, *sizes)):
+        yield tuple(inputs)
+        return
+    fake_mode = FakeTensorMode(shape_env=ShapeEnv(tracked_fakes=[]))
+
+    def fixed(value: Any) -> Any:
+        if isinstance(value, torch.SymInt):
+            return guard_int(value)
+        if not isinstance(value, FakeTensor):
+            return value
+        shape, stride = [guard_int(size) for size in value.shape], [guard_int(size) for size in value.stride()]
+        with fake_mode:
+            return torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device)
+
+    static = tuple(fixed(value) for value in inputs)
+    with tracing(None):
+        yield static
+
+
+def at_home(value: Any) -> Any:
+    """Fake tensors as members of the fake mode that is being traced under, so that graphs of one model can be mixed."""
+    from torch._guards import TracingContext
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    context = TracingContext.try_get()
+    if isinstance(value, list | tuple):
+        return type(value)(at_home(item) for item in value)
+    if context is None or not isinstance(value, FakeTensor) or value.fake_mode is context.fake_mode:
+        return value
+    assert context.fake_mode is not None
+    with context.fake_mode:
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+
+
+def known_float(value: Any) -> float | None:
+    """The number behind a symbolic float that Dynamo knows, with a guard; None for anything else."""
+    from torch.fx.experimental.symbolic_shapes import guard_float
+
+    return guard_float(value) if isinstance(value, torch.SymFloat) and value.node.has_hint() else None
 
 
 def largest_size(size: torch.SymInt) -> int:
