@@ -5,7 +5,7 @@ Text encoders are left out, their outputs are passed. Images stay latents where 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import diffusers
@@ -111,10 +111,21 @@ def dit() -> nn.Module:
     )
 
 
+def _changed(family: str, **changes: Any) -> nn.Module:
+    """The family's model with another configuration."""
+    model: Any = FAMILIES[family].construct()
+    config = {name: value for name, value in model.config.items() if name[0] != "_"}
+    return type(model).from_config({**config, **changes})
+
+
 def latte() -> nn.Module:
-    """The family's model with the second half of the channels that its pipeline takes off."""
-    config = {name: value for name, value in FAMILIES["latte"].construct().config.items() if name[0] != "_"}
-    return diffusers.LatteTransformer3DModel.from_config({**config, "out_channels": 8})
+    """With the second half of the channels that the pipeline takes off."""
+    return _changed("latte", out_channels=8)
+
+
+def small_sd3() -> nn.Module:
+    """Two blocks: one of both streams, and the last one."""
+    return _changed("sd3", num_layers=2)
 
 
 def qwen() -> nn.Module:
@@ -263,4 +274,16 @@ _ALL = (
     ),
 )
 
+
+def _small_sd3_regions() -> dict[str, Region]:
+    last = {"transformer_blocks.1.attn": "attn.to_out.0", "transformer_blocks.1.ff": "ff.net.2"}
+    return {
+        **_joint("transformer_blocks.0", "ff", "ff_context"),
+        **{name: Region((f"transformer_blocks.1.{end}",)) for name, end in last.items()},
+    }
+
+
 PIPELINES: dict[str, TinyPipeline] = {pipeline.name: pipeline for pipeline in _ALL}
+
+SMALL_SD3 = replace(PIPELINES["sd3"], denoiser=_lively(small_sd3), regions=_small_sd3_regions())
+"""For tests of what does not depend on the model."""
