@@ -1,4 +1,5 @@
 """Judge the trained model: ``python -m soda_compile.photos.evaluate``."""
+# mypy: allow-untyped-calls
 
 import json
 from pathlib import Path

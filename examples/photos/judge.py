@@ -1,4 +1,5 @@
 """The judge of generated crops: the Fréchet distance in a fixed, untrained feature space."""
+# mypy: allow-untyped-calls
 
 import numpy as np
 import torch
