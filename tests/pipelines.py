@@ -287,3 +287,23 @@ PIPELINES: dict[str, TinyPipeline] = {pipeline.name: pipeline for pipeline in _A
 
 SMALL_SD3 = replace(PIPELINES["sd3"], denoiser=_lively(small_sd3), regions=_small_sd3_regions())
 """For tests of what does not depend on the model."""
+
+
+def same(a: Tensor, b: Tensor) -> None:
+    """Asserts equality bit for bit."""
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    """Asserts equality up to rounding, which the sampler passes on."""
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+
+
+def attributes(pipe: Any, *names: str) -> list[set[str]]:
+    """What is set on the pipeline, its scheduler and the named components: a trace left behind shows here."""
+    return [set(vars(part)) for part in (pipe, pipe.scheduler, *(getattr(pipe, name) for name in names))]
+
+
+def samples(tiny: TinyPipeline) -> list[dict[str, Any]]:
+    """Inputs to calibrate with."""
+    return [tiny.inputs(Generator().manual_seed(0), 1)]

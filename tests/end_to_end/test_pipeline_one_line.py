@@ -1,0 +1,180 @@
+"""The one line: what is stored and found, and what is refused before the first step. No Inductor here."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+import diffusers
+from diffusers.hooks import PyramidAttentionBroadcastConfig
+from pipelines import NO_TEXT_3, PIPELINES, STEPS, attributes, same, samples
+from pipelines import SMALL_SD3 as SD3
+
+import soda_compile
+import soda_compile.lowering
+from soda_compile.errors import OptionError, PlanError, TrajectoryError
+from soda_compile.plans import Plan, random_plan
+
+DIT, FLUX = PIPELINES["dit"], PIPELINES["flux"]
+
+
+@pytest.fixture(autouse=True)
+def eager_lowering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(soda_compile.lowering, "inductor_compile", lambda module, options: module)
+    yield
+    torch.compiler.reset()
+
+
+def sd3_plan(seed: int = 3, steps: int = STEPS) -> Plan:
+    return random_plan(seed, tuple(SD3.regions), steps)
+
+
+# One line
+
+
+def test_one_line_measures_once_and_finds_the_plan_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SODA_COMPILE_CACHE", str(tmp_path / "cache"))
+    pipe = SD3.build()
+    original = SD3.draw(pipe)
+    before = attributes(pipe, "transformer")
+    options = {"num_inference_steps": STEPS, "guidance_scale": 5.0, "calibrate_with": samples(SD3)}
+    assert soda_compile.accelerate(pipe, speedup=1.5, **options) is pipe
+    fast = SD3.draw(pipe, guidance_scale=5.0)
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert "measuring StableDiffusion3Pipeline" in (told := capsys.readouterr().err)
+    assert folder.name in told
+    soda_compile.restore(pipe)
+    assert attributes(pipe, "transformer") == before
+    same(SD3.draw(pipe), original)
+
+    def never(seed: int) -> None:
+        raise AssertionError("measured again")
+
+    again = SD3.build()  # another process would build the same
+    soda_compile.accelerate(again, speedup=1.5, **{**options, "calibrate_with": never})
+    assert f"stored plan for {STEPS} steps" in capsys.readouterr().err
+    same(SD3.draw(again, guidance_scale=5.0), fast)
+    with pytest.raises(PlanError, match=r"no plan is stored for StableDiffusion3Pipeline at 4 steps.*=4"):
+        SD3.draw(again, num_inference_steps=4, guidance_scale=5.0)
+    same(SD3.draw(again, guidance_scale=5.0), fast)
+
+
+def test_changed_weights_are_noticed(tmp_path: Path) -> None:
+    options = {"num_inference_steps": 3, "calibrate_with": [[3]], "cache": tmp_path, "anchors": 2}
+    pipe = soda_compile.accelerate(DIT.build(), **options)
+    pipe.transformer.pos_embed.register_parameter("extra", torch.nn.Parameter(torch.zeros(3)))
+    with pytest.raises(PlanError, match=r"no plan.*the weights of pipe\.transformer are not those at accelerate"):
+        DIT.draw(pipe, num_inference_steps=3)
+
+
+def test_another_step_count_takes_another_stored_plan(tmp_path: Path) -> None:
+    pipe, expected = DIT.build(), {}
+    for steps in (4, 6):
+        options = {"num_inference_steps": steps, "calibrate_with": [[3]], "cache": tmp_path}
+        soda_compile.accelerate(pipe, anchors=2, **options)
+        expected[steps] = DIT.draw(pipe, num_inference_steps=steps)
+        if steps == 4:
+            soda_compile.restore(pipe)
+    for steps in (4, 6, 4):
+        same(DIT.draw(pipe, num_inference_steps=steps), expected[steps])
+
+
+def test_a_damaged_store_is_measured_again(tmp_path: Path) -> None:
+    options = {"num_inference_steps": 3, "calibrate_with": [[3]], "cache": tmp_path, "anchors": 2}
+    pipe = soda_compile.accelerate(DIT.build(), **options)
+    (table,) = tmp_path.glob("*/*.safetensors")
+    (plan,) = tmp_path.glob("*/*.plan.json")
+    table.write_bytes(table.read_bytes()[:100])
+    plan.write_text("{")
+    soda_compile.restore(pipe)
+    soda_compile.accelerate(pipe, **options)
+    assert soda_compile.Sensitivity.load(table).info.steps == 3
+    assert Plan.load(plan).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one of plan, speedup=None and anchors=None"),
+        ({"speedup": 2.0, "anchors": 3}, r"exactly one of plan, speedup=2\.0 and anchors=3"),
+        ({"speedup": 2.0, "calibrate_with": []}, "at least one prompt"),
+        ({"speedup": 2.0, "calibrate_with": 0}, "at least 1 generation"),
+        ({"speedup": 2.0, "pipeline_options": {"hight": 64}}, "takes no argument 'hight'"),
+        ({"speedup": 2.0, "mode": "fastest"}, "'fastest' is not one of"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    pipe = SD3.build()
+    with pytest.raises(OptionError, match=message):
+        soda_compile.accelerate(pipe, cache=tmp_path, **options)
+    assert "forward" not in vars(pipe.transformer)
+
+
+# What cannot work says so before the first step
+
+
+def compile_it(pipe: Any) -> None:
+    pipe.transformer.compile()
+
+
+def compile_blocks(pipe: Any) -> None:
+    pipe.transformer.transformer_blocks[0].compile()
+
+
+def cache_it(pipe: Any) -> None:
+    pipe.transformer.enable_cache(
+        PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500)
+    )
+
+
+def offload_sequentially(pipe: Any) -> None:
+    pipe.enable_sequential_cpu_offload(device="cpu")
+
+
+def replace_forward(pipe: Any) -> None:
+    pipe.transformer.forward = lambda *arguments, **options: None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (compile_it, "compiled already"),
+        (compile_blocks, "compiled already"),
+        (cache_it, r"call pipe\.transformer\.disable_cache\(\) first"),
+        (offload_sequentially, "device meta.*enable_model_cpu_offload"),
+        (replace_forward, "replaced already"),
+    ],
+)
+def test_what_cannot_be_accelerated_is_refused_and_left_alone(change: Callable[[Any], None], message: str) -> None:
+    pipe = FLUX.build()
+    change(pipe)
+    before = attributes(pipe, "transformer")
+    with pytest.raises(OptionError, match=message):
+        soda_compile.accelerate(pipe, random_plan(3, tuple(FLUX.regions), STEPS))
+    assert attributes(pipe, "transformer") == before
+
+
+def test_a_replaced_scheduler_or_denoiser_is_noticed() -> None:
+    pipe = SD3.build()
+    original = SD3.draw(pipe)
+    soda_compile.accelerate(pipe, sd3_plan())
+    tied, pipe.scheduler = pipe.scheduler, diffusers.FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(TrajectoryError, match="if its scheduler was replaced, restore the pipeline"):
+        SD3.draw(pipe)
+    pipe.scheduler, model = tied, pipe.transformer
+    pipe.transformer = SD3.denoiser()
+    with pytest.raises(OptionError, match=r"pipe\.transformer was replaced after accelerate"):
+        SD3.draw(pipe)
+    pipe.transformer = model
+    with pytest.raises(OptionError, match="is tied already"):
+        soda_compile.accelerate(
+            diffusers.StableDiffusion3Pipeline(transformer=SD3.denoiser(), scheduler=tied, **NO_TEXT_3), sd3_plan()
+        )
+    soda_compile.restore(pipe)
+    same(SD3.draw(pipe), original)
