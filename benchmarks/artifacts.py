@@ -1,80 +1,92 @@
 """Packages of the digits model: size, time to the first step, and time of a trajectory, on this machine.
 
-    python benchmarks/artifacts.py
+    python benchmarks/artifacts.py measure
 
-Every start is a process of its own, timed from its launch to the end of its first denoiser call. Cold starts have empty
-compiler caches, warm ones those of the cold start before. The model's own start, without compiling, is the floor for
-all that need the model's class.
+Every start is a process of its own that ends with its first denoiser call. Cold starts have empty compiler caches, warm
+ones those of the cold start before. "eager" is the model's own start, the floor for all that need its class.
 """
 
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import typer
-from latency import RESULTS, machine
 
 from soda_compile.files import write_atomic
 
 app = typer.Typer(add_completion=False)
 SAMPLES = 64
+PLAN, PACKAGE = "plan.json", "digits.soda.pt2"
 
 
-def started(method: str, folder: Path, cache: Path) -> float:
-    """Seconds from launching a process to its first finished step."""
+def timed(command: list[str], cache: Path) -> dict[str, float]:
+    """Seconds of a process and all that it starts: on the clock, and of CPU."""
+    before, launched = os.times(), time.perf_counter()
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
-    launched = time.time()
-    command = [sys.executable, __file__, "first-step", method, str(folder)]
-    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-    return float(printed.splitlines()[-1]) - launched
+    subprocess.run([sys.executable, *command], env=environment, check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"clock": round(time.perf_counter() - launched, 2), "cpu": round(cpu, 2)}
 
 
 @app.command()
-def measure(anchors: int = 12, rounds: int = 3, out: Path = RESULTS / "artifacts.json") -> None:
-    """Exports, starts every way, and times whole trajectories of the JIT and of the package."""
+def measure(
+    anchors: int = 12,
+    starts: int = 3,
+    rounds: int = 5,
+    folder: Path | None = None,
+    out: Path = Path("benchmarks/results/artifacts.json"),
+) -> None:
+    """Exports, starts every way, and times whole trajectories of the JIT and of the package.
+
+    A folder that is given keeps plan and package; what is in it already is not made again.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        rows = measure_in(Path(name), folder or Path(name), anchors, starts, rounds)
+    write_atomic(out, json.dumps(rows, indent=1).encode())
+    typer.echo(json.dumps(rows, indent=1))
+
+
+def measure_in(caches: Path, folder: Path, anchors: int, starts: int, rounds: int) -> dict[str, Any]:
     import soda_compile
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        subprocess.run([sys.executable, __file__, "prepare", name, str(anchors)], check=True)
-        begun = time.perf_counter()
-        target = f"{__file__}:example"
-        command = [sys.executable, "-c", "from soda_compile.cli import app; app()", "export", target]
-        files = ["--plan", str(folder / "plan.json"), "--out", str(folder / "digits.soda.pt2")]
-        cold = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "export")}
-        subprocess.run([*command, *files], check=True, env=cold, capture_output=True)
-        rows: dict[str, Any] = {"export_seconds": time.perf_counter() - begun}
-        package = soda_compile.artifacts.loading.open_package(folder / "digits.soda.pt2")
-        sizes = {member: len(data) for member, data in package.members.items()}
-        rows["package_bytes"] = package.path.stat().st_size
-        rows["weights_bytes"] = sizes["extra/weights.safetensors"]
-        rows["code_bytes"] = sum(size for member, size in sizes.items() if member.startswith("data/"))
-        rows["pieces"] = len({member.split("/")[2] for member in sizes if member.startswith("data/")})
-        rows["first_step_seconds"] = first_steps(folder, rounds)
-        printed = subprocess.run(
-            [sys.executable, __file__, "trajectories", name, str(rounds)], check=True, capture_output=True, text=True
-        ).stdout
-        rows |= json.loads(printed.splitlines()[-1])
-    typer.echo(json.dumps(rows, indent=1))
-    result = {"samples": SAMPLES, "anchors": anchors, "load_average": os.getloadavg(), **machine(), **rows}
-    write_atomic(out, json.dumps(result, indent=1).encode())
+    if not (folder / PLAN).exists():
+        timed([__file__, "prepare", str(folder), str(anchors)], caches / "prepare")
+    rows: dict[str, Any] = {"samples": SAMPLES, "anchors": anchors, "load_average": os.getloadavg()}
+    rows |= {"torch": version("torch"), "machine": platform.machine(), "cores": os.cpu_count()}
+    if not (folder / PACKAGE).exists():
+        files = ["--plan", str(folder / PLAN), "--out", str(folder / PACKAGE)]
+        command = ["-c", "from soda_compile.cli import app; app()", "export", f"{__file__}:example", *files]
+        rows["export_seconds"] = timed(command, caches / "export")
+    package = soda_compile.artifacts.loading.open_package(folder / PACKAGE)
+    sizes = {member: len(data) for member, data in package.members.items()}
+    rows["package_bytes"] = package.path.stat().st_size
+    rows["weights_bytes"] = sizes["extra/weights.safetensors"]
+    rows["code_bytes"] = sum(size for member, size in sizes.items() if member.startswith("data/"))
+    rows["pieces"] = len({member.split("/")[2] for member in sizes if member.startswith("data/")})
+    rows["first_step_seconds"] = first_steps(folder, caches, starts)
+    command = [sys.executable, __file__, "trajectories", str(folder), str(rounds)]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return rows | json.loads(printed.splitlines()[-1])
 
 
-def first_steps(folder: Path, rounds: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {}
-    for number in range(rounds):
+def first_steps(folder: Path, caches: Path, starts: int) -> dict[str, list[dict[str, float]]]:
+    """Every way to start; a process ends with its first denoiser call."""
+    seconds: dict[str, list[dict[str, float]]] = {}
+    for number in range(starts):
         for method in ("eager", "package", "torch.compile", "soda"):
-            cache = folder / f"{method}-{number}"
-            kinds = ("",) if method in ("eager", "package") else (", cold", ", warm")
-            for kind in kinds:
-                seconds.setdefault(method + kind, []).append(started(method, folder, cache))
-                typer.echo(f"{method + kind:22} {seconds[method + kind][-1]:6.1f} s", err=True)
+            for kind in ("",) if method in ("eager", "package") else (", cold", ", warm"):
+                taken = timed([__file__, "first-step", method, str(folder)], caches / f"{method}-{number}")
+                seconds.setdefault(method + kind, []).append(taken)
+                typer.echo(f"{method + kind:22} {taken}", err=True)
     return seconds
 
 
@@ -96,18 +108,18 @@ def prepare(folder: Path, anchors: int) -> None:
     sensitivity = soda_compile.calibrate(
         pipe, lambda seed: pipe([3, 7], generator=torch.Generator().manual_seed(seed)), generations=1
     )
-    soda_compile.plan(sensitivity, anchors=anchors).save(folder / "plan.json")
+    soda_compile.plan(sensitivity, anchors=anchors).save(folder / PLAN)
 
 
 @app.command("first-step", hidden=True)
 def first_step(method: str, folder: Path) -> None:
-    """Prints the time at which the first step was finished."""
+    """Runs the first step."""
     import torch
 
     if method == "package":
         import soda_compile
 
-        denoiser = soda_compile.load(folder / "digits.soda.pt2")
+        denoiser = soda_compile.load(folder / PACKAGE)
         inputs: dict[str, Any] = {
             "hidden_states": torch.zeros(2 * SAMPLES, 1, 8, 8),
             "timestep": torch.full((2 * SAMPLES,), int((denoiser.plan.timesteps or (0,))[0])),
@@ -115,13 +127,12 @@ def first_step(method: str, folder: Path) -> None:
         }
     else:
         model, inputs = example()
-        inputs["timestep"].fill_(int(json.loads((folder / "plan.json").read_text())["timesteps"][0]))
+        inputs["timestep"].fill_(int(json.loads((folder / PLAN).read_text())["timesteps"][0]))
         backend = {"eager": "eager", "torch.compile": "inductor"}.get(method, method)
-        options = {"options": {"plan": str(folder / "plan.json")}} if method == "soda" else {}
+        options = {"options": {"plan": str(folder / PLAN)}} if method == "soda" else {}
         denoiser = model if method == "eager" else torch.compile(model, backend=backend, dynamic=False, **options)
     with torch.no_grad():
         denoiser(**inputs)
-    typer.echo(time.time())
 
 
 @app.command(hidden=True)
@@ -132,10 +143,10 @@ def trajectories(folder: Path, rounds: int) -> None:
     import soda_compile
 
     begun = time.perf_counter()
-    package = soda_compile.load(folder / "digits.soda.pt2")
+    package = soda_compile.load(folder / PACKAGE)
     loaded = time.perf_counter() - begun
     model, inputs = example()
-    plan = str(folder / "plan.json")
+    plan = str(folder / PLAN)
     methods = {"package": package, "jit": torch.compile(model, backend="soda", options={"plan": plan}, dynamic=False)}
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     equal = True
