@@ -124,18 +124,17 @@ def _detach_data(graph: fx.Graph) -> None:
 
 def _fix_floats(module: fx.GraphModule) -> None:
     """Puts numbers for floats that Dynamo made symbolic (the epsilon of a norm, under ``dynamic=True``)."""
-    changed = False
-    for node in list(module.graph.nodes):
-        number = known_float(node.meta.get("example_value"))
-        if number is None or node.op == "placeholder":
-            continue
-        for user in list(node.users):
-            user.args, user.kwargs = fx.map_arg(
-                (user.args, user.kwargs), lambda source, here=node, number=number: number if source is here else source
-            )
+    numbers = {node: known_float(node.meta.get("example_value")) for node in module.graph.nodes}
+    known = {node: number for node, number in numbers.items() if number is not None and node.op != "placeholder"}
+
+    def put(source: fx.Node) -> Any:
+        return known.get(source, source)
+
+    for node in module.graph.nodes:
+        node.args, node.kwargs = fx.map_arg(node.args, put), fx.map_arg(node.kwargs, put)
+    for node in reversed(known):
         module.graph.erase_node(node)
-        changed = True
-    if changed:
+    if known:
         module.recompile()
 
 

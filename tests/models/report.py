@@ -35,18 +35,19 @@ def _lines(findings: dict[str, Finding]) -> Iterator[str]:
     pieces = [name for name, finding in findings.items() if finding.captured == "piecewise"]
     right = [name for name, finding in findings.items() if finding.regions_right]
     exact = [name for name in right if findings[name].exact == 0]
-    yield "# Coverage of the denoising transformers of diffusers"
-    yield ""
-    yield f"Made with diffusers {version('diffusers')} and torch {version('torch')} by `python tests/models/report.py`."
-    yield "Each model is a tiny random configuration with two or more blocks of each kind (`tests/models/`). Its residual"
-    yield "modules are written down there from its source. Graphs run as they are, without Inductor."
-    yield ""
-    yield f"- **{len(findings)}** denoisers; captured whole: **{len(whole)}**; as one of several graphs: **{len(pieces)}**;"
-    yield f"  not: **{len(findings) - len(whole) - len(pieces)}**."
-    yield f"- Regions are exactly those written down: **{len(right)}** of {len(whole) + len(pieces)} captured."
-    yield f"- A plan that computes everything equals the eager model: **{len(exact)}** bit for bit, the others to rounding."
-    yield "- A random plan of compute, reuse and forecast over five steps equals forward hooks in eager mode (largest"
-    yield "  difference, as a share of the largest output; in brackets what it would be if nothing were reused)."
+    captured = len(whole) + len(pieces)
+    yield f"""# Coverage of the denoising transformers of diffusers
+
+Made with diffusers {version("diffusers")} and torch {version("torch")} by `python tests/models/report.py`.
+Each model is a tiny random configuration, most with two blocks of each kind (`tests/models/`). Its residual modules are
+written down there from its source. The rewritten graphs run as they are, without Inductor.
+
+- **{len(findings)}** denoisers: **{len(whole)}** captured whole, **{len(pieces)}** as one of several graphs,
+  **{len(findings) - captured}** not.
+- Regions are exactly those written down in **{len(right)}** of the {captured} captured.
+- A plan that computes everything equals the eager model bit for bit in **{len(exact)}**, to rounding in the others.
+- A random plan of compute, reuse and forecast over five steps equals forward hooks in eager mode: the largest
+  difference is given as a share of the largest output, and in brackets what it would be if nothing were reused."""
     for title, module in GROUPS.items():
         yield ""
         yield f"## {title}"
