@@ -45,7 +45,7 @@ def inspect(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Structure:
             reason = error
         found = _pieces(model, args, kwargs)
     name = type(model).__name__
-    if len(found) != 1 or not _is_of(model, found[0]):
+    if len(found) != 1 or not is_graph_of(model, found[0]):
         raise CaptureError(
             f"{name} cannot be captured as one graph, and no single other graph holds all its regions: {reason}"
         ) from reason
@@ -65,7 +65,7 @@ def _whole(model: torch.nn.Module, args: Any, kwargs: Any) -> Structure:
     return found[0]
 
 
-def _is_of(model: torch.nn.Module, structure: Structure) -> bool:
+def is_graph_of(model: torch.nn.Module, structure: Structure) -> bool:
     """Whether the parameters have their names in the model; in the graph of a block alone they would not."""
     names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     return {path for path, mine in zip(structure.paths, structure.parameters, strict=True) if mine} <= names

@@ -14,6 +14,7 @@ import soda_compile
 from models.base import Denoiser
 from soda_compile.backend import require_fit
 from soda_compile.errors import CaptureError
+from soda_compile.inspection import is_graph_of
 from soda_compile.lowering import Lowering
 from soda_compile.pieces import analyse_piece
 from soda_compile.plans import Plan, random_plan
@@ -109,7 +110,7 @@ def examine(subject: Denoiser) -> Finding:
     expected = subject.regions(model)
     eager = generate(model, calls)  # also makes the tables that models build at their first call
     board, compiled, reason = compile_once(model, calls[0])
-    if len(board.structures) != 1:
+    if len(board.structures) != 1 or not is_graph_of(model, board.structure):
         return Finding("no", reason, frozenset(expected))
     structure = board.structure
     names = structure.region_names
