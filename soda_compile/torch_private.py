@@ -111,7 +111,7 @@ def known_float(value: Any) -> float | None:
 
 
 def largest_size(size: torch.SymInt) -> int:
-    """The largest that a size can be that depends on data, such as the number of tokens a mask keeps; 0 if unbounded."""
+    """The largest value of a size that depends on data, such as the tokens that a mask keeps; 0 if unbounded."""
     upper = size.node.shape_env.bound_sympy(size.node.expr).upper
     return int(upper) if upper.is_Integer else 0
 

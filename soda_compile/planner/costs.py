@@ -76,5 +76,7 @@ def _flops(sensitivity: Sensitivity) -> Floats:
     table[:, [_column(action) for action in (REUSE, FORECAST1, FORECAST2)]] = 0.0
     removed = sensitivity.region_prune_flops
     removed = np.zeros((len(region), len(PRUNE_RATES))) if removed is None else removed
-    table[:, [_column(prune(rate)) for rate in PRUNE_RATES]] = np.where(removed > 0, region - removed, np.inf)
+    # Pruning a region can remove more than reusing it: work of a region nested in it.
+    left = np.maximum(region - removed, 0.0)
+    table[:, [_column(prune(rate)) for rate in PRUNE_RATES]] = np.where(removed > 0, left, np.inf)
     return table
