@@ -91,7 +91,8 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
 
 def clean_path(source: str) -> str:
     """``L['self']._modules['blocks']._modules['0']`` and its relatives as ``blocks.0``."""
-    path = re.sub(r"\.__dict__\[['\"]_modules['\"]\]|\._(?:modules|parameters|buffers)(?=\[)", "", source)
+    stores = "_(?:modules|parameters|buffers)"
+    path = re.sub(rf"\.__dict__\[['\"]{stores}['\"]\]|\.{stores}(?=\[)", "", source)
     path = re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", path)
     path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
     return re.sub(r"^(?:self|kwargs|fn)\.", "", path)  # fn is a root that has no forward of its own: a Sequential
@@ -142,7 +143,7 @@ def _belongs_to_model(placeholder: fx.Node, value: Any) -> bool:
     if isinstance(value, torch.nn.Parameter):
         return True
     source = source_name(placeholder)
-    return "_parameters[" in source or "_buffers[" in source
+    return re.search(r"\b_(?:parameters|buffers)\b", source) is not None
 
 
 def _refuse_mutation(signature: torch.export.graph_signature.ExportGraphSignature, paths: Mapping[Any, str]) -> None:

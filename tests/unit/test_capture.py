@@ -19,6 +19,7 @@ X = torch.randn(2, 4)
         ("L['self']._modules['blocks']._modules['0']._parameters['weight']", "blocks.0.weight"),
         ("L['self'].blocks[0].attn.to_out[0]", "blocks.0.attn.to_out.0"),
         ("L['self'].__dict__['_modules']['blocks']._modules['12']", "blocks.12"),
+        ("L['self'].__dict__['_parameters']['table']", "table"),
         ("L['self']._modules['norm']._buffers['table']", "norm.table"),
         ("L['hidden_states']", "hidden_states"),
         ("L['kwargs']['timestep']", "timestep"),
