@@ -1,6 +1,6 @@
 """All models of these tests, and the classes of diffusers that are none of them."""
 
-from models import audio, image_cross, image_joint, image_single, video, video_wan
+from models import audio, image_cross, image_joint, image_single, video, video_joint, video_wan
 from models.base import DENOISERS
 
 GROUPS = {
@@ -8,6 +8,7 @@ GROUPS = {
     "Image, two streams that attend together": image_joint,
     "Image, image and text as one sequence": image_single,
     "Video": video,
+    "Video: two streams, refiners, linear attention, sound": video_joint,
     "Video, Wan and its relatives": video_wan,
     "Audio and proteins": audio,
 }
