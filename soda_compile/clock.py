@@ -60,7 +60,7 @@ class Clock:
 
 @dataclass(frozen=True, eq=False)
 class _Active:
-    """A clock and the models it belongs to, by the identity of their parameters."""
+    """A clock and the models it belongs to, by the identity of their parameters and buffers."""
 
     clock: Clock
     parameters: frozenset[int] = field(repr=False)
@@ -81,7 +81,7 @@ def trajectory(model: torch.nn.Module, *, manual: bool = False) -> Iterator[Cloc
                 x = scheduler.step(model(x, t), t, x).prev_sample
 
     Args:
-        model: The denoiser, compiled or not: its parameters tell which compiled calls are meant.
+        model: The denoiser, compiled or not: its parameters and buffers tell which compiled calls are meant.
         manual: By default each step has as many denoiser calls as the plan says (``calls_per_step``, one unless
             guidance makes a second one), and these advance the step. With ``manual=True`` the step ends where the
             loop calls ``advance()`` on the yielded clock; the calls within a step are separate streams.
@@ -91,7 +91,7 @@ def trajectory(model: torch.nn.Module, *, manual: bool = False) -> Iterator[Cloc
     """
     clock = Clock(automatic=not manual)
     clock.begin()
-    entry = _Active(clock, frozenset(map(id, flatten_inputs(list(model.parameters())))))
+    entry = _Active(clock, frozenset(map(id, flatten_inputs([*model.parameters(), *model.buffers()]))))
     token = _active.set((entry, *_active.get()))
     try:
         yield clock
