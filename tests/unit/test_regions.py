@@ -10,9 +10,7 @@ from soda_compile.regions import find_regions
 from soda_compile.structure import Region
 
 WIDTH = 8
-H = torch.randn(2, 5, WIDTH)
-C = torch.randn(2, 3, WIDTH)
-VECTOR = torch.randn(2, WIDTH)
+H, C, VECTOR = torch.randn(2, 5, WIDTH), torch.randn(2, 3, WIDTH), torch.randn(2, WIDTH)
 
 
 class Attention(nn.Module):
