@@ -1,5 +1,7 @@
 """Plans that prune tokens, on seven families: equal to hooks that mix tokens, and to the full branch at the index."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
@@ -15,13 +17,30 @@ from soda_compile.pruning import Pruning
 COMPILED = ("dit",)  # by Inductor; the others run their graphs as they are
 
 
+def whole_cuts(name: str) -> list[bool]:
+    """For each region whether its cuts are whole module outputs; hooks cannot mix a part of one."""
+    model, inputs, structure = subject(name)
+    tokens: dict[str, int] = {}
+    paths = {path for region in FAMILIES[name].regions.values() for path in region.cuts}
+    with ExitStack() as hooks:
+        for path in paths:
+            note = lambda module, args, output, path=path: tokens.update({path: output.shape[1]})  # noqa: E731
+            hooks.enter_context(model.get_submodule(path).register_forward_hook(note))
+        generate(model, inputs[:1])
+    return [
+        sorted(tokens[path] for path in FAMILIES[name].regions[full].cuts)
+        == sorted(cut.shape[1] for cut in region.cuts)
+        for full, region in zip(structure.region_names, structure.regions, strict=True)
+    ]
+
+
 def pruned_plan(name: str, seed: int = 0) -> Plan:
     """A random plan with every action, whose regions without a token axis reuse instead of pruning."""
     structure = subject(name)[2]
     rng = np.random.default_rng(seed)
     mixed = random_plan(rng, structure.region_names, STEPS, compute=0.3, pruning=Pruning("random"), rates=(0.25, 0.5))
     plain = random_plan(rng, structure.region_names, STEPS, compute=0.3)
-    prunable = prunable_regions(structure)
+    prunable = [can and whole for can, whole in zip(prunable_regions(structure), whole_cuts(name), strict=True)]
     rows = zip(mixed.actions, plain.actions, prunable, strict=True)
     return Plan("", mixed.regions, tuple(a if can else b for a, b, can in rows), pruning=mixed.pruning)
 
