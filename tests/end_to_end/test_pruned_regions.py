@@ -8,8 +8,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from models import image_cross, image_joint, video, video_wan  # noqa: F401  (registers the denoisers)
-from models.base import DENOISERS
+from models.catalogue import DENOISERS
 from pruned_branches import Branch, pruned_branches
 from tracing import trace
 
