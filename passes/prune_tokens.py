@@ -10,7 +10,7 @@ from torch import fx
 
 from soda_compile.action import Action
 from soda_compile.operators import tensor_of
-from soda_compile.passes.base import PassResult, add_call, add_input, find_node
+from soda_compile.passes.base import PassResult, add_call, add_input, find_node, input_with_role
 from soda_compile.passes.choose_tokens import ChooseTokens
 from soda_compile.passes.selection import Place, Tokens, take
 from soda_compile.passes.track_tokens import refresh
@@ -85,9 +85,7 @@ class PruneTokens:
         fresh.meta["tokens"] = Tokens(self.region.cuts[number].shape[1], self.region.cuts[number].shape[0], None)
         node.replace_all_uses_with(fresh, delete_user_cb=lambda user: user is not fresh)
         if self.store:
-            age = 0 if self.in_place else None
-            slot = add_input(graph, f"slot_{node.name}", node.meta["val"], SlotInput(self.index, number, age))
-            add_call(graph, aten.copy_.default, slot, fresh)
+            self._write(graph, node, number, fresh)
 
     def _mix(self, graph: fx.Graph, node: fx.Node, number: int, kept: int) -> None:
         rows, count, _ = self.region.cuts[number].shape
@@ -99,13 +97,15 @@ class PruneTokens:
         mixed = add_call(graph, aten.scatter.src, slot, 1, fresh.args[2], fresh)
         node.replace_all_uses_with(mixed, delete_user_cb=lambda user: user is not fresh)
         if self.store:
-            target = slot
-            if not self.in_place:
-                name = f"target_{node.name}"
-                target = add_input(graph, name, node.meta["val"], SlotInput(self.index, number, None))
-            add_call(graph, aten.copy_.default, target, mixed)
+            self._write(graph, node, number, mixed)
         if self.track:
             refresh(graph, self.index, number, self.pruning, carry, tokens)
+
+    def _write(self, graph: fx.Graph, node: fx.Node, number: int, value: fx.Node) -> None:
+        role = SlotInput(self.index, number, 0 if self.in_place else None)
+        name = f"slot_{node.name}" if self.in_place else f"target_{node.name}"
+        slot = input_with_role(graph, role) or add_input(graph, name, node.meta["val"], role)
+        add_call(graph, aten.copy_.default, slot, value)
 
     def _index(self, graph: fx.Graph, carry: fx.Node, number: int, kept: int) -> fx.Node:
         role = IndexInput(self.index, number)

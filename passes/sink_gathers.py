@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import fx
 
+from soda_compile.ancestry import ancestors_of, descendants_of
 from soda_compile.operators import flops, is_heavy, packet
 from soda_compile.passes.base import PassResult, add_call, find_node
 from soda_compile.passes.selection import Place, Tokens, take
 from soda_compile.passes.sinking import Unsinkable
 from soda_compile.passes.sinking_rules import rule_for
 from soda_compile.structure import Note, Region
-from soda_compile.token_axes import ancestors_of, stream_into
+from soda_compile.token_axes import stream_into
 
 aten = torch.ops.aten
 
@@ -71,8 +72,8 @@ class _Sinker:
         self.at = at
         self.tokens = tokens
         self.stops: list[str] = []
-        self._dependent = _descendants(graph, carries)
-        self._carries = set(carries).union(*(ancestors_of(carry) for carry in carries))
+        self._dependent = descendants_of(*carries)
+        self._carries = set(carries) | ancestors_of(*carries)
         self._whole: set[fx.Node] = set()
         self._made: dict[tuple[fx.Node, Place], fx.Node] = {}
 
@@ -113,22 +114,13 @@ class _Sinker:
 
     def keep_whole(self, nodes: Sequence[fx.Node]) -> None:
         """Marks what these nodes need as computed for all tokens."""
-        self._whole |= set(nodes).union(*(ancestors_of(node) for node in nodes))
-
-
-def _descendants(graph: fx.Graph, roots: Sequence[fx.Node]) -> set[fx.Node]:
-    """The roots and what depends on them; nodes that share a name with nothing else are in trace order."""
-    found = set(roots)
-    for node in graph.nodes:
-        if not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
+        self._whole |= set(nodes) | ancestors_of(*nodes)
 
 
 def _needed_flops(graph: fx.Graph) -> int:
     """Work of the nodes that outputs and slot writes need."""
     roots = [node for node in graph.nodes if node.op == "output" or packet(node) is aten.copy_]
-    needed = set(roots).union(*(ancestors_of(root) for root in roots))
+    needed = set(roots) | ancestors_of(*roots)
     return sum(flops(node) for node in needed if node.op == "call_function")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import fx
 
@@ -50,3 +50,24 @@ class Ancestry:
         for source in sources:
             bits |= 1 << self.position[source]
         return bool(self._ancestors[node] & bits)
+
+
+def ancestors_of(*nodes: fx.Node) -> set[fx.Node]:
+    """All nodes that the given ones depend on."""
+    return _reached([source for node in nodes for source in node.all_input_nodes], lambda node: node.all_input_nodes)
+
+
+def descendants_of(*nodes: fx.Node) -> set[fx.Node]:
+    """The given nodes and all that depend on them."""
+    return _reached(nodes, lambda node: node.users)
+
+
+def _reached(starts: Iterable[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    frontier = list(starts)
+    while frontier:
+        node = frontier.pop()
+        if node not in found:
+            found.add(node)
+            frontier.extend(following(node))
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from soda_compile.action import Action
 from soda_compile.passes.prune_tokens import wanted_tokens
 from soda_compile.plans import Plan
 from soda_compile.pruning import IndexUse
@@ -27,8 +28,12 @@ class IndexSharing:
 
     def key(self, number: int, region: Region, cut: int, wanted: int) -> IndexKey:
         """Which index slot a cut of region ``number`` uses."""
-        rows, count = region.cuts[cut].shape[:2]
-        return self.groups[number], rows, count, wanted
+        return _key(self.groups[number], region, cut, wanted)
+
+
+def _key(group: int, region: Region, cut: int, wanted: int) -> IndexKey:
+    rows, count = region.cuts[cut].shape[:2]
+    return group, rows, count, wanted
 
 
 def share_indices(structure: Structure, plan: Plan) -> IndexSharing:
@@ -39,25 +44,13 @@ def share_indices(structure: Structure, plan: Plan) -> IndexSharing:
     if not isinstance(size, int) or size == 0:
         alone: tuple[IndexUse, ...] = tuple("own" for _ in range(plan.steps))
         return IndexSharing((alone,) * len(plan.regions), tuple(blocks))
-    sharing = IndexSharing((), tuple(block // size for block in blocks))
-    by_step = [_uses_at(structure, plan, sharing, step) for step in range(plan.steps)]
-    return IndexSharing(tuple(zip(*by_step, strict=True)), sharing.groups)
+    groups = tuple(block // size for block in blocks)
+    by_step = [_uses_at(structure, plan, groups, step) for step in range(plan.steps)]
+    return IndexSharing(tuple(zip(*by_step, strict=True)), groups)
 
 
-def _uses_at(structure: Structure, plan: Plan, sharing: IndexSharing, step: int) -> list[IndexUse]:
-    keys: list[frozenset[IndexKey]] = []
-    for number, region in enumerate(structure.regions):
-        action = plan.action(number, step)
-        wanted = (
-            [wanted_tokens(region, cut, action) for cut in range(len(region.cuts))] if action.kind == "prune" else []
-        )
-        keys.append(
-            frozenset(
-                sharing.key(number, region, cut, count)
-                for cut, count in enumerate(wanted)
-                if count < region.cuts[cut].shape[1]
-            )
-        )
+def _uses_at(structure: Structure, plan: Plan, groups: tuple[int, ...], step: int) -> list[IndexUse]:
+    keys = [_keys(groups[number], region, plan.action(number, step)) for number, region in enumerate(structure.regions)]
     uses: list[IndexUse] = []
     kept: set[IndexKey] = set()
     for number, mine in enumerate(keys):
@@ -69,3 +62,11 @@ def _uses_at(structure: Structure, plan: Plan, sharing: IndexSharing, step: int)
         else:
             uses.append("own")
     return uses
+
+
+def _keys(group: int, region: Region, action: Action) -> frozenset[IndexKey]:
+    """The choices of tokens that a region needs for this action."""
+    if action.kind != "prune":
+        return frozenset()
+    wanted = enumerate(wanted_tokens(region, cut, action) for cut in range(len(region.cuts)))
+    return frozenset(_key(group, region, cut, count) for cut, count in wanted if count < region.cuts[cut].shape[1])

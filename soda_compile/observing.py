@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import fx
@@ -12,12 +12,9 @@ from torch import fx
 from soda_compile.lowering import Lowering
 from soda_compile.passes.observe import Observe, ResidualHead, residual_head
 from soda_compile.passes.outline_blocks import canonical_key
-from soda_compile.structure import BlockGraph, Region, Structure
-from soda_compile.token_axes import carries_of
+from soda_compile.structure import BlockGraph, Structure
 from soda_compile.torch_private import Compiled
 from soda_compile.variants import Piece, copy_graph
-
-Made = TypeVar("Made")
 
 
 @runtime_checkable
@@ -102,16 +99,4 @@ def _observed_piece(name: str, block: BlockGraph, carries: bool) -> tuple[Piece,
 
 def residual_heads(structure: Structure) -> tuple[ResidualHead, ...]:
     """For each region the graph from its cuts to its branches; regions of equal blocks share it."""
-    return _for_each_region(structure, residual_head)
-
-
-def region_carries(structure: Structure) -> tuple[tuple[fx.Node, ...] | None, ...]:
-    """For each region the carry of each of its cuts, or None if it cannot be pruned."""
-    return _for_each_region(structure, carries_of)
-
-
-def _for_each_region(structure: Structure, make: Callable[[fx.Graph, Region], Made]) -> tuple[Made, ...]:
-    """What is made of each region; made once for the regions of equal blocks."""
-    blocks = {call.block.key: call.block for call in structure.calls}
-    made = {key: tuple(make(block.module.graph, region) for region in block.regions) for key, block in blocks.items()}
-    return tuple(result for call in structure.calls for result in made[call.block.key])
+    return structure.for_each_region(lambda block, index: residual_head(block.module.graph, block.regions[index]))

@@ -16,7 +16,7 @@ from soda_compile.registers import Registers, StepView
 from soda_compile.schedule import schedule_region
 from soda_compile.steps import StepBuilder, StepPieces
 from soda_compile.structure import Cut, Structure
-from soda_compile.token_axes import carries_of
+from soda_compile.token_axes import region_carries
 from soda_compile.torch_private import Compiled
 
 
@@ -87,11 +87,7 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering) -> Progr
 
 def prunable_regions(structure: Structure) -> tuple[bool, ...]:
     """For each region whether its tokens can be ranked: its outputs share their token axis with a residual stream."""
-    return tuple(
-        carries_of(call.block.module.graph, region) is not None
-        for call in structure.calls
-        for region in call.block.regions
-    )
+    return tuple(carries is not None for carries in region_carries(structure))
 
 
 def require_token_axes(structure: Structure, plan: Plan) -> None:

@@ -19,12 +19,7 @@ def prune_flops(structure: Structure) -> NDArray[np.float64]:
 
     The longest stream of a region is pruned; its other streams are computed whole, as ``prune(rate)`` does it.
     """
-    known: dict[str, list[NDArray[np.float64]]] = {}
-    rows = []
-    for call in structure.calls:
-        if call.block.key not in known:
-            known[call.block.key] = [_of_region(call.block, index) for index in range(len(call.block.regions))]
-        rows += known[call.block.key]
+    rows = structure.for_each_region(_of_region)
     return np.stack(rows) if rows else np.zeros((0, len(PRUNE_RATES)))
 
 

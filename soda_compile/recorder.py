@@ -16,13 +16,14 @@ from soda_compile.clock import Clock
 from soda_compile.errors import SensitivityError
 from soda_compile.gram import ErrorEntries, Floats
 from soda_compile.moments import Moments
-from soda_compile.observing import region_carries, residual_heads
+from soda_compile.observing import residual_heads
 from soda_compile.passes.observe import ResidualHead
 from soda_compile.prune_errors import pruned_products
 from soda_compile.residual_weight import residual_weight
 from soda_compile.scoring import errors_of, prediction_products
 from soda_compile.structure import Cut, Region, Structure
 from soda_compile.thinning import thin
+from soda_compile.token_axes import region_carries
 from soda_compile.windows import TokenStream, Window, window_bytes
 
 METRICS = ("cosine", "relative", "residual")

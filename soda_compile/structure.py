@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import fx
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,12 @@ class Structure:
     def regions(self) -> tuple[Region, ...]:
         """All regions, in the order of ``region_names``."""
         return tuple(region for call in self.calls for region in call.block.regions)
+
+    def for_each_region(self, make: Callable[[BlockGraph, int], Made]) -> tuple[Made, ...]:
+        """What ``make`` gives for each region of each block; made once for the regions of equal blocks."""
+        blocks = {call.block.key: call.block for call in self.calls}
+        made = {key: tuple(make(block, index) for index in range(len(block.regions))) for key, block in blocks.items()}
+        return tuple(result for call in self.calls for result in made[call.block.key])
 
     @property
     def flops(self) -> int:

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import fx
 
+from soda_compile.ancestry import ancestors_of, descendants_of
 from soda_compile.operators import aten, holds_tensor, tensor_of
 from soda_compile.passes.base import add_call
-from soda_compile.structure import Region
+from soda_compile.structure import Region, Structure
 
 
 def token_axis(shape: Sequence[int]) -> int | None:
@@ -38,8 +39,8 @@ def carry_of_cut(graph: fx.Graph, region: Region, cut: int) -> fx.Node | None:
         return None
     if joined := [node for node in graph.nodes if node.meta.get("streams_of") == region.cuts[cut].node]:
         return joined[0]  # type: ignore[no-any-return]
-    mine = _descendants(nodes[region.cuts[cut].node])
-    region_wide = set().union(*(_descendants(nodes[other.node]) for other in region.cuts))
+    mine = descendants_of(nodes[region.cuts[cut].node])
+    region_wide = set().union(*(descendants_of(nodes[other.node]) for other in region.cuts))
     for branch, operand in zip(region.branches, region.carries, strict=True):
         carry = _before_own_adds(nodes[operand], {nodes[name] for name in region.branches})
         carry = stream_into(carry, nodes[branch])
@@ -53,6 +54,11 @@ def carries_of(graph: fx.Graph, region: Region) -> tuple[fx.Node, ...] | None:
     carries = [carry_of_cut(graph, region, cut) for cut in range(len(region.cuts))]
     known = tuple(carry for carry in carries if carry is not None)
     return known if len(known) == len(carries) else None
+
+
+def region_carries(structure: Structure) -> tuple[tuple[fx.Node, ...] | None, ...]:
+    """For each region the carry of each of its cuts, or None if it cannot be pruned."""
+    return structure.for_each_region(lambda block, index: carries_of(block.module.graph, block.regions[index]))
 
 
 def stream_into(operand: fx.Node, branch: fx.Node) -> fx.Node:
@@ -71,18 +77,6 @@ def stream_into(operand: fx.Node, branch: fx.Node) -> fx.Node:
                 seen.add(source)
                 frontier.append(source)
     return operand
-
-
-def ancestors_of(node: fx.Node) -> set[fx.Node]:
-    """All nodes that the node depends on."""
-    found: set[fx.Node] = set()
-    frontier = list(node.all_input_nodes)
-    while frontier:
-        current = frontier.pop()
-        if current not in found:
-            found.add(current)
-            frontier.extend(current.all_input_nodes)
-    return found
 
 
 def join_streams(graph: fx.Graph, region: Region) -> None:
@@ -142,18 +136,6 @@ def _start(node: fx.Node) -> int:
         if split.target in (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default) and axis in (1, -2):
             return sum(part.shape[1] for part in split.meta["val"][: node.args[1]])
     return 0
-
-
-def _descendants(node: fx.Node) -> set[fx.Node]:
-    """The node and everything that depends on it."""
-    found: set[fx.Node] = set()
-    frontier = [node]
-    while frontier:
-        current = frontier.pop()
-        if current not in found:
-            found.add(current)
-            frontier.extend(current.users)
-    return found
 
 
 def _before_own_adds(operand: fx.Node, branches: set[fx.Node]) -> fx.Node:
