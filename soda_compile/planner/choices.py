@@ -105,6 +105,11 @@ class Choices:
         compute_errors = np.where(known, inherited * np.where(known, least, 0.0), np.inf)
         return cls(tuple(found), costs.column(COMPUTE) * scale, compute_errors, steps)
 
+    def menus(self) -> tuple["Choices", ...]:
+        """This menu, and where it offers pruning the same without it."""
+        others = tuple(option for option in self.options if option.action.kind != "prune")
+        return (self,) if len(others) == len(self.options) else (self, replace(self, options=others))
+
     def with_compute(self) -> "Choices":
         """The same menu with computing as one more stale choice."""
         return replace(self, options=(*self.options, Option(COMPUTE, self.compute_errors, self.compute)))

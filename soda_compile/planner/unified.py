@@ -16,11 +16,14 @@ value would have if it were stale, because the regions before it are stale: `Cho
 What the multiplier leaves unspent (the duality gap: at most the difference between two neighbouring solutions, which
 differ in few regions) goes to the regions that can still use it. The result names the bound that no plan with these
 anchors can beat.
+
+Because of that gap a larger menu can end in a worse plan. So whatever the menu with pruning finds is compared with
+what the menu without it finds, and the better one is kept: to allow pruning never costs accuracy.
 """
 
 import functools
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,11 +108,21 @@ def solve_unified(choices: Choices, goal: Goal, count: int | None, candidates: I
         count: the number of anchors; None for any.
         candidates: further anchors to try, beside those that the multiplier finds.
     """
-    edge = find_edge(functools.partial(_anchors, choices, count), goal.is_cheap)
-    found = [
-        _with_anchors(choices, goal, a) for a in dict.fromkeys((edge.cheap.value, edge.accurate.value, *candidates))
-    ]
-    return min(found, key=lambda solution: (not solution.reached, *goal.rank(solution.rows)))
+    menus = choices.menus()
+    edges = [find_edge(functools.partial(_anchors, menu, count), goal.is_cheap) for menu in menus]
+    anchors = dict.fromkeys((*(end.value for edge in edges for end in (edge.cheap, edge.accurate)), *candidates))
+    return min((_best_of(menus, goal, each) for each in anchors), key=functools.partial(_rank, goal))
+
+
+def _rank(goal: Goal, solution: Solution) -> tuple[bool, float, float]:
+    """Smaller is better."""
+    return (not solution.reached, *goal.rank(solution.rows))
+
+
+def _best_of(menus: Sequence[Choices], goal: Goal, anchors: Anchors) -> Solution:
+    """The best that any menu gives with these anchors; the bound is that of the first, which holds all others."""
+    found = [_with_anchors(menu, goal, anchors) for menu in menus]
+    return replace(min(found, key=functools.partial(_rank, goal)), bound=found[0].bound)
 
 
 def _with_anchors(choices: Choices, goal: Goal, anchors: Anchors) -> Solution:
