@@ -2,19 +2,27 @@
 
 A pruned region computes the tokens of the highest score; the others keep the value of n steps ago. The change of the
 whole output is then the sum of the changes of the kept tokens, so one sort by score and one cumulated sum give the
-error at all rates.
+error at all rates. In a region of several streams (joint attention) only the longest is pruned, as by ``prune(rate)``:
+the others, such as text, are few tokens, and planners leave them whole.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 
 from soda_compile.action import PRUNE_RATES
+from soda_compile.structure import Region
 from soda_compile.windows import TokenStream
+
+
+def longest_streams(region: Region, streams: Sequence[TokenStream]) -> list[TokenStream]:
+    """Of a region's streams, one for each cut, those that an action's ``rate`` prunes; see ``wanted_tokens``."""
+    longest = max(cut.shape[1] for cut in region.cuts)
+    return [stream for stream, cut in zip(streams, region.cuts, strict=True) if cut.shape[1] == longest]
 
 
 def pruned_products(
@@ -23,7 +31,7 @@ def pruned_products(
     """Inner products of the change that pruning leaves in a region's output.
 
     Args:
-        streams: The region's streams, with carries; each is ranked by itself, and the rate is the same for all.
+        streams: The streams to prune, with carries; each is ranked by itself, and the rate is the same for all.
         scores: Names of scores.
         max_interval: Older values are left out.
         draws: Where the random score comes from, a generator of the CPU.

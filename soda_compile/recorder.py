@@ -18,7 +18,7 @@ from soda_compile.gram import ErrorEntries, Floats
 from soda_compile.moments import Moments
 from soda_compile.observing import residual_heads
 from soda_compile.passes.observe import ResidualHead
-from soda_compile.prune_errors import pruned_products
+from soda_compile.prune_errors import longest_streams, pruned_products
 from soda_compile.residual_weight import residual_weight
 from soda_compile.scoring import errors_of, prediction_products
 from soda_compile.structure import Cut, Region, Structure
@@ -176,7 +176,7 @@ class Recorder:
             streams = window.streams(present, [thin(weight, rows, self.stride) for weight in weights], carries)
             share = sum(value.numel() for value in present) / sum(cut.numel() for cut in cuts)
             sizes = [_by_row(values[f"|{name}|"], rows) for name in self._regions[region].carries]
-            samples = self._score(streams, np.sum(sizes, axis=0) * share)
+            samples = self._score(region, streams, np.sum(sizes, axis=0) * share)
             key = (self._step, region)
             self.moments.setdefault(key, Moments.empty(*samples.shape[1:])).add(samples)
         if region == 0 and self._step == 0:
@@ -192,18 +192,19 @@ class Recorder:
         head = self._heads[region]
         return residual_weight(head, cuts, [values[name] for name in head.others]) or []
 
-    def _score(self, streams: Sequence[TokenStream], stream_square: Floats) -> Floats:
+    def _score(self, region: int, streams: Sequence[TokenStream], stream_square: Floats) -> Floats:
         """Errors [rows, metrics, entries], the entries of pruning [scores, W, rates] after the others."""
         products, square = prediction_products(self.entries, streams)
         if self.prune_scores:
-            products = np.concatenate([products, self._prune(streams, len(square))], axis=-1)
+            products = np.concatenate([products, self._prune(region, streams, len(square))], axis=-1)
         return errors_of(products, square, stream_square)
 
-    def _prune(self, streams: Sequence[TokenStream], rows: int) -> Floats:
+    def _prune(self, region: int, streams: Sequence[TokenStream], rows: int) -> Floats:
         """Products of the changes that pruning leaves [3, rows, entries]; NaN where the region cannot be pruned."""
         products = np.full((3, rows, *self._prune_shape), np.nan)
         if all(stream.carry is not None for stream in streams):
-            known = pruned_products(streams, self.prune_scores, self.entries.max_interval, self._draws)
+            longest = longest_streams(self._regions[region], streams)
+            known = pruned_products(longest, self.prune_scores, self.entries.max_interval, self._draws)
             products[..., : known.shape[3], :] = known.cpu().numpy()
         return products.reshape(3, rows, -1)
 

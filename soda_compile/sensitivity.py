@@ -38,8 +38,8 @@ class Sensitivity:
     - reuse tables are [T, R, W], index n-1: the value kept at step t-n is used;
     - forecast tables are [T, R, W, W], index [n-1, N-1]: the values kept at t-n, t-n-N (and t-n-2N for order 2);
     - prune tables are [T, R, W, 7], index [n-1, i]: the share PRUNE_RATES[i] of the tokens, those of lowest score,
-      keeps the value of step t-n, and the others are fresh. Where a region has several streams, the rate is that of
-      each of them.
+      keeps the value of step t-n, and the others are fresh. Where a region has several streams, only the longest
+      is pruned, as by the action ``prune(rate)``.
 
     NaN stands where an entry is undefined. Tables may be left out, but a table is in both dicts or in neither.
 

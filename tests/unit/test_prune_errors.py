@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from soda_compile.action import PRUNE_RATES
+from soda_compile.action import PRUNE_RATES, prune
 from soda_compile.clock import Clock
 from soda_compile.errors import SensitivityError
 from soda_compile.gram import ErrorEntries
 from soda_compile.inspection import inspect
+from soda_compile.passes.prune_tokens import wanted_tokens
 from soda_compile.prune_errors import kept_sums, pruned_products
 from soda_compile.pruning import SCORES
 from soda_compile.recorder import METRICS, Recorder
@@ -160,13 +161,14 @@ def expected(
     errors: dict[str, list[float]] = {metric: [] for metric in METRICS}
     for row in range(ROWS):
         fresh, mixed, weights = [], [], []
-        for cut, carry in zip(region.cuts, carries, strict=True):
+        for number, (cut, carry) in enumerate(zip(region.cuts, carries, strict=True)):
             gated = cut.shape[1] == 11
+            pruned = wanted_tokens(region, number, prune(0.875)) < cut.shape[1]
             for sample in range(row * groups, (row + 1) * groups):
                 now, before = (values[cut.node][at, sample, ::stride].double().numpy() for at in (step, step - age))
                 stream = [values[carry.name][at, sample, ::stride].double().numpy() for at in (step, step - age)]
                 fresh.append(now)
-                mixed.append(mix(now, before, score_of(name, *stream), rate))
+                mixed.append(mix(now, before, score_of(name, *stream), rate) if pruned else now)
                 factor = values["gate"][step, sample].double().numpy() if gated else np.ones((1, FEATURES))
                 weights.append(np.broadcast_to(factor, now.shape))
         a, b, w = (np.concatenate(parts).flatten() for parts in (fresh, mixed, weights))
@@ -204,6 +206,20 @@ def test_every_rate_age_and_metric_is_that_of_the_output_put_together(structure:
     for seed, values in enumerate(generations):
         feed(recorder, values, seed)
     check(recorder, structure, generations)
+
+
+def test_the_short_stream_of_joint_attention_stays_whole():
+    """Where only the text moves, reuse is wrong and pruning is not."""
+    structure = structure_of("joint")
+    text = structure.regions[0].cuts[1]
+    assert text.shape[1] == 5
+    values = trajectory(structure, 0)
+    values = {name: value[:1].expand_as(value) if name != text.node else value for name, value in values.items()}
+    recorder = make(structure, SCORES)
+    feed(recorder, values)
+    tables = recorder.split(recorder.moments[4, 0].mean)
+    assert (tables["reuse"][1] > 0).all()  # relative
+    assert all((tables[f"prune.{score}"][1] == 0).all() for score in SCORES)
 
 
 def test_the_random_score_ranks_by_draws_that_the_seed_of_the_generation_gives():
