@@ -10,12 +10,14 @@ pruning adds is the difference to the row without it.
 Graphs run without Inductor: every plan has many variants, and compiling them would change nothing but rounding.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import math
-import time
+import tempfile
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from unittest import mock
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
+from safetensors.torch import load_file, save
 
 import soda_compile
 from soda_compile.digits.classifier import frechet_distance, load_classifier
@@ -154,27 +157,58 @@ def shares(plan: Plan) -> dict[str, float]:
     return {kind: kinds.count(kind) / len(kinds) for kind in ("compute", "reuse", "forecast", "prune")}
 
 
-def measure(subject: Subject, plan: Plan, seeds: list[int]) -> torch.Tensor:
-    """Generate by a plan."""
-    with mock.patch("soda_compile.lowering.inductor_compile", lambda module, options: module):
-        soda_compile.accelerate(subject.pipe, plan)
-        try:
-            return subject.generate(seeds)
-        finally:
-            soda_compile.restore(subject.pipe)
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """What a model generates by plans: each distinct plan runs once, whatever rows it has, and one batch at a time.
+
+    Attributes:
+        subject: the model.
+        folder: where latents are kept, a file for each plan and batch. A run that was interrupted, or is repeated with
+            more samples, generates what is missing.
+        weights: digest of the model's weights, so that one folder serves all models.
+    """
+
+    subject: Subject
+    folder: Path
+    weights: str
+
+    def of(self, plan: Plan | None, seeds: list[int]) -> torch.Tensor:
+        """The latents by a plan, or by the original model; who made the plan makes no difference."""
+        size, does = self.subject.batch, plan and (plan.rows, plan.pruning)
+        batches = [seeds[start : start + size] for start in range(0, len(seeds), size)]
+        keys = [repr((self.weights, does, batch)) for batch in batches]
+        paths = [self.folder / f"{sha256(key.encode()).hexdigest()[:16]}.safetensors" for key in keys]
+        missing = [(path, batch) for path, batch in zip(paths, batches, strict=True) if not path.is_file()]
+        if missing:
+            with self._accelerated(plan) if plan else contextlib.nullcontext():
+                for path, batch in missing:
+                    write_atomic(path, save({"latents": self.subject.generate(batch).contiguous()}))
+        return torch.cat([load_file(path)["latents"] for path in paths])
+
+    @contextlib.contextmanager
+    def _accelerated(self, plan: Plan) -> Iterator[None]:
+        with mock.patch("soda_compile.lowering.inductor_compile", lambda module, options: module):
+            soda_compile.accelerate(self.subject.pipe, plan)
+            try:
+                yield
+            finally:
+                soda_compile.restore(self.subject.pipe)
+
+
+def digest(module: torch.nn.Module) -> str:
+    """SHA-256 of all weights."""
+    return sha256(b"".join(value.numpy().tobytes() for value in module.state_dict().values())).hexdigest()
 
 
 def relative_l2(images: torch.Tensor, original: torch.Tensor) -> np.ndarray:
     return ((images - original).flatten(1).norm(dim=1) / original.flatten(1).norm(dim=1)).double().numpy()
 
 
-def ablate(
-    subject: Subject, sensitivity: Sensitivity, budgets: list[int], seeds: list[int]
-) -> Iterator[dict[str, Any]]:
+def ablate(runs: Runs, sensitivity: Sensitivity, budgets: list[int], seeds: list[int]) -> Iterator[dict[str, Any]]:
     """The noise floors and all rows so far, after every row."""
-    console = Console()
-    original = subject.generate(seeds)
-    other = subject.generate([seed + 500_000 for seed in seeds])
+    console, subject = Console(), runs.subject
+    original = runs.of(None, seeds)
+    other = runs.of(None, [seed + 500_000 for seed in seeds])
     subject.pipe.transformer.forward = torch.compile(subject.pipe.transformer.forward, fullgraph=True, dynamic=False)
     floor = relative_l2(subject.generate(seeds[: subject.batch]), original[: subject.batch])
     del subject.pipe.transformer.forward
@@ -187,11 +221,8 @@ def ablate(
     rows: list[dict[str, Any]] = []
     for budget in budgets:
         reference = None
-        known: dict[tuple[str, ...], torch.Tensor] = {}
         for name, plan in plans(sensitivity, budget):
-            started = time.perf_counter()
-            key = (*plan.rows, plan.pruning.score if shares(plan)["prune"] and plan.pruning else "")
-            known[key] = images = known[key] if key in known else measure(subject, plan, seeds)
+            images = runs.of(plan, seeds)
             error = relative_l2(images, original)
             reference = error if reference is None else reference
             rows.append(
@@ -208,7 +239,6 @@ def ablate(
                     "shared_anchors": list(plan.anchors),
                     "action_shares": shares(plan),
                     "lambda": dict(plan.method).get("lambda"),
-                    "seconds": round(time.perf_counter() - started, 1),
                 }
             )
             console.print(budget, name, f"{error.mean():.4f} {np.median(error):.4f} {rows[-1]['frechet_to_real']:.3f}")
@@ -254,6 +284,9 @@ def main(
     generations: Annotated[int, typer.Option(help="Calibration generations, of 10 digits or 2 crops.")] = 4,
     n_s: Annotated[list[int] | None, typer.Option(help="Anchors of the paper's strategy; default 18 and 12.")] = None,
     sensitivity: Annotated[Path | None, typer.Option(help="Keep the measured errors here, and reuse them.")] = None,
+    kept: Annotated[
+        Path | None, typer.Option(help="Keep latents in this folder, to go on after an interruption.")
+    ] = None,
 ) -> None:
     torch.set_num_threads(1)
     subject = {"digits": digits, "photos": photos}[model]()
@@ -268,9 +301,12 @@ def main(
         "feature_space": subject.space,
     }
     out = out or Path(__file__).parent / "results" / f"prune_ablation_{model}.json"
-    for results in ablate(subject, errors, n_s or [18, 12], seeds):
-        write_atomic(out, json.dumps({**about, **results}, indent=1).encode())
-        write_atomic(out.with_suffix(".md"), markdown({**about, **results}).encode())
+    with contextlib.ExitStack() as stack:
+        folder = kept or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        for results in ablate(Runs(subject, folder, digest(subject.pipe.transformer)), errors, n_s or [18, 12], seeds):
+            write_atomic(out, json.dumps({**about, **results}, indent=1).encode())
+            write_atomic(out.with_suffix(".md"), markdown({**about, **results}).encode())
 
 
 def _sensitivity(subject: Subject, generations: int, path: Path | None) -> Sensitivity:
