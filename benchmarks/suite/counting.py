@@ -1,0 +1,75 @@
+"""Counts of what one call of a denoiser makes the machine do: FLOPs, compiled graphs, kernels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+# Operators that only describe or allocate memory.
+NO_KERNEL = frozenset((
+    "alias", "as_strided", "chunk", "contiguous", "detach", "empty", "empty_like", "empty_strided", "expand",
+    "flatten", "is_nonzero", "item", "lift_fresh", "narrow", "numel", "numpy_T", "permute", "reshape",
+    "_reshape_alias", "resize_", "resolve_conj", "resolve_neg", "result_type", "select", "set_", "size", "slice",
+    "split", "split_with_sizes", "squeeze", "stride", "t", "to", "transpose", "unbind", "unflatten", "unsafe_split",
+    "unsqueeze", "_unsafe_view", "view", "view_as",
+))  # fmt: skip
+GRAPH_CALL = "## Call CompiledFxGraph"
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one call.
+
+    Attributes:
+        graph_calls: Calls of graphs that Inductor has compiled.
+        kernels: Kernels on a GPU; on a CPU the operators and fused loops that read or write memory.
+        launches: What the host launches on a GPU, a CUDA graph being one.
+    """
+
+    graph_calls: int
+    kernels: int
+    launches: int
+
+
+def counts(call: Callable[[], Any], device: str) -> Counts:
+    """Profiles one call."""
+    cuda = [ProfilerActivity.CUDA] if device == "cuda" else []
+    with profile(activities=[ProfilerActivity.CPU, *cuda]) as profiler:
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    events: list[Any] = list(profiler.events())
+    graph_calls = sum(event.name.startswith(GRAPH_CALL) for event in events)
+    launches = sum(event.name.startswith(LAUNCHES) for event in events)
+    if device == "cuda":
+        on_device = (event for event in events if event.device_type == torch.autograd.DeviceType.CUDA)
+        kernels = sum(not event.name.startswith(("Memcpy", "Memset", "##", "Torch-")) for event in on_device)
+    else:
+        kernels = sum(_works(event) for event in events)
+    return Counts(graph_calls, kernels, launches)
+
+
+def _works(event: Any) -> bool:
+    """Whether an event of the CPU is a kernel: a fused loop of Inductor, or an operator that calls no other."""
+    if "cpp_fused" in event.name or event.name.startswith(("mkl::", "mkldnn::", "onednn::")):
+        return True
+    return _operates(event) and not any(_operates(child) or _works(child) for child in event.cpu_children)
+
+
+def _operates(event: Any) -> bool:
+    namespace, _, name = event.name.partition("::")
+    return namespace == "aten" and bool(name) and name not in NO_KERNEL
+
+
+def flops_of(call: Callable[[], Any], device: str) -> int:
+    """FLOPs of one eager call: products, convolutions and attention."""
+    # The counter does not know the fused attention of the CPU.
+    backends = [SDPBackend.MATH] if device == "cpu" else list(SDPBackend.__members__.values())[1:]
+    with sdpa_kernel(backends), FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())

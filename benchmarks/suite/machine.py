@@ -1,0 +1,72 @@
+"""What the suite runs on."""
+
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "diffusers", "cache-dit", "triton", "soda-compile")
+
+
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a process of its own; what it raises is returned as text under "reason"."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_send, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        return {"reason": "the process died"}
+    finally:
+        process.join()
+
+
+def _send(connection: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        connection.send(function(*arguments))
+    except Exception as error:
+        connection.send({"reason": f"{type(error).__name__}: {error}"})
+
+
+def look(device: str) -> dict[str, Any]:
+    """Type, name and usable memory of the device; "auto" takes a GPU where there is one.
+
+    To be called in a child: a process that has asked for a GPU cannot fork any more.
+    """
+    import torch
+
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if kind == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        name = f"{torch.cuda.get_device_name()} ({total / 2**30:.0f} GiB, CUDA {torch.version.cuda})"
+        return {"type": kind, "device": name, "memory_bytes": float(free - 2 * 2**30)}
+    threads = len(os.sched_getaffinity(0))
+    return {"type": kind, "device": f"{_processor()}, {threads} cores", "memory_bytes": 0.8 * _available_bytes()}
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that matter and are installed, and of Python."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _available_bytes() -> float:
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    return kilobytes[0] * 1024.0 if kilobytes else 8e9

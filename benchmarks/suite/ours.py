@@ -1,0 +1,37 @@
+"""soda_compile as a method of the suite."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+import soda_compile
+from benchmarks.suite.plans import plan_for
+from benchmarks.suite.runner import Runner
+from soda_compile.backend import soda
+
+
+def planned(model: nn.Module, inputs: dict[str, Any], mask: tuple[bool, ...], kind: str, mode: str | None) -> Runner:
+    """The denoiser under a plan that follows the mask."""
+    plan = plan_for(soda_compile.inspect(model, **inputs), mask, kind)
+    torch._dynamo.reset()  # looking at the model must not count as a start of compiling it
+    built: list[Any] = []
+
+    def backend(module: torch.fx.GraphModule, example: list[Any]) -> Callable[..., Any]:
+        built.append(soda(module, example, options={"plan": plan}, mode=mode))
+        return built[-1]
+
+    def program() -> Any:
+        if len(built) != 1:
+            raise RuntimeError(f"the backend was called {len(built)} times")
+        return built[0].program
+
+    return Runner(
+        model,
+        compile=functools.partial(torch.compile, backend=backend, fullgraph=True, dynamic=False),
+        trajectory=functools.partial(soda_compile.trajectory, model),
+        flops=lambda: program().flops,
+        held_bytes=lambda: program().slot_memory_bytes,
+    )

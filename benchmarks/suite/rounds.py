@@ -1,0 +1,163 @@
+"""Measures all rows of one model, interleaved as far as memory goes."""
+
+import itertools
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.suite.masks import computed
+from benchmarks.suite.methods import Method
+from benchmarks.suite.pool import Failed, Worker
+from benchmarks.suite.results import Row
+from benchmarks.suite.worker import Job
+
+CPU_WORKER_BYTES = 1.0e9
+CUDA_CONTEXT_BYTES = 1.0e9
+Report = Callable[[str], None]
+
+
+def measure(rows: Sequence[Method], job: Job, rounds: int, memory_bytes: float, warm: bool, tell: Report) -> list[Row]:
+    """Measures the methods on the job's denoiser.
+
+    Args:
+        rows: The methods, the modes of plain torch.compile among them.
+        job: The denoiser and its settings; its method is replaced.
+        rounds: How often each method runs a trajectory after its warm-up.
+        memory_bytes: What the processes may use together, of the device's memory.
+        warm: Whether to start the methods with a cache of their own a second time.
+        tell: Takes a line about what goes on.
+
+    Returns:
+        A row for each method, in order: with samples, or with the reason why there are none.
+    """
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        jobs = {row.name: _job(job, row, index, Path(folder)) for index, row in enumerate(rows)}
+        running = _Running(jobs, {row.name: row for row in rows}, rounds, tell)
+        stack.callback(running.end)
+        fixed = [row.name for row in rows if row.group == "torch.compile"]
+        others = [row.name for row in rows if row.group != "torch.compile"]
+        for name in fixed:
+            running.start(name)
+        size = running.group_size(memory_bytes)
+        alone = size <= len(fixed)
+        running.run(fixed, [], spare=alone)
+        for group in _groups(others, 1 if alone else size - len(fixed)):
+            running.run(group, [] if alone else fixed, spare=True)
+        if warm:
+            for row in rows:
+                running.start_warm(row)
+        return [running.found[row.name] for row in rows]
+
+
+class _Running:
+    """Processes that run, and what they have said."""
+
+    def __init__(self, jobs: dict[str, Job], methods: dict[str, Method], rounds: int, tell: Report) -> None:
+        self.jobs, self.methods, self.rounds, self.tell = jobs, methods, rounds, tell
+        self.workers: dict[str, Worker] = {}
+        self.found: dict[str, Row] = {name: _empty(method) for name, method in methods.items()}
+        self.round = itertools.count()
+
+    def start(self, name: str) -> bool:
+        """Starts a process, which compiles and warms up."""
+        self.workers[name] = Worker.of(self.jobs[name])
+        answer = self.ask(name, "start")
+        if answer is None:
+            return False
+        row, method = self.found[name], self.methods[name]
+        row["flops"], row["compile_seconds"] = answer["flops"], answer["compile_seconds"]
+        row["follows_mask"] = follows(answer["flops"], method.interval)
+        if method.cold:
+            row["cold_seconds"] = answer["compile_seconds"]
+        if not row["follows_mask"]:
+            row["notes"].append("some of the work is done at the other steps too")
+        return True
+
+    def ask(self, name: str, command: str) -> dict[str, Any] | None:
+        """Asks one process; None and a reason in its row if it fails, which ends it."""
+        try:
+            return self.workers[name].ask(command)
+        except Failed as failure:
+            self.found[name] = _empty(self.methods[name]) | {"reason": str(failure)}
+            self.workers.pop(name).end()
+            self.tell(f"    {name}: {failure}")
+            return None
+
+    def group_size(self, memory_bytes: float) -> int:
+        """How many processes may live at the same time."""
+        if next(iter(self.jobs.values())).device == "cpu":
+            return max(2, int(memory_bytes / CPU_WORKER_BYTES))
+        peaks = [answer["peak_bytes"] for name in list(self.workers) if (answer := self.ask(name, "memory"))]
+        return int(memory_bytes / (1.2 * max(peaks, default=memory_bytes) + CUDA_CONTEXT_BYTES))
+
+    def run(self, names: list[str], beside: list[str], spare: bool) -> None:
+        """Rounds of some methods, with those beside them in the same rounds; then their counts, and their end."""
+        started = [name for name in names if name in self.workers or self.start(name)]
+        order = [name for name in (*beside, *started) if name in self.workers]
+        for _ in range(self.rounds):
+            number = next(self.round)
+            for name in [name for name in order if name in self.workers]:
+                sample = self.ask(name, "round")
+                if sample:
+                    self.found[name].setdefault("rounds", []).append({"round": number, **sample})
+        for name in started:
+            for command in ("profile", "memory"):
+                if name in self.workers and (answer := self.ask(name, command)):
+                    self.found[name][command] = answer
+            self._note(name)
+            if spare and name in self.workers:
+                self.workers.pop(name).end()
+
+    def _note(self, name: str) -> None:
+        row = self.found[name]
+        again = sum(sample["graphs_compiled"] for sample in row.get("rounds", []))
+        if again:
+            row["notes"].append(f"compiled {again} graphs during the rounds")
+        if "rounds" in row:
+            seconds = min(sample["seconds"] for sample in row["rounds"])
+            self.tell(f"    {name}: {seconds:.3f} s, compiled in {row['compile_seconds']:.1f} s")
+
+    def start_warm(self, method: Method) -> None:
+        """Starts a method again in a new process, with the compiler's caches of the first."""
+        row = self.found[method.name]
+        if not method.cold or "rounds" not in row:
+            return
+        worker = Worker.of(self.jobs[method.name])
+        try:
+            row["warm_seconds"] = worker.ask("start")["compile_seconds"]
+        except Failed as failure:
+            row["notes"].append(f"warm start: {failure}")
+        finally:
+            worker.end()
+
+    def end(self) -> None:
+        """Ends all processes."""
+        for worker in self.workers.values():
+            worker.end()
+
+
+def follows(flops: Sequence[int], interval: int | None) -> bool:
+    """Whether the steps of the mask computed everything, and the others less than half of it."""
+    mask = computed(len(flops), interval)
+    return all(
+        share > 0.99 if is_computed else share < 0.5
+        for share, is_computed in zip((step / flops[0] for step in flops), mask, strict=True)
+    )
+
+
+def _empty(method: Method) -> Row:
+    return {
+        "name": method.name, "group": method.group, "interval": method.interval, "mode": method.mode, "notes": [],
+    }  # fmt: skip
+
+
+def _job(job: Job, method: Method, index: int, folder: Path) -> Job:
+    cache = folder / (f"cache-{index}" if method.cold else "cache")
+    return replace(job, method=method.name, cache=str(cache), log=str(folder / f"{index}.log"))
+
+
+def _groups(names: list[str], size: int) -> list[list[str]]:
+    return [names[start : start + size] for start in range(0, len(names), size)]
