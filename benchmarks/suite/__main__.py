@@ -1,7 +1,7 @@
 """Runs the suite: everything this machine can, or a part of it.
 
 python -m benchmarks.suite
-python -m benchmarks.suite --models flux,wan --methods torch.compile,soda --rounds 3
+python -m benchmarks.suite --models flux,wan --methods "soda;cache-dit" --rounds 3
 """
 
 import json
@@ -32,7 +32,7 @@ def main(
     models: Annotated[str, typer.Option(help="Names of models, with commas; all by default.")] = "",
     only: Annotated[
         str,
-        typer.Option("--methods", help="Beginnings of names of methods, with commas; '*' for all."),
+        typer.Option("--methods", help="Beginnings of names of methods, with semicolons; '*' for all."),
     ] = "",
     rounds: int = 5,
     steps: int = 12,
@@ -101,7 +101,7 @@ def _chosen(names: str, known: dict[str, Config]) -> list[Config]:
 def _methods(only: str, config: Config, device: str) -> list[Method]:
     """Those that are asked for, and the modes of plain torch.compile in any case: they are what others are held to."""
     known = methods(device)
-    starts = tuple(only.split(",")) if only else ("*",) if config.name in ALL_METHODS else CORE
+    starts = tuple(only.split(";")) if only else ("*",) if config.name in ALL_METHODS else CORE
     for start in starts:
         if start != "*" and not any(name.startswith(start) for name in known):
             listed = "; ".join(known)

@@ -56,7 +56,7 @@ def methods(device: str) -> dict[str, Method]:
         rows.append(_soda("reuse", SPARSE, "reuse", mode))
         rows.append(_soda("reuse", 2 * SPARSE, "reuse", mode))
         rows.append(_soda("forecast", SPARSE, "forecast", mode, cold=True))
-    rows.append(_soda("prune half", SPARSE, "prune", modes[-1]))
+        rows.append(_soda("prune half", SPARSE, "prune", mode))
     rows += [*_cache_dit(device), *_diffusers()]
     return {row.name: row for row in rows}
 

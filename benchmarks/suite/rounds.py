@@ -63,6 +63,7 @@ class _Running:
 
     def start(self, name: str) -> bool:
         """Starts a process, which compiles and warms up."""
+        self.tell(f"    {name} starts")
         self.workers[name] = Worker.of(self.jobs[name])
         answer = self.ask(name, "start")
         if answer is None:
