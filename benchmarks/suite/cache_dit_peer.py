@@ -25,7 +25,7 @@ def dual_block_cache(model: nn.Module, mask: tuple[bool, ...], forecast: bool = 
         enable_separate_cfg=False,
     )  # fmt: skip
     calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1) if forecast else None
-    cache_dit.enable_cache(model, cache_config=config, calibrator_config=calibrator)
+    cache_dit.enable_cache(_known(model), cache_config=config, calibrator_config=calibrator)
 
     def reset() -> None:
         cache_dit.refresh_context(model, cache_config=config, calibrator_config=calibrator, verbose=False)
@@ -34,6 +34,15 @@ def dual_block_cache(model: nn.Module, mask: tuple[bool, ...], forecast: bool = 
         return [model._context_manager.get_context(name) for name in model._context_names]
 
     return Runner(model, reset=reset, held=held)
+
+
+def _known(model: nn.Module) -> Any:
+    """The model, or what its registry says of the pipeline where it does not know the model's class by itself."""
+    if type(model).__name__ != "SD3Transformer2DModel":
+        return model
+    return cache_dit.BlockAdapter(
+        transformer=model, blocks=model.transformer_blocks, forward_pattern=cache_dit.ForwardPattern.Pattern_1
+    )
 
 
 def whole(model: nn.Module, cuda_graphs: bool = False) -> Any:

@@ -31,6 +31,7 @@ class Method:
         compiled: Whether anything is compiled.
         cold: Whether it starts with an empty compiler cache of its own, and is started a second time to see what that
             cache brings. The others share one.
+        same_mask: Whether it means to leave out all that the mask leaves out.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Method:
     mode: str | None = None
     compiled: bool = True
     cold: bool = False
+    same_mask: bool = True
 
 
 def methods(device: str) -> dict[str, Method]:
@@ -76,7 +78,7 @@ def _soda(name: str, interval: int | None, kind: str, mode: str | None, cold: bo
         return planned(model, inputs, computed(steps, interval), kind, mode)
 
     title = f"soda, {name}" if interval is None else f"soda, {name}, interval {interval}"
-    return Method(_named(title, mode), "soda", build, interval, mode, cold=cold)
+    return Method(_named(title, mode), "soda", build, interval, mode, cold=cold, same_mask=kind != "prune")
 
 
 def _cache_dit(device: str) -> list[Method]:
@@ -118,4 +120,5 @@ def _diffusers() -> list[Method]:
 
 
 def _peer(name: str, how: str | None, build: Callable[[nn.Module, Inputs, int], Runner]) -> Method:
-    return Method(f"{name}, {how or 'eager'}", "peer", build, SPARSE, compiled=how is not None)
+    title = f"{name}, {how or 'eager'}"
+    return Method(title, "peer", build, SPARSE, compiled=how is not None, same_mask="PAB" not in name)

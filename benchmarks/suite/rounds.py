@@ -39,13 +39,16 @@ def measure(rows: Sequence[Method], job: Job, rounds: int, memory_bytes: float, 
         stack.callback(running.end)
         fixed = [row.name for row in rows if row.group == "torch.compile"]
         others = [row.name for row in rows if row.group != "torch.compile"]
-        for name in fixed:
-            running.start(name)
+        running.start(fixed[0])
         size = running.group_size(memory_bytes)
-        alone = size <= len(fixed)
-        running.run(fixed, [], spare=alone)
-        for group in _groups(others, 1 if alone else size - len(fixed)):
-            running.run(group, [] if alone else fixed, spare=True)
+        if size > len(fixed):
+            running.run(fixed, [])
+            for group in _groups(others, size - len(fixed)):
+                running.run(group, fixed)
+            running.end(fixed)
+            running.run_alone([name for name in others if "out of memory" in running.found[name].get("reason", "")])
+        else:
+            running.run_alone([*fixed, *others])
         if warm:
             for row in rows:
                 running.start_warm(row)
@@ -70,7 +73,7 @@ class _Running:
             return False
         row, method = self.found[name], self.methods[name]
         row["flops"], row["compile_seconds"] = answer["flops"], answer["compile_seconds"]
-        row["follows_mask"] = follows(answer["flops"], method.interval)
+        row["follows_mask"] = method.same_mask and follows(answer["flops"], method.interval)
         if method.cold:
             row["cold_seconds"] = answer["compile_seconds"]
         if not row["follows_mask"]:
@@ -94,8 +97,20 @@ class _Running:
         peaks = [answer["peak_bytes"] for name in list(self.workers) if (answer := self.ask(name, "memory"))]
         return int(memory_bytes / (1.2 * max(peaks, default=memory_bytes) + CUDA_CONTEXT_BYTES))
 
-    def run(self, names: list[str], beside: list[str], spare: bool) -> None:
-        """Rounds of some methods, with those beside them in the same rounds; then their counts, and their end."""
+    def run_alone(self, names: list[str]) -> None:
+        """One process after the other, where the device cannot hold two."""
+        for name in names:
+            self.found[name].pop("reason", None)
+            self.round = itertools.count()
+            self.run([name], [])
+            self.end([name])
+            self.found[name]["notes"].append("not interleaved: the device cannot hold two")
+
+    def run(self, names: list[str], beside: list[str]) -> None:
+        """Rounds of some methods, with those beside them in the same rounds; then their counts.
+
+        The processes end, but for those of plain torch.compile, which later ones have beside them.
+        """
         started = [name for name in names if name in self.workers or self.start(name)]
         order = [name for name in (*beside, *started) if name in self.workers]
         for _ in range(self.rounds):
@@ -109,8 +124,7 @@ class _Running:
                 if name in self.workers and (answer := self.ask(name, command)):
                     self.found[name][command] = answer
             self._note(name)
-            if spare and name in self.workers:
-                self.workers.pop(name).end()
+        self.end([name for name in names if self.methods[name].group != "torch.compile"])
 
     def _note(self, name: str) -> None:
         row = self.found[name]
@@ -134,10 +148,11 @@ class _Running:
         finally:
             worker.end()
 
-    def end(self) -> None:
-        """Ends all processes."""
-        for worker in self.workers.values():
-            worker.end()
+    def end(self, names: Sequence[str] | None = None) -> None:
+        """Ends processes, all by default."""
+        for name in list(self.workers) if names is None else names:
+            if name in self.workers:
+                self.workers.pop(name).end()
 
 
 def follows(flops: Sequence[int], interval: int | None) -> bool:

@@ -22,6 +22,8 @@ from benchmarks.suite.configs import Config
 from benchmarks.suite.methods import methods
 from benchmarks.suite.runner import Runner, bytes_in, run
 
+MOST_WARM_UPS = 5
+
 
 @dataclass(frozen=True)
 class Job:
@@ -96,11 +98,21 @@ class Session:
 
             config.cpp.enable_kernel_profile = True  # so that fused loops can be counted
             self.call = self.runner.compile(self.runner.model)
-        seconds = [self.round()["seconds"] for _ in range(3 if self.runner.compile else 2)]
+        seconds = self._warm_up()
         if self.runner.compile:
             _stop_compile_workers()
         flops = flops or list(self.runner.flops())  # type: ignore[misc]
-        return {"first_seconds": seconds[0], "compile_seconds": seconds[0] - min(seconds[1:]), "flops": flops}
+        return {"warm_up": seconds, "compile_seconds": sum(seconds) - len(seconds) * seconds[-1], "flops": flops}
+
+    def _warm_up(self) -> list[float]:
+        """Seconds of trajectories until one compiles nothing any more."""
+        seconds: list[float] = []
+        while len(seconds) < MOST_WARM_UPS:
+            sample = self.round()
+            seconds.append(sample["seconds"])
+            if len(seconds) > 1 and not sample["graphs_compiled"]:
+                break
+        return seconds
 
     def round(self) -> dict[str, Any]:
         """One trajectory: seconds in all and for each step, and how often Dynamo had to compile in it."""
@@ -145,8 +157,8 @@ class Session:
         """Bytes: of the weights, kept between steps, and at the peak of a trajectory (a CPU: of the process)."""
         if self.job.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        run(self.runner, self.call, self.calls)
-        self._synchronize()
+            run(self.runner, self.call, self.calls)
+            self._synchronize()
         held = self.runner.held_bytes() if self.runner.held_bytes else bytes_in(self.runner.held())
         if self.job.device == "cuda":
             peak = torch.cuda.max_memory_allocated()
