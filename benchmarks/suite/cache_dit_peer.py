@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import cache_dit
+import cache_dit  # type: ignore[import-untyped]
 from torch import nn
 
 from benchmarks.suite.runner import Runner
@@ -31,7 +31,8 @@ def dual_block_cache(model: nn.Module, mask: tuple[bool, ...], forecast: bool = 
         cache_dit.refresh_context(model, cache_config=config, calibrator_config=calibrator, verbose=False)
 
     def held() -> Any:
-        return [model._context_manager.get_context(name) for name in model._context_names]
+        cached: Any = model
+        return [cached._context_manager.get_context(name) for name in cached._context_names]
 
     return Runner(model, reset=reset, held=held)
 
@@ -53,7 +54,7 @@ def whole(model: nn.Module, cuda_graphs: bool = False) -> Any:
     return torch.compile(model, mode="reduce-overhead" if cuda_graphs else None)
 
 
-def blocks(model: nn.Module) -> Any:
+def blocks(model: Any) -> Any:
     """Compiled as its examples do where the class allows: block by block."""
     cache_dit.set_compile_configs()
     model.compile_repeated_blocks()

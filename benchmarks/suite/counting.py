@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd.profiler_util import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,11 +46,11 @@ def counts(call: Callable[[], Any], device: str) -> Counts:
         if device == "cuda":
             torch.cuda.synchronize()
     events: list[Any] = list(profiler.events())
-    on_host = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+    on_host = [event for event in events if event.device_type == DeviceType.CPU]
     graph_calls = sum(event.name.startswith(GRAPH_CALL) for event in on_host)
     launches = sum(event.name.startswith(LAUNCHES) for event in on_host)
     if device == "cuda":
-        on_device = (event for event in events if event.device_type == torch.autograd.DeviceType.CUDA)
+        on_device = (event for event in events if event.device_type == DeviceType.CUDA)
         kernels = sum(not event.name.startswith(("Memcpy", "Memset", "##", "Torch-")) for event in on_device)
     else:
         kernels = sum(_works(event) for event in events)

@@ -87,7 +87,7 @@ def _cache_dit(device: str) -> list[Method]:
             raise NotImplementedError("cache-dit is not installed; pip install soda-compile[bench]")
         from benchmarks.suite import cache_dit_peer as peer
 
-        ways = {
+        ways: dict[str, Callable[[nn.Module], Any]] = {
             "compiled": peer.whole,
             "compiled by block": peer.blocks,
             "compiled, reduce-overhead": functools.partial(peer.whole, cuda_graphs=True),

@@ -1,7 +1,6 @@
 """soda_compile as a method of the suite."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ def planned(model: nn.Module, inputs: dict[str, Any], mask: tuple[bool, ...], ki
     torch._dynamo.reset()  # looking at the model must not count as a start of compiling it
     built: list[Any] = []
 
-    def backend(module: torch.fx.GraphModule, example: list[Any]) -> Callable[..., Any]:
+    def backend(module: torch.fx.GraphModule, example: list[Any]) -> Any:
         built.append(soda(module, example, options={"plan": plan}, mode=mode))
         return built[-1]
 

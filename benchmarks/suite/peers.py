@@ -4,10 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import hooks
-from diffusers.hooks.first_block_cache import FBCHeadBlockHook
+from diffusers.hooks.first_block_cache import FBCHeadBlockHook, FirstBlockCacheConfig, apply_first_block_cache
 from diffusers.hooks.hooks import CacheContext, HookRegistry, ModelHook, StateManager, _set_cache_context
-from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastState
+from diffusers.hooks.mag_cache import MagCacheConfig, apply_mag_cache
+from diffusers.hooks.pyramid_attention_broadcast import (
+    PyramidAttentionBroadcastConfig,
+    PyramidAttentionBroadcastState,
+    apply_pyramid_attention_broadcast,
+)
+from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig, apply_taylorseer_cache
 from torch import nn
 
 from benchmarks.suite.runner import Runner
@@ -23,7 +28,7 @@ def first_block_cache(model: nn.Module, mask: tuple[bool, ...], interval: int) -
 
     The first block is always computed, and the decision is made on the host from a tensor, as it always is.
     """
-    hooks.apply_first_block_cache(model, hooks.FirstBlockCacheConfig())
+    apply_first_block_cache(model, FirstBlockCacheConfig())
     [head] = [hook for hook in hooks_of(model) if isinstance(hook, FBCHeadBlockHook)]
 
     def begin_step(step: int) -> None:
@@ -35,9 +40,9 @@ def first_block_cache(model: nn.Module, mask: tuple[bool, ...], interval: int) -
 def mag_cache(model: nn.Module, mask: tuple[bool, ...], interval: int) -> Runner:
     """The calibrated ratios are 1 (no error) where a step is to be skipped, and enormous where it is computed."""
     ratios = torch.tensor([1e6 if computed else 1.0 for computed in mask])
-    hooks.apply_mag_cache(
+    apply_mag_cache(
         model,
-        hooks.MagCacheConfig(
+        MagCacheConfig(
             threshold=0.06, max_skip_steps=len(mask), retention_ratio=0.0, num_inference_steps=len(mask),
             mag_ratios=ratios,
         ),
@@ -48,7 +53,7 @@ def mag_cache(model: nn.Module, mask: tuple[bool, ...], interval: int) -> Runner
 def taylorseer(model: nn.Module, mask: tuple[bool, ...], interval: int) -> Runner:
     """Forecasts of first order of every attention and feed-forward, by its own interval."""
     settings = {"cache_identifiers": BRANCHES, "taylor_factors_dtype": _dtype(model)}
-    hooks.apply_taylorseer_cache(model, _taylorseer_config(interval, **settings))
+    apply_taylorseer_cache(model, _taylorseer_config(interval, **settings))
     return hooked(model)
 
 
@@ -56,9 +61,7 @@ def taylorseer_lite(model: nn.Module, mask: tuple[bool, ...], interval: int) -> 
     """Its lite mode: blocks give zeros between computed steps, and only the last projection is forecast."""
     if not hasattr(model, "proj_out"):
         raise NotImplementedError("lite mode caches a module 'proj_out', which this model does not have")
-    hooks.apply_taylorseer_cache(
-        model, _taylorseer_config(interval, use_lite_mode=True, taylor_factors_dtype=_dtype(model))
-    )
+    apply_taylorseer_cache(model, _taylorseer_config(interval, use_lite_mode=True, taylor_factors_dtype=_dtype(model)))
     return hooked(model)
 
 
@@ -68,10 +71,13 @@ def pyramid_attention_broadcast(model: nn.Module, mask: tuple[bool, ...], interv
     It keeps attentions only: feed-forwards are computed at every step.
     """
     told = {"timestep": 0}
-    ranges = {f"{kind}_attention_block_skip_range": FAR for kind in ("spatial", "temporal", "cross")}
-    hooks.apply_pyramid_attention_broadcast(
-        model, hooks.PyramidAttentionBroadcastConfig(**ranges, current_timestep_callback=lambda: told["timestep"])
+    config = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=FAR,
+        temporal_attention_block_skip_range=FAR,
+        cross_attention_block_skip_range=FAR,
+        current_timestep_callback=lambda: told["timestep"],
     )
+    apply_pyramid_attention_broadcast(model, config)
 
     def begin_step(step: int) -> None:
         told["timestep"] = 0 if mask[step] else 500
@@ -97,12 +103,12 @@ def hooked(model: nn.Module, begin_step: Callable[[int], None] = lambda step: No
 
 def hooks_of(model: nn.Module) -> list[ModelHook]:
     """All hooks in a model."""
-    registries = [module._diffusers_hook for module in model.modules() if hasattr(module, "_diffusers_hook")]
-    return [hook for registry in registries for hook in registry.hooks.values()]
+    registries: list[Any] = [getattr(module, "_diffusers_hook", None) for module in model.modules()]
+    return [hook for registry in registries if registry for hook in registry.hooks.values()]
 
 
-def _taylorseer_config(interval: int, **settings: Any) -> hooks.TaylorSeerCacheConfig:
-    return hooks.TaylorSeerCacheConfig(
+def _taylorseer_config(interval: int, **settings: Any) -> TaylorSeerCacheConfig:
+    return TaylorSeerCacheConfig(
         cache_interval=interval, disable_cache_before_step=1, max_order=1, **settings
     )  # fmt: skip
 

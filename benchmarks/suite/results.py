@@ -54,7 +54,9 @@ def figures(row: Row, baseline: Row | None) -> Figures:
 def round_ratio(slow: Row, fast: Row) -> float:
     """How many times longer a trajectory of the one takes than of the other: median over the rounds they share."""
     times = {sample["round"]: sample["seconds"] for sample in slow["rounds"]}
-    ratios = [times[sample["round"]] / sample["seconds"] for sample in fast["rounds"] if sample["round"] in times]
+    ratios: list[float] = [
+        times[sample["round"]] / sample["seconds"] for sample in fast["rounds"] if sample["round"] in times
+    ]
     return statistics.median(ratios)
 
 

@@ -192,7 +192,7 @@ class Session:
     def _mark(self) -> Any:
         if self.job.device != "cuda":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
