@@ -54,10 +54,8 @@ def figures(row: Row, baseline: Row | None) -> Figures:
 def round_ratio(slow: Row, fast: Row) -> float:
     """How many times longer a trajectory of the one takes than of the other: median over the rounds they share."""
     times = {sample["round"]: sample["seconds"] for sample in slow["rounds"]}
-    ratios: list[float] = [
-        times[sample["round"]] / sample["seconds"] for sample in fast["rounds"] if sample["round"] in times
-    ]
-    return statistics.median(ratios)
+    shared = [sample for sample in fast["rounds"] if sample["round"] in times]
+    return float(statistics.median(times[sample["round"]] / sample["seconds"] for sample in shared))
 
 
 def fastest_plain(rows: list[Row]) -> Row | None:

@@ -94,9 +94,6 @@ class Session:
         """Counts FLOPs, compiles and warms up."""
         flops = None if self.runner.flops else self._eager_flops()
         if self.runner.compile:
-            from torch._inductor import config
-
-            config.cpp.enable_kernel_profile = True  # so that fused loops can be counted
             self.call = self.runner.compile(self.runner.model)
         seconds = self._warm_up()
         if self.runner.compile:
