@@ -16,7 +16,7 @@ from soda_compile.digits.evaluate import sample
 from soda_compile.files import write_atomic
 from soda_compile.photos.data import Photographs, load_photographs
 from soda_compile.photos.judge import class_agreement, features, frechet_distance
-from soda_compile.photos.pipeline import load
+from soda_compile.photos.pipeline import WEIGHTS, load
 
 
 def blurred(images: Tensor, factor: int) -> Tensor:
@@ -82,11 +82,12 @@ def main(
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 1.5,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     out: Annotated[Path | None, typer.Option(help="JSON file to write the figures to.")] = None,
+    weights: Annotated[Path, typer.Option(help="Folder of the weights to judge.")] = WEIGHTS,
     image: Annotated[Path | None, typer.Option(help="PNG file for a sheet of samples.")] = None,
 ) -> None:
     """Generate two sets of samples and print how good and how far apart they are."""
     torch.set_num_threads(threads)
-    pipeline, photographs = load(), load_photographs()
+    pipeline, photographs = load(folder=weights), load_photographs()
     first, second = (sample(pipeline, samples, seed, steps, guidance, batch=20).images for seed in (0, 1))
     figures = report(photographs, first, second)
     table = Table("figure", "value", title=f"{samples} samples, DDIM, {steps} steps, guidance {guidance}")

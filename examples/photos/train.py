@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from soda_compile.digits.train import LABEL_DROPOUT, ema, initialise, replaced, untied
 from soda_compile.photos.data import PHOTOGRAPHS, SIZE, Photographs, load_photographs
-from soda_compile.photos.pipeline import WEIGHTS, DigitsPipeline
+from soda_compile.photos.pipeline import WEIGHTS, DigitsPipeline, load
 
 CLASSES = len(PHOTOGRAPHS)
 WARM_STEPS = 200
@@ -58,6 +58,17 @@ def new_transformer() -> DiTTransformer2DModel:
     return model
 
 
+def resumed(folder: Path) -> tuple[DiTTransformer2DModel, list[Progress]]:
+    """Return a stored model, tied again and ready to be trained on, and its loss curve so far.
+
+    Raises:
+        FileNotFoundError: if ``folder`` holds no trained model.
+    """
+    model = new_transformer()
+    model.load_state_dict(load(folder=folder).transformer.state_dict())
+    return model, [Progress(**point) for point in json.loads((folder / "training.json").read_text())]
+
+
 def new_scheduler() -> DDIMScheduler:
     """Return the sampler: cosine betas, velocity prediction, no clipping."""
     scheduler: DDIMScheduler = DDIMScheduler(
@@ -84,6 +95,8 @@ def velocity_loss(model: Callable[..., Any], scheduler: Any, images: Tensor, lab
 
 
 def train(
+    model: DiTTransformer2DModel,
+    past: list[Progress],
     photographs: Photographs,
     minutes: float,
     batch: int,
@@ -93,6 +106,9 @@ def train(
     """Train for a given time, the learning rate falling with the clock, and store the averaged model now and then.
 
     Args:
+        model: to train in place.
+        past: its loss curve from earlier runs; the new points are counted on from its last one. The optimizer, the
+            learning rate and the average start anew.
         photographs: what to crop the images from.
         minutes: wall-clock time to train for, compilation included.
         batch: images in a step.
@@ -100,11 +116,11 @@ def train(
         store: takes the exponential moving average of the model and the loss curve so far; called every few minutes
             and at the end.
     """
-    model = new_transformer()
     compiled = torch.compile(model)
     average = AveragedModel(model, multi_avg_fn=ema)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    scheduler, curve, losses = new_scheduler(), list[Progress](), list[float]()
+    scheduler, curve, losses = new_scheduler(), list(past), list[float]()
+    last = past[-1] if past else Progress(0, 0.0, math.nan)
     started = stored = time.monotonic()
     for step, (images, labels) in enumerate(photographs.batches(batch)):
         elapsed = (time.monotonic() - started) / 60
@@ -118,7 +134,8 @@ def train(
         average.update_parameters(model)
         losses.append(float(loss.detach()))
         if len(losses) == 100:
-            curve.append(Progress(step + 1, round(elapsed, 2), round(sum(losses) / len(losses), 5)))
+            mean = round(sum(losses) / len(losses), 5)
+            curve.append(Progress(last.step + step + 1, round(last.minutes + elapsed, 2), mean))
             losses.clear()
         if elapsed >= minutes:
             break
@@ -139,6 +156,7 @@ def main(
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seed of initial weights, batches and noise.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; more than one helps on an idle machine only.")] = 1,
+    resume: Annotated[Path | None, typer.Option(help="Folder of weights to train on from; take another seed.")] = None,
 ) -> None:
     """Train the diffusion transformer on crops of photographs and store it in float16 with its loss curve."""
     torch.set_num_threads(threads)
@@ -151,7 +169,8 @@ def main(
             (fresh / "training.json").write_text(json.dumps([asdict(point) for point in curve]))
         console.print(f"Wrote {out}", curve[-1] if curve else "")
 
-    train(load_photographs(), minutes, batch, learning_rate, store)
+    model, past = resumed(resume) if resume else (new_transformer(), [])
+    train(model, past, load_photographs(), minutes, batch, learning_rate, store)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from soda_compile.photos.data import PHOTOGRAPHS, Photographs, load_photographs
 from soda_compile.photos.evaluate import blurred, coloured_noise
 from soda_compile.photos.judge import FEATURES, class_agreement, features, frechet_distance
 from soda_compile.photos.pipeline import WEIGHTS, load
+from soda_compile.photos.train import resumed
 
 LABELS = torch.arange(20) % len(PHOTOGRAPHS)
 
@@ -41,6 +42,16 @@ def test_weights_are_small_and_have_256_tokens() -> None:
 def test_the_loss_fell_while_training() -> None:
     curve = [point["loss"] for point in json.loads((WEIGHTS / "training.json").read_text())]
     assert curve[-1] < 0.5 * curve[1]
+
+
+def test_training_goes_on_from_what_is_stored() -> None:
+    model, curve = resumed(WEIGHTS)
+    assert len({id(block.norm1.emb) for block in model.transformer_blocks}) == 1  # tied, as training needs it
+    stored = load().transformer.state_dict()
+    assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
+    assert [point.step for point in curve] == sorted({point.step for point in curve})
+    with pytest.raises(FileNotFoundError, match="no pipeline in"):
+        resumed(WEIGHTS / "transformer")
 
 
 def test_a_seed_decides_the_crops(photographs: Photographs) -> None:
