@@ -6,10 +6,12 @@ Dynamo and Inductor are imported where they are used: they take seconds, and a p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
 from torch._logging._internal import trace_structured
@@ -20,6 +22,7 @@ Compiled = Callable[..., Sequence[Any]]
 
 __all__ = [
     "Compiled",
+    "SizeGuards",
     "WeakIdKeyDictionary",
     "aot_compile",
     "at_home",
@@ -30,10 +33,13 @@ __all__ = [
     "is_wrapper",
     "known_float",
     "largest_size",
+    "linear_dim",
     "log_artifact",
+    "mark_dynamic",
     "mode_options",
     "open_piece",
     "plain_inductor",
+    "size_guards",
     "source_name",
     "specialised",
 ]
@@ -120,21 +126,25 @@ def inductor_compile(module: fx.GraphModule, options: dict[str, Any]) -> Compile
     """Compiles a graph of static shapes with Inductor, on its own, whatever is being traced around it."""
     from torch._inductor.compile_fx import compile_fx
 
-    with _alone(module) as (copy, inputs):
+    with _alone(module, {}) as (copy, inputs, _):
         compiled: Compiled = compile_fx(copy, inputs, config_patches=options or None, ignore_shape_env=True)  # type: ignore[assignment]
     return compiled
 
 
-def aot_compile(module: fx.GraphModule, options: dict[str, Any], folder: str) -> list[str]:
-    """Compiles a graph of static shapes with AOTInductor.
+def aot_compile(
+    module: fx.GraphModule, options: dict[str, Any], folder: str, hints: Mapping[str, int] | None = None
+) -> tuple[list[str], SizeGuards]:
+    """Compiles a graph with AOTInductor.
 
     Args:
-        module: The graph.
+        module: The graph. Where a placeholder has dynamic sizes, ``layout`` in its meta has them with its strides.
         options: Settings for Inductor.
         folder: Where the files go.
+        hints: The dynamic dimensions with a typical value, none of them 1.
 
     Returns:
-        Paths of the files, sources among them; ``open_piece`` needs those that are not sources.
+        Paths of the files, sources among them (``open_piece`` needs those that are not sources), and the conditions
+        on the dynamic dimensions that the code rests on.
     """
     from torch._inductor.compile_fx import compile_fx_aot
 
@@ -143,15 +153,17 @@ def aot_compile(module: fx.GraphModule, options: dict[str, Any], folder: str) ->
     known = set(inductor_options())
     packaging = {"aot_inductor.package": True, "aot_inductor.output_path": folder}
     patches = {**{name: value for name, value in smaller.items() if name in known}, **options, **packaging}
-    with _alone(module) as (copy, inputs):
+    with _alone(module, hints or {}) as (copy, inputs, sizes):
         files = compile_fx_aot(copy, inputs, config_patches=patches)
     assert isinstance(files, list)
-    return [file for file in files if isinstance(file, str)]
+    return [file for file in files if isinstance(file, str)], size_guards(sizes)
 
 
 @contextmanager
-def _alone(module: fx.GraphModule) -> Iterator[tuple[fx.GraphModule, list[Any]]]:
-    """A copy of a graph and its inputs, under a fresh fake mode and tracing context.
+def _alone(
+    module: fx.GraphModule, hints: Mapping[str, int]
+) -> Iterator[tuple[fx.GraphModule, list[Any], dict[str, torch.SymInt]]]:
+    """A copy of a graph, its inputs and its dynamic sizes, under a fresh fake mode and tracing context.
 
     Sharing those with other graphs gives kernels with dynamic shapes and unstable cache keys.
     """
@@ -159,12 +171,18 @@ def _alone(module: fx.GraphModule) -> Iterator[tuple[fx.GraphModule, list[Any]]]
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    fake_mode = FakeTensorMode(shape_env=ShapeEnv())
+    shape_env = ShapeEnv()
+    fake_mode = FakeTensorMode(shape_env=shape_env)
+    sizes = {name: _new_size(shape_env, name, hint) for name, hint in hints.items()}
+
+    def fake(node: fx.Node) -> torch.Tensor:
+        value = node.meta["val"]
+        shape, stride = node.meta.get("layout", (value.shape, value.stride()))
+        known = [[size if isinstance(size, int) else size.at(sizes) for size in entry] for entry in (shape, stride)]
+        return torch.empty_strided(*known, dtype=value.dtype, device=value.device)
+
     with fake_mode:
-        inputs: list[Any] = [
-            torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
-            for value in (node.meta["val"] for node in module.graph.nodes if node.op == "placeholder")
-        ]
+        inputs: list[Any] = [fake(node) for node in module.graph.nodes if node.op == "placeholder"]
     # compile_fx takes the graph over, so it gets a copy without the other mode's fake tensors.
     copy = fx.GraphModule(module, fx.Graph())
     values: dict[fx.Node, fx.Node] = {}
@@ -174,7 +192,65 @@ def _alone(module: fx.GraphModule) -> Iterator[tuple[fx.GraphModule, list[Any]]]
         node.meta = {}
     copy.recompile()
     with torch.no_grad(), tracing(TracingContext(fake_mode)):
-        yield copy, inputs
+        yield copy, inputs, sizes
+
+
+def _new_size(shape_env: Any, name: str, hint: int) -> torch.SymInt:
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic
+
+    source = ConstantSource(f"__{name}")
+    symbol = shape_env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC)
+    size: torch.SymInt = shape_env.create_symintnode(symbol, hint=hint, source=source)
+    return size
+
+
+@dataclass(frozen=True)
+class SizeGuards:
+    """Conditions on symbolic sizes, as sympy expressions.
+
+    Attributes:
+        conditions: What must be true.
+        symbols: The symbols, by a name for each.
+    """
+
+    conditions: tuple[Any, ...]
+    symbols: Mapping[Any, Any]
+
+    def holds(self, condition: Any, values: Mapping[Any, int]) -> bool:
+        """Whether a condition holds where the symbols have these values, by name."""
+        return bool(condition.xreplace({self.symbols[name]: sympy.Integer(value) for name, value in values.items()}))
+
+    def about(self, condition: Any) -> set[Any]:
+        """Names of the symbols in a condition."""
+        return {name for name, symbol in self.symbols.items() if symbol in condition.free_symbols}
+
+
+def size_guards(sizes: Mapping[Any, Any]) -> SizeGuards:
+    """What was taken for granted about symbolic sizes so far; numbers among them are taken as they are."""
+    symbolic = {name: size.node for name, size in sizes.items() if isinstance(size, torch.SymInt)}
+    if not symbolic:
+        return SizeGuards((), {})
+    shape_env = next(iter(symbolic.values())).shape_env
+    return SizeGuards(
+        conditions=tuple(dict.fromkeys(guard.expr for guard in shape_env.guards)),
+        symbols={name: node._expr for name, node in symbolic.items()},
+    )
+
+
+def mark_dynamic(tensor: torch.Tensor, axis: int) -> None:
+    """Makes Dynamo take the size of this axis as symbolic."""
+    import torch._dynamo
+
+    torch._dynamo.mark_dynamic(tensor, axis)
+
+
+def linear_dim(dim: Any) -> tuple[Any, int, int] | None:
+    """A ``torch.export.Dim`` as ``scale * root + shift``; None for anything else."""
+    if not isinstance(dim, torch.export.Dim):
+        return None
+    root, function = getattr(dim, "root", dim), getattr(dim, "fn", int)  # a multiple of another has both
+    return root, function(1) - function(0), function(0)
 
 
 def open_piece(package: str, name: str) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import soda_compile
 from soda_compile.plans import ACTIONS, Plan
+from soda_compile.torch_private import SizeGuards
 
 TOKENS, WIDTH, LAYERS = 4, 8, 2
 TIMESTEPS = (900.0, 700.0, 400.0, 200.0)
@@ -126,11 +127,11 @@ def eager_pieces() -> Any:
     """Packages exported inside hold no machine code: their pieces run as the graphs that they were made of."""
     modules: dict[str, Any] = {}
 
-    def aot_compile(module: Any, options: Any, folder: str) -> list[str]:
+    def aot_compile(module: Any, options: Any, folder: str, hints: Any) -> tuple[list[str], SizeGuards]:
         modules[Path(folder).name] = module
         Path(folder).mkdir()
         (Path(folder) / "piece.so").write_bytes(b"code of " + Path(folder).name.encode())
-        return [str(Path(folder) / "piece.so")]
+        return [str(Path(folder) / "piece.so")], SizeGuards((), {})
 
     def open_piece(package: str, name: str) -> Any:
         return lambda values: list(modules[name](*values))

@@ -16,7 +16,7 @@ namespace soda {
 using safetensors::Tensors;
 using Code = torch::inductor::AOTIModelPackageLoader;
 
-inline const char* kFormat = "soda-package/1";
+inline const char* kFormat = "soda-package/2";
 
 inline at::Tensor laid_out(const at::Tensor& tensor, const json::Value& layout) {
   std::vector<int64_t> stride = layout["stride"].integers();

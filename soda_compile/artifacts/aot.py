@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from soda_compile.artifacts.conditions import broken
+from soda_compile.artifacts.sizes import Size, show
+from soda_compile.artifacts.spaces import Space
 from soda_compile.errors import PackageError
 from soda_compile.lowering import Lowering, progress_bar
 from soda_compile.torch_private import aot_compile
@@ -35,24 +38,50 @@ class PieceCode:
 
 
 @dataclass(frozen=True, eq=False)
-class AheadOfTime(Lowering):
-    """A store of pieces compiled into files; it stands where the JIT has a ``Lowering``.
+class PieceList(Lowering):
+    """Takes note of pieces that will be compiled later; it stands where the JIT has a ``Lowering``.
 
     Attributes:
-        folder: Where the files go.
-        files: Paths by piece key.
+        pieces: By key.
     """
 
-    folder: Path = field(kw_only=True)
-    files: dict[str, list[Path]] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    pieces: dict[str, Piece] = field(default_factory=dict)
 
     def compile(self, pieces: Iterable[Piece]) -> None:
-        """Compiles all pieces that are new, with a progress bar on a terminal."""
-        new = {piece.key: piece for piece in pieces if piece.key not in self.compiled}
-        with progress_bar() as progress:
-            for piece in progress.track(new.values(), description="compiling for the package"):
-                started = time.perf_counter()
-                files = aot_compile(piece.module, self.options, str(self.folder / piece.key))
-                self.files[piece.key] = [Path(file) for file in files if not file.endswith(_SOURCES)]
-                self.compiled[piece.key] = PieceCode(piece.key)
-                log.info("compiled %s (%s) in %.1f s", piece.name, piece.key, time.perf_counter() - started)
+        """Takes note."""
+        for piece in pieces:
+            self.pieces.setdefault(piece.key, piece)
+            self.compiled[piece.key] = PieceCode(piece.key)
+
+
+def compile_pieces(
+    pieces: Mapping[str, tuple[Piece, Space]], options: dict[str, Any], folder: Path
+) -> dict[str, list[Path]]:
+    """Compiles pieces, with a progress bar on a terminal.
+
+    Args:
+        pieces: Pieces by key, with the sizes that each is for.
+        options: Settings for Inductor.
+        folder: Where the files go.
+
+    Returns:
+        Paths of the files by key.
+
+    Raises:
+        PackageError: If Inductor makes code that does not hold for all sizes.
+    """
+    files = {}
+    with progress_bar() as progress:
+        for key, (piece, space) in progress.track(pieces.items(), description="compiling for the package"):
+            started = time.perf_counter()
+            hints = {name: space.points()[-1][name] for name in space.varying}
+            paths, guards = aot_compile(piece.module, options, str(folder / key), hints)
+            for condition, point in broken(guards, {name: Size(((1, (name,)),)) for name in hints}, space):
+                raise PackageError(
+                    f"{piece.name}: Inductor's code rests on {condition}, which does not hold at {show(point)}; leave "
+                    "that out of dynamic_shapes"
+                )
+            files[key] = [Path(path) for path in paths if not path.endswith(_SOURCES)]
+            log.info("compiled %s (%s) in %.1f s", piece.name, key, time.perf_counter() - started)
+    return files

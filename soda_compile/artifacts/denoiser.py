@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from soda_compile.artifacts.arguments import RETURN_DICT, decode_result, decode_signature, flatten, is_plain
-from soda_compile.artifacts.manifest import CallEntry
-from soda_compile.artifacts.tensors import dtype_name, laid_out
+from soda_compile.artifacts.arguments import decode_signature, flatten
+from soda_compile.artifacts.sized_program import Mismatch, SizedProgram
+from soda_compile.artifacts.tensors import dtype_name
 from soda_compile.clock import Clock
 from soda_compile.errors import OptionError, PackageError
 from soda_compile.plans import Plan
-from soda_compile.runtime import PlannedDenoiser
 
 
 class Config(dict[str, Any]):
@@ -25,70 +23,6 @@ class Config(dict[str, Any]):
         if name not in self:
             raise AttributeError(f"the model's configuration has no {name!r}")
         return self[name]
-
-
-@dataclass(frozen=True, eq=False)
-class Runner:
-    """A step program for one set of shapes, and how calls are bound to it.
-
-    Attributes:
-        planned: Runs the program.
-        call: How the denoiser is called.
-        weights: The model's tensors by name.
-    """
-
-    planned: PlannedDenoiser
-    call: CallEntry
-    weights: Mapping[str, torch.Tensor]
-
-    def mismatch(self, leaves: Mapping[str, Any]) -> str | None:
-        """Why a call with these arguments is not the one that was exported, or None."""
-        for path, entry in self.call.arguments.items():
-            value = leaves.get(path)
-            if not isinstance(value, torch.Tensor):
-                return f"{path} is {_describe(value)}, but was a tensor"
-            if path in self.call.unused:
-                continue
-            wanted, got = f"{entry.dtype} {entry.shape}", f"{dtype_name(value.dtype)} {list(value.shape)}"
-            if wanted != got:
-                return f"{path} is {got}, but was {wanted}"
-        for path, value in leaves.items():
-            if path in self.call.arguments or (path == RETURN_DICT and self._names_fields):
-                continue
-            if path not in self.call.constants:
-                return f"{path} is {_describe(value)}, but was not given"
-            known = self.call.constants[path]
-            if not is_plain(value) or (list(value) if isinstance(value, tuple) else value) != known:
-                return f"{path} is {_describe(value)}, but was {known!r}"
-        missing = self.call.constants.keys() - leaves.keys()
-        return f"{min(missing)} is not given, but was {self.call.constants[min(missing)]!r}" if missing else None
-
-    @property
-    def _names_fields(self) -> bool:
-        """Whether the result has named fields, so that it can be given as a tuple as well."""
-        return isinstance(self.call.result, dict) and "record" in self.call.result
-
-    def run(self, leaves: Mapping[str, Any], device: torch.device) -> Any:
-        """Runs the step that is due, for a call that fits."""
-        inputs = [
-            self.weights[entry.name] if entry.kind == "weight" else self._argument(entry.name, leaves, device)
-            for entry in self.call.inputs
-        ]
-        result = decode_result(self.call.result, self.planned(*inputs))
-        return result.to_tuple() if self._names_fields and leaves.get(RETURN_DICT) is False else result
-
-    def _argument(self, path: str, leaves: Mapping[str, Any], device: torch.device) -> torch.Tensor:
-        """The tensor in the layout that the code was compiled for: a copy, where an expanded tensor is passed."""
-        value: torch.Tensor = leaves[path]
-        if value.device != device:
-            raise PackageError(f"{path} lies on {value.device}, the package runs on {device}; move it there")
-        return laid_out(value, tuple(self.call.arguments[path].stride), device)
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor {dtype_name(value.dtype)} {list(value.shape)}"
-    return repr(value)
 
 
 class PackagedDenoiser(torch.nn.Module):
@@ -101,7 +35,7 @@ class PackagedDenoiser(torch.nn.Module):
         plan: The plan.
         config: The original model's configuration.
         model_name: Class name of the original model.
-        runners: The step programs, one for each set of shapes.
+        programs: The step programs, one for each set of shapes.
         clock: What tells the step, where a scheduler is tied to it.
     """
 
@@ -112,7 +46,7 @@ class PackagedDenoiser(torch.nn.Module):
         model_name: str,
         config: Mapping[str, Any] | None,
         plan: Plan,
-        runners: Sequence[Runner],
+        programs: Sequence[SizedProgram],
         tree: torch.nn.Module,
     ) -> None:
         super().__init__()
@@ -125,9 +59,9 @@ class PackagedDenoiser(torch.nn.Module):
         self.model_name = model_name
         self.config = Config(config or {})
         self.plan = plan
-        self.runners = tuple(runners)
+        self.programs = tuple(programs)
         self.clock: Clock | None = None
-        self._signature = decode_signature(runners[0].call.signature)
+        self._signature = decode_signature(programs[0].call.signature)
 
         def forward(*arguments: Any, **options: Any) -> Any:
             return self._run(arguments, options)
@@ -146,13 +80,18 @@ class PackagedDenoiser(torch.nn.Module):
                 "the denoiser is called with gradients enabled, but a package has none. Call it under "
                 "torch.no_grad() or torch.inference_mode()"
             )
-        reasons = [runner.mismatch(leaves) for runner in self.runners]
-        if None not in reasons:
-            raise PackageError(
-                f"this package cannot run such a call: {'; or '.join(filter(None, reasons))} when it was exported. "
-                "Export with such inputs (a list of example inputs makes a package for several shapes)"
-            )
-        return self.runners[reasons.index(None)].run(leaves, self.device)
+        reasons = []
+        for program in self.programs:
+            try:
+                values = program.sizes(leaves)
+            except Mismatch as reason:
+                reasons.append(str(reason))
+            else:
+                return program.run(leaves, values)
+        raise PackageError(
+            f"this package cannot run such a call: {'; or '.join(reasons)} when it was exported. Export with such "
+            "inputs (dynamic_shapes or a list of example inputs makes a package for several shapes)"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -167,7 +106,8 @@ class PackagedDenoiser(torch.nn.Module):
     def tie(self, clock: Clock | None) -> None:
         """Lets a clock tell the step, or None for ``trajectory`` and counting."""
         self.clock = clock
-        self.runners = tuple(replace(runner, planned=replace(runner.planned, clock=clock)) for runner in self.runners)
+        for program in self.programs:
+            program.tie(clock)
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:

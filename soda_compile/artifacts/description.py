@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 
 from soda_compile.artifacts.loading import Package
-from soda_compile.artifacts.manifest import CODE, REGIONS, TensorEntry
+from soda_compile.artifacts.manifest import CODE, REGIONS, ProgramEntry, TensorEntry
+from soda_compile.artifacts.sized_program import shown
+from soda_compile.artifacts.sizes import Point, size_at
 from soda_compile.artifacts.tensors import named_dtype
 from soda_compile.tree import amount
 
@@ -33,28 +36,31 @@ def _facts(package: Package) -> Iterator[str]:
         f" of {manifest.scheduler}" if manifest.scheduler else ""
     )
     for program in package.programs:
-        arguments = (f"{name} {_layout(entry)}" for name, entry in program.call.arguments.items())
+        arguments = (f"{name} {shown(entry)}" for name, entry in program.call.arguments.items())
         yield f"inputs       {', '.join(arguments)}"
+        if program.dims:
+            ranges = (f"{name} from {low} to {high}" for name, (low, high) in program.dims.items())
+            yield f"for any      {', '.join(ranges)}"
         fixed = ", ".join(f"{name}={value!r}" for name, value in program.call.constants.items() if value is not None)
         if fixed:
             yield f"fixed        {fixed}"
-        yield f"slots        {amount(sum(map(memory_bytes, program.slots.values())), 'B')} for each stream"
+        yield f"slots        {_slots(program)} for each stream"
     pieces = {name.removeprefix(CODE).partition("/")[0] for name in package.members if name.startswith(CODE)}
     code = sum(len(data) for name, data in package.members.items() if name.startswith(CODE))
-    stored = sum(memory_bytes(entry) for entry in manifest.weights.values())
+    stored = sum(memory_bytes(entry, {}) for entry in manifest.weights.values())
     where = "inside, once" if manifest.weights_inside else "external; load needs the checkpoint"
     yield f"weights      {len(manifest.weights)} tensors, {amount(stored, 'B')}, {where}"
     yield f"code         {len(pieces)} pieces, {amount(code, 'B')}"
     yield f"file         {amount(package.path.stat().st_size, 'B')}, {len(package.members)} members, checksums verified"
 
 
-def memory_bytes(entry: TensorEntry) -> int:
-    """Size of a tensor."""
-    size = named_dtype(entry.dtype).itemsize
-    for length in entry.shape:
-        size *= length
-    return size
+def memory_bytes(entry: TensorEntry, values: Point) -> int:
+    """Size of a tensor, where the dynamic dimensions have these values."""
+    return named_dtype(entry.dtype).itemsize * math.prod(size_at(size, values) for size in entry.shape)
 
 
-def _layout(entry: TensorEntry) -> str:
-    return f"{entry.dtype}{entry.shape}"
+def _slots(program: ProgramEntry) -> str:
+    """The memory of all slots, at the smallest and the largest sizes."""
+    ends = [{name: ends[index] for name, ends in program.dims.items()} for index in (0, 1)]
+    sizes = [sum(memory_bytes(slot, values) for slot in program.slots.values()) for values in ends]
+    return " to ".join(dict.fromkeys(amount(size, "B") for size in sizes))

@@ -6,14 +6,15 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from soda_compile.artifacts.aot import AheadOfTime
+from soda_compile.artifacts.aot import compile_pieces
 from soda_compile.artifacts.archive import MANIFEST, ArchiveWriter
+from soda_compile.artifacts.arguments import flatten
 from soda_compile.artifacts.environment import environment
 from soda_compile.artifacts.manifest import (
     CODE,
@@ -21,21 +22,18 @@ from soda_compile.artifacts.manifest import (
     REGIONS,
     TENSORS,
     WEIGHTS,
-    CallEntry,
     Manifest,
     MemberEntry,
-    ProgramEntry,
     program_member,
     to_bytes,
 )
-from soda_compile.artifacts.program_file import encode
+from soda_compile.artifacts.programs import Programs
+from soda_compile.artifacts.spaces import DynamicShapes, space_of
 from soda_compile.artifacts.tensors import dtype_name, pack
-from soda_compile.artifacts.trace import ExampleInputs, ModelTensors, trace
-from soda_compile.backend import require_fit
+from soda_compile.artifacts.trace import ExampleInputs, ModelTensors, bind_example
 from soda_compile.errors import OptionError, PackageError
 from soda_compile.options import check_options
 from soda_compile.plans import Plan
-from soda_compile.program import Program, build_program
 from soda_compile.structure import Structure
 
 
@@ -45,6 +43,7 @@ def export(
     *,
     plan: Plan | str | os.PathLike[str],
     path: str | os.PathLike[str],
+    dynamic_shapes: DynamicShapes | None = None,
     weights: Literal["inside", "external"] = "inside",
     inductor: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -60,6 +59,10 @@ def export(
             for several shapes, whose programs share what they can.
         plan: A plan, or the path of one.
         path: The file to write, ``dit.soda.pt2``.
+        dynamic_shapes: Which sizes may vary, as torch.export takes it by argument name, with a named range for each:
+            ``batch = torch.export.Dim("batch", min=1, max=8)`` and ``{"hidden_states": {0: batch}, "timestep": {0:
+            batch}}``; ``2 * torch.export.Dim("half", ...)`` for sizes that must be even. One program then serves all
+            of these sizes (and one more the size 1, which is another graph).
         weights: "inside" the package, or "external": then ``load`` binds them from the original checkpoint.
         inductor: Settings for Inductor.
 
@@ -70,7 +73,8 @@ def export(
         OptionError: For options that make no sense.
         CaptureError: If the model cannot be captured as one graph.
         PlanError: If the plan does not fit the model.
-        PackageError: If a call takes or returns what a package cannot express, or the file cannot be written.
+        PackageError: If a call takes or returns what a package cannot express, the model is not one graph for all
+            sizes, or the file cannot be written.
     """
     target = Path(path)
     if weights not in ("inside", "external"):
@@ -81,18 +85,17 @@ def export(
     if options.plan is None:
         raise OptionError("export needs a plan; soda_compile.compute_all_plan computes everything")
     model: torch.nn.Module = getattr(denoiser, "_orig_mod", denoiser)
-    tensors = ModelTensors(model)
-    traced = [trace(model, example, tensors, options.plan.timestep_input) for example in _examples(example_inputs)]
-    for one in traced:
-        require_fit(options.plan, one.structure)
-    content = _Content(model, options.plan, tensors, tensors.device, traced[0].structure)
+    programs = Programs(model, options.plan, ModelTensors(model))
+    for example in _examples(example_inputs):
+        leaves = flatten(bind_example(model, example).arguments)
+        for space in space_of(leaves, dynamic_shapes).split_at_one():
+            programs.add(example, space)
+    device = programs.weights.device
     with tempfile.TemporaryDirectory(prefix="soda-export-") as folder:
-        lowering = AheadOfTime(options.inductor, folder=Path(folder))
-        for one in traced:
-            content.add_program(build_program(one.structure, options.plan, lowering), one.call)
+        files = compile_pieces(programs.pieces, options.inductor, Path(folder))
         try:
             with ArchiveWriter(target) as archive:
-                content.write(archive, lowering, inside=weights == "inside")
+                _write(programs, device, files, archive, inside=weights == "inside")
         except OSError as error:
             raise PackageError(f"cannot write {target}: {error.strerror or error}") from error
     return target
@@ -106,51 +109,40 @@ def _examples(given: ExampleInputs | Sequence[ExampleInputs]) -> Sequence[Exampl
     return given
 
 
-@dataclass(eq=False)
-class _Content:
-    """What goes into a package besides code."""
-
-    model: torch.nn.Module
-    plan: Plan
-    weights: ModelTensors
-    device: torch.device
-    structure: Structure
-    programs: list[ProgramEntry] = field(default_factory=list)
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.tensors |= self.weights.of_kind("own")
-
-    def add_program(self, program: Program, call: CallEntry) -> None:
-        """Adds the program for one set of shapes."""
-        self.programs.append(encode(program, call, self.tensors, f"({len(self.programs)})"))
-
-    def write(self, archive: ArchiveWriter, lowering: AheadOfTime, *, inside: bool) -> None:
-        """Writes all members, the manifest last."""
-        for key, files in lowering.files.items():
-            for file in files:
-                archive.add(f"{CODE}{key}/{file.name}", [file.read_bytes()])
-        archive.add(PLAN, [self.plan.to_json().encode()])
-        archive.add(REGIONS, [json.dumps(list(_regions(self.structure))).encode()])
-        for number, program in enumerate(self.programs):
-            archive.add(program_member(number), [to_bytes(program)])
-        archive.add(TENSORS, pack(self.tensors))
-        if inside:
-            archive.add(WEIGHTS, pack(self.weights.of_kind("parameter", "buffer")))
-        manifest = Manifest(
-            format="soda-package/1",
-            environment=environment(self.device.type),
-            model=type(self.model).__name__,
-            config=_config(self.model),
-            weights=self.weights.entries,
-            weights_inside=inside,
-            plan_digest=self.plan.digest,
-            scheduler=self.plan.scheduler,
-            steps=self.plan.steps,
-            programs=len(self.programs),
-            members={name: MemberEntry(**asdict(member)) for name, member in archive.members.items()},
-        )
-        archive.add(MANIFEST, [to_bytes(manifest)])
+def _write(
+    programs: Programs,
+    device: torch.device,
+    files: Mapping[str, Sequence[Path]],
+    archive: ArchiveWriter,
+    *,
+    inside: bool,
+) -> None:
+    """Writes all members, the manifest last."""
+    weights, plan = programs.weights, programs.plan
+    for key, paths in files.items():
+        for path in paths:
+            archive.add(f"{CODE}{key}/{path.name}", [path.read_bytes()])
+    archive.add(PLAN, [plan.to_json().encode()])
+    archive.add(REGIONS, [json.dumps(list(_regions(programs.structure))).encode()])
+    for number, entry in enumerate(programs.entries):
+        archive.add(program_member(number), [to_bytes(entry)])
+    archive.add(TENSORS, pack(weights.of_kind("own") | programs.tensors))
+    if inside:
+        archive.add(WEIGHTS, pack(weights.of_kind("parameter", "buffer")))
+    manifest = Manifest(
+        format="soda-package/2",
+        environment=environment(device.type),
+        model=type(programs.model).__name__,
+        config=_config(programs.model),
+        weights=weights.entries,
+        weights_inside=inside,
+        plan_digest=plan.digest,
+        scheduler=plan.scheduler,
+        steps=plan.steps,
+        programs=len(programs.entries),
+        members={name: MemberEntry(**asdict(member)) for name, member in archive.members.items()},
+    )
+    archive.add(MANIFEST, [to_bytes(manifest)])
 
 
 def _config(model: torch.nn.Module) -> dict[str, Any] | None:
@@ -162,8 +154,9 @@ def _config(model: torch.nn.Module) -> dict[str, Any] | None:
     return plain
 
 
-def _regions(structure: Structure) -> Iterator[dict[str, Any]]:
+def _regions(structure: Structure | None) -> Iterator[dict[str, Any]]:
     """The blocks with their regions, in execution order."""
+    assert structure is not None
     for call in structure.calls:
         regions = [
             {

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from soda_compile.artifacts.archive import MANIFEST, read_archive, sha256
-from soda_compile.artifacts.denoiser import PackagedDenoiser, Runner, attach
+from soda_compile.artifacts.denoiser import PackagedDenoiser, attach
 from soda_compile.artifacts.environment import environment, obstacle
 from soda_compile.artifacts.manifest import (
     CODE,
@@ -23,6 +23,7 @@ from soda_compile.artifacts.manifest import (
     program_member,
 )
 from soda_compile.artifacts.program_file import decode
+from soda_compile.artifacts.sized_program import SizedProgram
 from soda_compile.artifacts.tensors import unpack
 from soda_compile.artifacts.weights import Source, bind, read_checkpoint
 from soda_compile.errors import PackageError
@@ -113,7 +114,7 @@ def load(
         tensors = bind(manifest.weights, own | _checkpoint(package, weights), device, _origin(package, weights))
         code = _load_code(package)
         programs = [decode(entry, own, code, device) for entry in package.programs]
-    return _assemble(package, tensors, programs)
+    return _assemble(package, tensors, programs, device)
 
 
 def _require_plan(package: Package, plan: Plan | str | os.PathLike[str] | None) -> None:
@@ -155,13 +156,15 @@ def _function(run: Compiled) -> Compiled:
     return lambda *inputs: run(list(inputs))
 
 
-def _assemble(package: Package, tensors: Mapping[str, torch.Tensor], programs: list[Program]) -> PackagedDenoiser:
+def _assemble(
+    package: Package, tensors: Mapping[str, torch.Tensor], programs: list[Program], device: torch.device
+) -> PackagedDenoiser:
     weights = dict(tensors)
     tree = torch.nn.Module()
     for name, entry in package.manifest.weights.items():
         if entry.kind != "own":
             weights[name] = attach(tree, name, weights[name], entry.kind)
-    runners = []
+    made = []
     for source, program in zip(package.programs, programs, strict=True):
         kinds = [read.kind == "weight" and package.manifest.weights[read.name].kind for read in source.call.inputs]
         planned = PlannedDenoiser(
@@ -172,8 +175,8 @@ def _assemble(package: Package, tensors: Mapping[str, torch.Tensor], programs: l
             clock=None,
             build=_refuse_other_plans,
         )
-        runners.append(Runner(planned, source.call, weights))
-    return PackagedDenoiser(package.manifest.model, package.manifest.config, package.plan, runners, tree)
+        made.append(SizedProgram(source, planned, weights, device))
+    return PackagedDenoiser(package.manifest.model, package.manifest.config, package.plan, made, tree)
 
 
 def _refuse_other_plans(plan: Plan) -> Program:

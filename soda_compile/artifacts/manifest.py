@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from soda_compile.artifacts.environment import Environment
 from soda_compile.errors import PackageError
 
-FORMAT = "soda-package/1"
+FORMAT = "soda-package/2"
 PLAN = "extra/plan.json"
 REGIONS = "extra/regions.json"
 WEIGHTS = "extra/weights.safetensors"
@@ -32,14 +32,24 @@ class Strict(BaseModel):
 
 
 class TensorEntry(Strict):
-    """Layout of a tensor: sizes and strides in elements, dtype by name."""
+    """Layout of a tensor: sizes and strides in elements, dtype by name.
 
-    shape: list[int]
-    stride: list[int]
+    Where a program is for many sizes, they are text: sums of products of its dimensions, ``4*height*width``.
+    """
+
+    shape: list[int | str]
+    stride: list[int | str]
     dtype: str
 
 
-class WeightEntry(TensorEntry):
+class FixedEntry(TensorEntry):
+    """Layout of a tensor that is the same for all sizes."""
+
+    shape: list[int]  # type: ignore[assignment]
+    stride: list[int]  # type: ignore[assignment]
+
+
+class WeightEntry(FixedEntry):
     """A tensor of the model, stored once.
 
     ``own`` are tensors that no checkpoint has, such as tables of positions; they are always inside the package.
@@ -100,7 +110,8 @@ class ProgramEntry(Strict):
         layouts: Layout of these tensors by register.
         calls: All distinct calls.
         steps: For each step the indices of its calls.
-        flops: For each step the FLOPs of what runs.
+        flops: For each step the FLOPs of what runs; for many sizes, at the smallest.
+        dims: For a program for many sizes, the smallest and largest value of each dimension.
     """
 
     call: CallEntry
@@ -108,10 +119,11 @@ class ProgramEntry(Strict):
     outputs: list[int | None]
     slots: dict[str, TensorEntry]
     tensors: dict[str, str]
-    layouts: dict[str, TensorEntry]
+    layouts: dict[str, FixedEntry]
     calls: list[PieceCall]
     steps: list[list[int]]
     flops: list[int]
+    dims: dict[str, list[int]] = {}
 
 
 class MemberEntry(Strict):
@@ -138,7 +150,7 @@ class Manifest(Strict):
         members: All other files.
     """
 
-    format: Literal["soda-package/1"]
+    format: Literal["soda-package/2"]
     environment: Environment
     model: str
     config: dict[str, Any] | None

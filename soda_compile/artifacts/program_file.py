@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from soda_compile.artifacts.aot import PieceCode
-from soda_compile.artifacts.manifest import CallEntry, PieceCall, ProgramEntry, TensorEntry
+from soda_compile.artifacts.manifest import CallEntry, FixedEntry, PieceCall, ProgramEntry, TensorEntry
+from soda_compile.artifacts.sizes import Point, size_at
 from soda_compile.artifacts.tensors import dtype_name, laid_out, named_dtype
 from soda_compile.errors import PackageError
 from soda_compile.program import Call, Program
@@ -55,7 +58,7 @@ def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], 
         },
         tensors={str(register): name for register, name in names.items()},
         layouts={
-            str(register): TensorEntry(
+            str(register): FixedEntry(
                 shape=list(tensor.shape), stride=list(tensor.stride()), dtype=dtype_name(tensor.dtype)
             )
             for register, tensor in program.tensors.items()
@@ -69,7 +72,7 @@ def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], 
 def decode(
     entry: ProgramEntry, tensors: Mapping[str, torch.Tensor], code: Mapping[str, Compiled], device: torch.device
 ) -> Program:
-    """The program, with compiled functions in place.
+    """The program, with compiled functions in place, and still without slots: ``with_slots`` adds them.
 
     Raises:
         PackageError: The entry names a register, a tensor or a piece that does not exist.
@@ -87,17 +90,20 @@ def decode(
             int(register): laid_out(tensors[name], tuple(entry.layouts[register].stride), device)
             for register, name in entry.tensors.items()
         },
-        slots={int(register): _cut(slot, device) for register, slot in entry.slots.items()},
+        slots={},
         flops=tuple(entry.flops),
     )
 
 
-def _cut(entry: TensorEntry, device: torch.device) -> Cut:
+def with_slots(program: Program, entry: ProgramEntry, device: torch.device, values: Point) -> Program:
+    """A program of its own for these sizes: streams keep their slots by program."""
+    return replace(program, slots={int(number): _cut(slot, device, values) for number, slot in entry.slots.items()})
+
+
+def _cut(entry: TensorEntry, device: torch.device, values: Point) -> Cut:
     dtype = named_dtype(entry.dtype)
-    size = dtype.itemsize
-    for length in entry.shape:
-        size *= length
-    return Cut("slot", tuple(entry.shape), tuple(entry.stride), dtype, device, size)
+    shape, stride = (tuple(size_at(size, values) for size in sizes) for sizes in (entry.shape, entry.stride))
+    return Cut("slot", shape, stride, dtype, device, math.prod(shape) * dtype.itemsize)
 
 
 def _check(entry: ProgramEntry, tensors: Mapping[str, torch.Tensor], code: Mapping[str, Compiled]) -> None:

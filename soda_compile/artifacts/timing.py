@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from soda_compile.artifacts.denoiser import PackagedDenoiser, Runner
-from soda_compile.artifacts.manifest import TensorEntry
+from soda_compile.artifacts.denoiser import PackagedDenoiser
+from soda_compile.artifacts.sized_program import SizedProgram
+from soda_compile.artifacts.sizes import Point, size_at
 from soda_compile.artifacts.tensors import named_dtype
 from soda_compile.clock import trajectory
 from soda_compile.plans import Plan
@@ -32,45 +33,47 @@ class Timing:
         return statistics.median(one[number] for one in self.seconds for number in numbers)
 
 
-def time_package(denoiser: PackagedDenoiser, rounds: int, program: int = 0) -> Timing:
+def time_package(denoiser: PackagedDenoiser, program: SizedProgram, rounds: int, values: Point) -> Timing:
     """Runs whole trajectories.
 
     Args:
         denoiser: The package.
+        program: Which of its programs.
         rounds: Trajectories to time.
-        program: Which set of shapes to run.
+        values: The dynamic dimensions of the program, if it has some.
     """
-    runner = denoiser.runners[program]
-    inputs = [random_inputs(runner, denoiser.plan, step, denoiser.device) for step in range(denoiser.plan.steps)]
-    return Timing(tuple(_trajectory(denoiser, runner, inputs) for _ in range(rounds + 1))[1:])
+    inputs = [random_inputs(program, denoiser.plan, step, values) for step in range(denoiser.plan.steps)]
+    return Timing(tuple(_trajectory(denoiser, program, inputs, values) for _ in range(rounds + 1))[1:])
 
 
-def _trajectory(denoiser: PackagedDenoiser, runner: Runner, inputs: list[dict[str, torch.Tensor]]) -> tuple[float, ...]:
+def _trajectory(
+    denoiser: PackagedDenoiser, program: SizedProgram, inputs: list[dict[str, torch.Tensor]], point: Point
+) -> tuple[float, ...]:
     seconds = []
     with torch.no_grad(), trajectory(denoiser):
         for values in inputs:
             started = time.perf_counter()
             for _ in range(denoiser.plan.calls_per_step):
-                runner.run(values, denoiser.device)
+                program.run(values, point)
             if denoiser.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
     return tuple(seconds)
 
 
-def random_inputs(runner: Runner, plan: Plan, step: int, device: torch.device) -> dict[str, Any]:
+def random_inputs(program: SizedProgram, plan: Plan, step: int, sizes: Point) -> dict[str, Any]:
     """Tensor arguments of one call by path: noise, zeros for integers, ones for masks, and the plan's timestep."""
     generator = torch.Generator().manual_seed(step)
     values: dict[str, Any] = {}
-    for path, entry in runner.call.arguments.items():
-        values[path] = _fill(entry, generator).to(device)
+    for path, entry in program.call.arguments.items():
+        shape = [size_at(size, sizes) for size in entry.shape]
+        values[path] = _fill(shape, named_dtype(entry.dtype), generator).to(program.device)
         if path == plan.timestep_input and plan.timesteps is not None:
             values[path].fill_(plan.timesteps[step])
     return values
 
 
-def _fill(entry: TensorEntry, generator: torch.Generator) -> torch.Tensor:
-    dtype = named_dtype(entry.dtype)
+def _fill(shape: list[int], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
     if dtype.is_floating_point or dtype.is_complex:
-        return torch.randn(entry.shape, generator=generator).to(dtype)
-    return torch.full(entry.shape, int(dtype == torch.bool), dtype=dtype)
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.full(shape, int(dtype == torch.bool), dtype=dtype)

@@ -116,12 +116,14 @@ class _Recorder:
         return run
 
 
-def trace(model: torch.nn.Module, example: ExampleInputs, weights: ModelTensors, timestep_input: str | None) -> Traced:
+def trace(
+    model: torch.nn.Module, bound: inspect.BoundArguments, weights: ModelTensors, timestep_input: str | None
+) -> Traced:
     """Captures one call of a denoiser; runs it once, in eager mode.
 
     Args:
         model: The denoiser.
-        example: Inputs of one call: a tuple by position or a mapping by name.
+        bound: Inputs of one call, from ``bind_example``.
         weights: Takes the model's tensors.
         timestep_input: Which input carries the timestep.
 
@@ -129,8 +131,6 @@ def trace(model: torch.nn.Module, example: ExampleInputs, weights: ModelTensors,
         CaptureError: If Dynamo cannot capture the model as one graph.
         PackageError: If the call takes or returns what a package cannot express.
     """
-    signature = inspect.signature(type(model).forward.__get__(model))
-    bound = _bind(signature, example)
     arguments = copy_tensors(dict(bound.arguments))
     bound.arguments.update(arguments)
     recorder = _Recorder()
@@ -158,7 +158,7 @@ def trace(model: torch.nn.Module, example: ExampleInputs, weights: ModelTensors,
                 "containers of these"
             )
     call = CallEntry(
-        signature=encode_signature(signature),
+        signature=encode_signature(bound.signature),
         arguments={path: layout(value) for path, value in tensors.items()},
         unused=[path for path in tensors if path not in read],
         constants=constants,
@@ -169,7 +169,13 @@ def trace(model: torch.nn.Module, example: ExampleInputs, weights: ModelTensors,
     return Traced(structure, call)
 
 
-def _bind(signature: inspect.Signature, example: ExampleInputs) -> inspect.BoundArguments:
+def bind_example(model: torch.nn.Module, example: ExampleInputs) -> inspect.BoundArguments:
+    """The example inputs as arguments of the model's forward, defaults among them.
+
+    Raises:
+        PackageError: If they do not fit it.
+    """
+    signature = inspect.signature(type(model).forward.__get__(model))
     try:
         bound = signature.bind(**example) if isinstance(example, Mapping) else signature.bind(*example)
     except TypeError as error:

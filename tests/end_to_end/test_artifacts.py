@@ -29,8 +29,9 @@ class Mixed(toy.Denoiser):
         return super().forward(hidden_states, timestep, return_dict=False)
 
 
-def mixed_calls() -> Calls:
-    return [{name: toy.inputs(step)[name] for name in ("hidden_states", "timestep")} for step in range(3)]
+def mixed_calls(batch: int = 2) -> Calls:
+    names = ("hidden_states", "timestep")
+    return [{name: toy.inputs(step, batch)[name] for name in names} for step in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,25 @@ def test_every_action_gives_what_the_jit_gives(package: Path, wanted: list[Tenso
             for _ in range(2):  # two streams, each with slots of its own
                 assert torch.equal(toy.outputs(denoiser, [call])[0], theirs)
             clock.advance()
+
+
+@pytest.fixture(scope="module")
+def sized(mixed: tuple[torch.nn.Module, Plan], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, plan = mixed
+    path = tmp_path_factory.mktemp("sized") / "sized.soda.pt2"
+    batch = torch.export.Dim("batch", min=2, max=6)
+    shapes = {"hidden_states": {0: batch}, "timestep": {0: batch}}
+    return soda_compile.export(model, mixed_calls()[0], plan=plan, path=path, dynamic_shapes=shapes)
+
+
+def test_one_program_for_any_batch(sized: Path, mixed: tuple[torch.nn.Module, Plan], wanted: list[Tensor]) -> None:
+    denoiser = soda_compile.load(sized)
+    for ours, theirs in zip(toy.outputs(denoiser, mixed_calls()), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    torch.compiler.reset()
+    larger = mixed_calls(batch=6)
+    for ours, theirs in zip(toy.outputs(denoiser, larger), toy.outputs(toy.jit(*mixed), larger), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_torch_reads_the_package_as_its_own(package: Path) -> None:

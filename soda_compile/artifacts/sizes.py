@@ -1,0 +1,87 @@
+"""Sizes that depend on dynamic dimensions: sums of products, as text ``4*height*width + 3``."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Point = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A sum of terms, each an integer factor and the names of dimensions that it is multiplied by."""
+
+    terms: tuple[tuple[int, tuple[str, ...]], ...]
+
+    def at(self, values: Mapping[str, Any]) -> Any:
+        """The size where the dimensions have these values, numbers or symbols."""
+        total: Any = 0
+        for factor, names in self.terms:
+            product: Any = factor
+            for name in names:
+                product = product * values[name]
+            total = total + product
+        return total
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The dimensions that it depends on."""
+        return frozenset(name for _, names in self.terms for name in names)
+
+    @property
+    def linear(self) -> tuple[str, int, int] | None:
+        """Name, scale and shift, where it is a multiple of one dimension, plus a number."""
+        named = [(factor, names) for factor, names in self.terms if names]
+        if len(named) != 1 or len(named[0][1]) != 1:
+            return None
+        return named[0][1][0], named[0][0], sum(factor for factor, names in self.terms if not names)
+
+    def __str__(self) -> str:
+        shown = (
+            "*".join([*([str(factor)] if factor != 1 or not names else []), *names]) for factor, names in self.terms
+        )
+        return " + ".join(shown)
+
+
+def read_size(text: str) -> Size:
+    """The size that ``str`` wrote."""
+    terms = []
+    for term in text.split(" + "):
+        first, *rest = term.split("*")
+        factor, names = (1, [first, *rest]) if first.isidentifier() else (int(first), rest)
+        terms.append((factor, tuple(names)))
+    return Size(tuple(terms))
+
+
+def size_at(size: int | str, values: Point) -> int:
+    """The size in a package's description where the dimensions have these values."""
+    return size if isinstance(size, int) else int(read_size(size).at(values))
+
+
+def show(point: Point) -> str:
+    """``batch=2, height=3``."""
+    return ", ".join(f"{name}={value}" for name, value in point.items())
+
+
+def fit(points: Sequence[Point], values: Sequence[int]) -> int | Size | None:
+    """The size that has these values at these points; None if no sum of products with whole factors has.
+
+    Args:
+        points: All combinations of two values for each dimension at least; more points are checked.
+        values: The size at each point.
+    """
+    if len(set(values)) == 1:
+        return values[0]
+    names = [name for name in points[0] if len({point[name] for point in points}) > 1]
+    products = [group for count in range(len(names) + 1) for group in itertools.combinations(names, count)]
+    rows = [[math.prod(point[name] for name in group) for group in products] for point in points]
+    factors = np.rint(np.linalg.lstsq(np.array(rows, dtype=float), np.array(values, dtype=float))[0]).astype(int)
+    terms = tuple((int(factor), group) for factor, group in zip(factors, products, strict=True) if factor)
+    size = Size(terms[::-1])
+    return size if all(size.at(point) == value for point, value in zip(points, values, strict=True)) else None
