@@ -48,7 +48,7 @@ def plan(
     anchors: reuse, forecast, prune at each rate, compute. It takes exactly one of `speedup`, `latency_ms` and
     `max_error`, and `anchors` on top if their number is to be fixed. See `solve_unified` for what is minimised and
     how far from the best the result can be; the plan's method holds a bound. Regions prune only where that is both
-    faster than computing and better than every forecast or reuse.
+    faster than computing and better than every forecast or reuse, and the plan is never worse than without pruning.
 
     Args:
         sensitivity: the measured errors.
