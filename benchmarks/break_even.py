@@ -76,7 +76,9 @@ def seconds(call: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - started
 
 
-def measure(tokens: int, hidden: int, rounds: int, score: Any, dtype: torch.dtype, device: str) -> dict[str, Any]:
+def measure(
+    tokens: int, hidden: int, rounds: int, warm_up: int, score: Any, dtype: torch.dtype, device: str
+) -> dict[str, Any]:
     torch._dynamo.reset()
     model = Denoiser(hidden).to(device, dtype).eval()
     h, c = (
@@ -89,11 +91,11 @@ def measure(tokens: int, hidden: int, rounds: int, score: Any, dtype: torch.dtyp
         planned = torch.compile(model, backend="soda", options={"plan": plan}, fullgraph=True, dynamic=False)
         plain = torch.compile(model, fullgraph=True, dynamic=False)
         times: dict[str, list[float]] = {"torch.compile": [], **{str(action): [] for action in ACTIONS}}
-        for number in range(rounds + 2):
+        for number in range(warm_up + rounds):
             row = {"torch.compile": seconds(lambda: plain(h, c), device)}
             with soda_compile.trajectory(model):
                 row |= {str(action): seconds(lambda: planned(h, c), device) for action in ACTIONS}
-            if number >= 2:
+            if number >= warm_up:
                 for name, value in row.items():
                     times[name].append(value)
     gc.collect()
@@ -125,6 +127,7 @@ def main(
     tokens: Annotated[list[int] | None, typer.Option()] = None,
     hidden: Annotated[list[int] | None, typer.Option()] = None,
     rounds: int = 5,
+    warm_up: Annotated[int, typer.Option(min=1, help="Rounds before those that count; the first compiles.")] = 2,
     score: str = "drift",
     dtype: str = "float32",
     device: str = "cpu",
@@ -133,7 +136,7 @@ def main(
     rows = []
     for width in hidden or [1152, 3072]:
         for count in tokens or [64, 256, 1024, 4096]:
-            rows.append(measure(count, width, rounds, score, getattr(torch, dtype), device))
+            rows.append(measure(count, width, rounds, warm_up, score, getattr(torch, dtype), device))
             show(rows[-1:])
     name = (
         torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
