@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from soda_compile.cache import cache_folder
 from soda_compile.errors import ProfileError
 from soda_compile.profiles import Profile
 from soda_compile.structure import Structure
 
 
 def default_folder() -> Path:
-    """Where profiles are kept: in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soda-compile" / "profiles"
+    """Where profiles are kept: ``profiles`` in ``cache_folder()``."""
+    return cache_folder() / "profiles"
 
 
 def device_name(device: torch.device) -> str:

@@ -61,7 +61,8 @@ def profile(
         rounds: How often to time each step; the rounds are interleaved, and medians are taken.
         mode: As for ``torch.compile``.
         inductor: Settings for Inductor, as in the backend's options.
-        folder: Where profiles are kept; ``soda-compile/profiles`` in the user's cache folder by default.
+        folder: Where profiles are kept; by default ``profiles`` in the folder that the environment variable
+            SODA_COMPILE_CACHE names, or in ``soda_compile`` in the user's cache directory.
         refresh: Measure anew, whatever is kept.
 
     Raises:

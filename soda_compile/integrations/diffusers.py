@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from soda_compile.cache import cache_folder
 from soda_compile.errors import OptionError
 from soda_compile.integrations.accelerated import Acceleration
 from soda_compile.integrations.calibration_runs import CalibrateWith, default_of
 from soda_compile.integrations.denoisers import denoiser_of, denoisers_of, is_pipeline, require_supported
 from soda_compile.integrations.plan_sources import GivenPlans, SearchedPlans
-from soda_compile.integrations.plan_store import PlanStore, Request, cache_folder
+from soda_compile.integrations.plan_store import PlanStore, Request
 from soda_compile.integrations.scheduler_tie import SchedulerTie, scheduler_config, scheduler_digest
 from soda_compile.options import check_options
 from soda_compile.plans import Plan

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +17,6 @@ from soda_compile.sensitivity import Sensitivity
 
 log = logging.getLogger(__name__)
 
-VARIABLE = "SODA_COMPILE_CACHE"
 _VERSION = 1  # of the layout and of what a key means
 
 
@@ -135,16 +132,3 @@ class PlanStore:
 
     def _plan_path(self, setting: Setting, request: Request, name: str) -> Path:
         return self.folder_of(setting) / f"{name}.{request.name}.plan.json"
-
-
-def cache_folder() -> Path:
-    """The folder named by SODA_COMPILE_CACHE, or ``soda_compile`` in the user's cache directory."""
-    if os.environ.get(VARIABLE):
-        return Path(os.environ[VARIABLE])
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "soda_compile"

@@ -228,12 +228,12 @@ def test_plan_by_a_profile_says_what_it_takes(folder):
 
 
 def test_profile_prints_the_costs_and_keeps_them(folder, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setenv("SODA_COMPILE_CACHE", str(folder / "cache"))
     monkeypatch.setattr("soda_compile.lowering.inductor_compile", lambda module, options: module)
     monkeypatch.setattr("soda_compile.profiling.NOISY", float("inf"))
     text = succeed("profile", "target.py:named", "--rounds", 1, "--out", "p.json")
     kept = Profile.load("p.json")
-    assert (folder / "cache" / "soda-compile" / "profiles" / f"{kept.key}.json").exists()
+    assert (folder / "cache" / "profiles" / f"{kept.key}.json").exists()
     assert kept.regions == ("blocks.0.ff", "blocks.1.ff")
     assert "blocks.0-1.ff (x2): compute " in text
     assert f"{kept.full_us:.4g} us a call" in text
