@@ -4,6 +4,7 @@ python -m benchmarks.suite
 python -m benchmarks.suite --models flux,wan --methods "soda;cache-dit" --rounds 3
 """
 
+import importlib
 import json
 import os
 import time
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import torch._dynamo
 import typer
 
 from benchmarks.suite.configs import Config, configs
@@ -115,6 +115,7 @@ def _methods(only: str, config: Config, device: str) -> list[Method]:
 def _model(
     config: Config, only: str, found: dict[str, Any], rounds: int, steps: int, threads: int, warm: bool
 ) -> dict[str, Any]:
+    _import_for(config)
     about = {"title": config.title, "batch": config.batch, "large": config.large}
     job = Job(config, "", found["type"], steps, threads, "", "")
     rows = _methods(only, config, found["type"])
@@ -127,6 +128,13 @@ def _model(
     settings = {"steps": steps, "rounds": rounds, "threads": threads, "dtype": str(job.dtype).removeprefix("torch.")}
     measured = measure(rows, job, rounds, found["memory_bytes"], warm, lambda line: typer.echo(line, err=True))
     return {**about, "settings": settings, "rows": measured}
+
+
+def _import_for(config: Config) -> None:
+    """Imports what every row needs before its process is forked: imports take seconds, and are no compilation."""
+    for module in ("torch._dynamo", "torch._inductor.compile_fx", "soda_compile.integrations.diffusers"):
+        importlib.import_module(module)
+    getattr(importlib.import_module("diffusers"), config.cls)
 
 
 def _needed_bytes(config: Config) -> float:
