@@ -42,8 +42,9 @@ def measure(rows: Sequence[Method], job: Job, rounds: int, memory_bytes: float, 
         running.start(fixed[0])
         size = running.group_size(memory_bytes)
         if size > len(fixed):
-            running.run(fixed, [])
-            for group in _groups(others, size - len(fixed)):
+            first, *later = _groups(others, size - len(fixed)) or [[]]
+            running.run([*fixed, *first], [])
+            for group in later:
                 running.run(group, fixed)
             running.end(fixed)
             running.run_alone([name for name in others if "out of memory" in running.found[name].get("reason", "")])
