@@ -35,13 +35,12 @@ class Figures:
 def figures(row: Row, baseline: Row | None) -> Figures:
     """Figures of a measured row; ``baseline`` is what ``fastest_plain`` gives."""
     seconds = [sample["seconds"] for sample in row["rounds"]]
-    median = statistics.median(seconds)
     mask = computed(len(row["flops"]), row["interval"])
     ratio = sum(row["flops"]) / (len(row["flops"]) * row["flops"][0])
     speedup = round_ratio(baseline, row) if baseline else None
     saves = speedup is not None and ratio < 0.99
     return Figures(
-        seconds=median,
+        seconds=_median_seconds(row),
         spread=spread(seconds),
         anchor_ms=step_ms(row, [step for step, is_computed in enumerate(mask) if is_computed]) or 0.0,
         other_ms=step_ms(row, [step for step, is_computed in enumerate(mask) if not is_computed]),
@@ -52,16 +51,25 @@ def figures(row: Row, baseline: Row | None) -> Figures:
 
 
 def round_ratio(slow: Row, fast: Row) -> float:
-    """How many times longer a trajectory of the one takes than of the other: median over the rounds they share."""
+    """How many times longer a trajectory of the one takes than of the other: median over the rounds they share.
+
+    Where they share none, because one of them ended early, it is the ratio of the medians.
+    """
     times = {sample["round"]: sample["seconds"] for sample in slow["rounds"]}
-    shared = [sample for sample in fast["rounds"] if sample["round"] in times]
-    return float(statistics.median(times[sample["round"]] / sample["seconds"] for sample in shared))
+    ratios = [times[sample["round"]] / sample["seconds"] for sample in fast["rounds"] if sample["round"] in times]
+    if not ratios:
+        ratios = [_median_seconds(slow) / _median_seconds(fast)]
+    return float(statistics.median(ratios))
+
+
+def _median_seconds(row: Row) -> float:
+    return float(statistics.median(sample["seconds"] for sample in row["rounds"]))
 
 
 def fastest_plain(rows: list[Row]) -> Row | None:
     """The faster one of torch.compile's modes."""
     plain = [row for row in rows if row["group"] == "torch.compile" and "rounds" in row]
-    return min(plain, key=lambda row: statistics.median(sample["seconds"] for sample in row["rounds"]), default=None)
+    return min(plain, key=_median_seconds, default=None)
 
 
 def step_ms(row: Row, steps: list[int]) -> float | None:

@@ -102,6 +102,8 @@ def test_figures():
     late["rounds"][0]["round"] = 1
     late["rounds"][1]["round"] = 7
     assert round_ratio(PLAIN, late) == 4.4  # only rounds that both have
+    late["rounds"][0]["round"] = 8
+    assert round_ratio(PLAIN, late) == 4.0
 
 
 def test_the_mask_is_checked_by_flops():
