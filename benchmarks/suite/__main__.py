@@ -15,7 +15,7 @@ import torch
 import typer
 
 from benchmarks.suite.configs import Config, configs
-from benchmarks.suite.machine import in_child, look, versions
+from benchmarks.suite.machine import in_child, look, sources_digest, versions
 from benchmarks.suite.methods import Method, methods
 from benchmarks.suite.rounds import measure
 from benchmarks.suite.table import markdown
@@ -43,7 +43,7 @@ def main(
     fresh: Annotated[bool, typer.Option(help="Drop earlier results instead of adding to them.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file; the Markdown table goes beside it.")] = None,
 ) -> None:
-    """Measures and writes after each model. Results of the same machine and versions that are there already stay.
+    """Measures and writes after each model. Earlier results of the same machine, versions and sources stay.
 
     Without --methods, every method runs on DiT-XL/2 and FLUX, and a core of them on the others.
     """
@@ -70,13 +70,13 @@ def main(
 def _begin(path: Path, found: dict[str, Any], fresh: bool) -> dict[str, Any]:
     about = {
         "device": found["device"], "type": found["type"], "versions": versions(), "seeds": {"weights": 0, "inputs": 1},
-        "notes": _notes(found["type"]),
+        "sources": sources_digest(), "notes": _notes(found["type"]),
     }  # fmt: skip
     if path.exists() and not fresh:
         kept: dict[str, Any] = json.loads(path.read_text())
         if kept["about"] == about:
             return kept
-        typer.echo(f"{path} is of another machine or other versions and will be replaced", err=True)
+        typer.echo(f"{path} is of another machine, other versions or other sources, and will be replaced", err=True)
     return {"about": about, "models": {}, "host": {}}
 
 

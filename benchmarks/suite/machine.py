@@ -1,5 +1,6 @@
 """What the suite runs on."""
 
+import hashlib
 import importlib.metadata
 import multiprocessing
 import os
@@ -58,6 +59,16 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def sources_digest() -> str:
+    """Hash of the code that is measured and of the code that measures, so that results of different code never mix."""
+    import soda_compile
+    import soda_compile.passes
+
+    folders = [Path(package.__path__[0]) for package in (soda_compile, soda_compile.passes)] + [Path(__file__).parent]
+    files = sorted({path.resolve() for folder in folders for path in folder.rglob("*.py")})
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def _processor() -> str:
