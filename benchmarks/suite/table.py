@@ -36,7 +36,8 @@ def _about(report: dict[str, Any]) -> list[str]:
     about = report["about"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return [
-        f"{versions}; sources {about.get('sources', 'unknown')}. Seeds: weights {about['seeds']['weights']}, inputs {about['seeds']['inputs']}. Random weights.",
+        f"{versions}; sources {about.get('sources', 'unknown')}. Random weights, seed {about['seeds']['weights']}; "
+        f"inputs, seed {about['seeds']['inputs']}.",
         "",
         "Every method runs in a process of its own; the rounds are interleaved. Times are medians, ± is the "
         "interquartile range over the median; compilation and warm-up are apart. × torch.compile is the median of the "
