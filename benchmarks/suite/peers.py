@@ -117,6 +117,15 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
+def compiled(model: nn.Module) -> Any:
+    """As users would compile it, but with room for what each hook makes Dynamo compile anew.
+
+    Left at its default, the limit would send most of the modules with hooks back to eager mode.
+    """
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(model)
+
+
 PEERS = {
     "FirstBlockCache": first_block_cache,
     "MagCache": mag_cache,

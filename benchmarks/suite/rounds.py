@@ -129,6 +129,9 @@ class _Running:
 
     def _note(self, name: str) -> None:
         row = self.found[name]
+        calls = [kind["graph_calls"] for kind in row.get("profile", {}).values()]
+        if self.methods[name].compiled and calls and not any(calls):
+            row["notes"].append("nothing compiled runs: it was recompiled too often and runs in eager mode")
         again = sum(sample["graphs_compiled"] for sample in row.get("rounds", []))
         if again:
             row["notes"].append(f"compiled {again} graphs during the rounds")
