@@ -82,11 +82,17 @@ class _Running:
         return True
 
     def ask(self, name: str, command: str) -> dict[str, Any] | None:
-        """Asks one process; None and a reason in its row if it fails, which ends it."""
+        """Asks one process; None if it fails, which ends it.
+
+        The row then has a reason instead of samples, unless all that it lacks are its counts.
+        """
         try:
             return self.workers[name].ask(command)
         except Failed as failure:
-            self.found[name] = _empty(self.methods[name]) | {"reason": str(failure)}
+            if command in ("profile", "memory") and "rounds" in self.found[name]:
+                self.found[name]["notes"].append(f"{command}: {failure}")
+            else:
+                self.found[name] = _empty(self.methods[name]) | {"reason": str(failure)}
             self.workers.pop(name).end()
             self.tell(f"    {name}: {failure}")
             return None

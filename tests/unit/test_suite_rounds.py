@@ -12,7 +12,7 @@ from benchmarks.suite.configs import SCALED_DOWN
 from benchmarks.suite.methods import Method
 from benchmarks.suite.worker import Job
 
-FAILS = {"breaks": "start", "dies": "round"}
+FAILS = {"breaks": "start", "dies": "round", "uncounted": "profile"}
 
 
 class FakeWorker:
@@ -79,6 +79,12 @@ def test_groups_are_as_large_as_memory_allows_and_have_the_plain_one_beside_them
     assert worker.most == 2
     assert [sample["round"] for sample in rows["plain"]["rounds"]] == [0, 1, 2, 3]
     assert [sample["round"] for sample in rows["other"]["rounds"]] == [2, 3]
+
+
+def test_a_row_keeps_its_samples_when_only_its_counts_are_missing(worker):
+    row = measure(["uncounted"], 100e9)["uncounted"]
+    assert len(row["rounds"]) == 2
+    assert row["notes"] == ["profile: uncounted fails"]
 
 
 def test_a_device_that_cannot_hold_two_takes_one_after_the_other(worker):
