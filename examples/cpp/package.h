@@ -36,6 +36,8 @@ class Package {
       throw std::runtime_error("package format " + manifest["format"].text + ", this example reads " + kFormat);
     if (manifest["environment"]["device"].text != "cpu") throw std::runtime_error("this example runs on the CPU");
     program_ = json("extra/programs/0.json");
+    if (!program_["dims"].fields.empty())
+      throw std::runtime_error("its first program is for many sizes; this example runs programs for fixed sizes");
     Tensors own = tensors("extra/tensors.safetensors");
     if (manifest["weights_inside"].truth) weights = tensors("extra/weights.safetensors");
     weights.insert(own.begin(), own.end());

@@ -101,7 +101,7 @@ def test_the_command_line_shows_and_runs_it(package: Path) -> None:
     assert "ms for 3 steps" in ran.stdout
 
 
-def test_cpp_gives_what_python_gives(package: Path, wanted: list[Tensor], tmp_path: Path) -> None:
+def test_cpp_gives_what_python_gives(package: Path, sized: Path, wanted: list[Tensor], tmp_path: Path) -> None:
     if shutil.which("cmake") is None:
         pytest.skip("no cmake")
     build = tmp_path / "build"
@@ -118,3 +118,6 @@ def test_cpp_gives_what_python_gives(package: Path, wanted: list[Tensor], tmp_pa
         assert torch.equal(results[f"{step}/0"], theirs)
     failed = subprocess.run([*command[:2], "nowhere", "out"], capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stderr) == (1, "soda_run: cannot read nowhere\n")
+    failed = subprocess.run([command[0], str(sized), "a", "b"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "its first program is for many sizes" in failed.stderr
