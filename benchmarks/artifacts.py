@@ -3,7 +3,10 @@
     python benchmarks/artifacts.py measure
 
 Every start is a process of its own that ends with its first denoiser call. Cold starts have empty compiler caches, warm
-ones those of the cold start before. "eager" is the model's own start, the floor for all that need its class.
+ones those of a cold start before. "eager" is the model's own start, the floor for all that need its class. All ways to
+start take turns, as do the trajectories of the package and of the JIT, which change places in each round; what is
+written is the median, the lowest and the highest. CPU seconds count what a process and its compilers use, whatever else
+runs.
 """
 
 import json
@@ -16,7 +19,7 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -41,7 +44,8 @@ def timed(command: list[str], cache: Path) -> dict[str, float]:
 def measure(
     anchors: int = 12,
     starts: int = 3,
-    rounds: int = 5,
+    cold_starts: Annotated[int, typer.Option(min=1)] = 2,
+    rounds: int = 6,
     folder: Path | None = None,
     out: Path = Path("benchmarks/results/artifacts.json"),
 ) -> None:
@@ -50,12 +54,12 @@ def measure(
     A folder that is given keeps plan and package; what is in it already is not made again.
     """
     with tempfile.TemporaryDirectory() as name:
-        rows = measure_in(Path(name), folder or Path(name), anchors, starts, rounds)
+        rows = measure_in(Path(name), folder or Path(name), anchors, (starts, cold_starts), rounds)
     write_atomic(out, json.dumps(rows, indent=1).encode())
     typer.echo(json.dumps(rows, indent=1))
 
 
-def measure_in(caches: Path, folder: Path, anchors: int, starts: int, rounds: int) -> dict[str, Any]:
+def measure_in(caches: Path, folder: Path, anchors: int, starts: tuple[int, int], rounds: int) -> dict[str, Any]:
     import soda_compile
 
     if not (folder / PLAN).exists():
@@ -72,22 +76,36 @@ def measure_in(caches: Path, folder: Path, anchors: int, starts: int, rounds: in
     rows["weights_bytes"] = sizes["extra/weights.safetensors"]
     rows["code_bytes"] = sum(size for member, size in sizes.items() if member.startswith("data/"))
     rows["pieces"] = len({member.split("/")[2] for member in sizes if member.startswith("data/")})
-    rows["first_step_seconds"] = first_steps(folder, caches, starts)
+    rows["first_step_seconds"] = first_steps(folder, caches, *starts)
     command = [sys.executable, __file__, "trajectories", str(folder), str(rounds)]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return rows | json.loads(printed.splitlines()[-1])
 
 
-def first_steps(folder: Path, caches: Path, starts: int) -> dict[str, list[dict[str, float]]]:
-    """Every way to start; a process ends with its first denoiser call."""
-    seconds: dict[str, list[dict[str, float]]] = {}
-    for number in range(starts):
+def first_steps(folder: Path, caches: Path, starts: int, cold_starts: int) -> dict[str, Any]:
+    """Every way to start, in turn; a process ends with its first denoiser call."""
+    taken: dict[str, list[dict[str, float]]] = {}
+    for number in range(max(starts, cold_starts)):
         for method in ("eager", "package", "torch.compile", "soda"):
-            for kind in ("",) if method in ("eager", "package") else (", cold", ", warm"):
-                taken = timed([__file__, "first-step", method, str(folder)], caches / f"{method}-{number}")
-                seconds.setdefault(method + kind, []).append(taken)
-                typer.echo(f"{method + kind:22} {taken}", err=True)
-    return seconds
+            compiles = method in ("torch.compile", "soda")
+            cold = [", cold"] if number < cold_starts else []
+            for kind in [*cold, ", warm"] if compiles else [""]:
+                if kind != ", cold" and number >= starts:
+                    continue
+                cache = caches / f"{method}-{number % cold_starts}"
+                seconds = timed([__file__, "first-step", method, str(folder)], cache)
+                taken.setdefault(method + kind, []).append(seconds)
+                typer.echo(f"{method + kind:22} {seconds}", err=True)
+    return {
+        method: {clock: spread([row[clock] for row in rows]) for clock in ("clock", "cpu")}
+        for method, rows in taken.items()
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, lowest and highest, and how many."""
+    shown = {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+    return {**{name: round(value, 3) for name, value in shown.items()}, "count": len(values)}
 
 
 def example() -> tuple[Any, dict[str, Any]]:
@@ -148,20 +166,25 @@ def trajectories(folder: Path, rounds: int) -> None:
     model, inputs = example()
     plan = str(folder / PLAN)
     methods = {"package": package, "jit": torch.compile(model, backend="soda", options={"plan": plan}, dynamic=False)}
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
+    calls = [inputs["timestep"].fill_(int(value)).clone() for value in package.plan.timesteps or ()]
     equal = True
     for number in range(rounds + 1):
         outputs = {}
-        for name, denoiser in methods.items():
-            begun = time.perf_counter()
+        for name in sorted(methods, reverse=number % 2 == 1):
+            clock, cpu = time.perf_counter(), time.process_time()
             with torch.no_grad():
-                calls = [inputs["timestep"].fill_(int(value)).clone() for value in package.plan.timesteps or ()]
-                outputs[name] = [denoiser(**{**inputs, "timestep": value}).sample for value in calls]
+                outputs[name] = [methods[name](**{**inputs, "timestep": value}).sample for value in calls]
             if number:  # the first compiles
-                seconds[name].append(time.perf_counter() - begun)
+                taken[name].append((time.perf_counter() - clock, time.process_time() - cpu))
         equal &= all(torch.equal(a, b) for a, b in zip(*outputs.values(), strict=True))
-    ratio = statistics.median(a / b for a, b in zip(seconds["jit"], seconds["package"], strict=True))
-    result = {"load_seconds": loaded, "equal": equal, "trajectory_seconds": seconds, "jit_over_package": ratio}
+    result: dict[str, Any] = {"load_seconds": loaded, "equal": equal, "trajectory_seconds": {}, "jit_over_package": {}}
+    for index, kind in enumerate(("clock", "cpu")):
+        ratios = [jit[index] / ours[index] for jit, ours in zip(taken["jit"], taken["package"], strict=True)]
+        result["jit_over_package"][kind] = spread(ratios)
+        for name in methods:
+            values = spread([row[index] for row in taken[name]])
+            result["trajectory_seconds"].setdefault(name, {})[kind] = values
     typer.echo(json.dumps(result))
 
 
