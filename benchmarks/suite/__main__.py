@@ -125,7 +125,10 @@ def _model(
             gib = 2**30
             reason = f"it needs about {need / gib:.0f} GiB, and {found['memory_bytes'] / gib:.0f} GiB are free"
             return {**about, "reason": reason}
-    settings = {"steps": steps, "rounds": rounds, "threads": threads, "dtype": str(job.dtype).removeprefix("torch.")}
+    settings = {
+        "steps": steps, "rounds": rounds, "threads": threads, "dtype": str(job.dtype).removeprefix("torch."),
+        "load_average": round(os.getloadavg()[0], 2),
+    }  # fmt: skip
     measured = measure(rows, job, rounds, found["memory_bytes"], warm, lambda line: typer.echo(line, err=True))
     return {**about, "settings": settings, "rows": measured}
 

@@ -54,7 +54,10 @@ def _model(model: dict[str, Any]) -> list[str]:
     if "reason" in model:
         return [f"Left out: {model['reason']}"]
     settings = model["settings"]
-    about = f"{settings['steps']} steps, {settings['dtype']}, batch {model['batch']}, {settings['rounds']} rounds."
+    about = (
+        f"{settings['steps']} steps, {settings['dtype']}, batch {model['batch']}, {settings['rounds']} rounds, "
+        f"{settings['threads']} threads; load average at the start {settings.get('load_average', 'unknown')}."
+    )
     plain = fastest_plain(model["rows"])
     rows = [_row(row, figures(row, plain) if "rounds" in row else None) for row in model["rows"]]
     return [about, "", *grid(HEADINGS, rows)]
