@@ -43,7 +43,8 @@ def _about(report: dict[str, Any]) -> list[str]:
         "interquartile range over the median; compilation and warm-up are apart. × torch.compile is the median of the "
         "ratios of each round to the faster mode of torch.compile. FLOPs are over those of computing everything, "
         "time/FLOPs saved is the share of the time saved over the share of the FLOPs saved. Graph calls and kernels "
-        "are those of a computed step / of another. Kept is what the method keeps between steps; the peak is that of "
+        "are those of a computed step / of another, on a GPU with the launches that they take. Kept is what the method "
+        "keeps between steps; the peak is that of "
         + ("the allocator." if about["type"] == "cuda" else "the process, compiler included.")
         + " A warm start finds the compiler's caches of the cold one.",
         *(["", *about["notes"]] if about.get("notes") else []),
@@ -78,13 +79,18 @@ def _row(row: dict[str, Any], found: Figures | None) -> list[str]:
         f"{found.flop_ratio:.3f}",
         _number(found.efficiency, ".0%"),
         " / ".join(str(kind["graph_calls"]) for kind in kinds),
-        " / ".join(str(kind["kernels"]) for kind in kinds),
+        " / ".join(_kernels(kind) for kind in kinds),
         _number(memory.get("held_bytes"), ".1f", 1e6),
         _number(memory.get("peak_bytes"), ".0f", 1e6),
         _number(row.get("cold_seconds"), ".1f"),
         _number(row.get("warm_seconds"), ".1f"),
         "; ".join(row.get("notes", [])),
     ]
+
+
+def _kernels(counts: dict[str, int]) -> str:
+    """Kernels, and on a GPU in how many launches."""
+    return f"{counts['kernels']} in {counts['launches']}" if counts["launches"] else str(counts["kernels"])
 
 
 def _number(value: float | None, form: str, unit: float = 1.0) -> str:

@@ -88,6 +88,7 @@ def row(name, seconds, group="soda", flops=(10, 1, 10, 1), interval=2, **more):
 
 
 PLAIN = row("torch.compile", (4.0, 4.4, 4.0), "torch.compile", (10, 10, 10, 10), None, cold_seconds=20.0)
+PLAIN["profile"] = {"anchor": {"graph_calls": 1, "kernels": 120, "launches": 7}}
 
 
 def test_figures():
@@ -158,6 +159,7 @@ def test_the_table_shows_every_row_and_why_one_is_missing():
     for member in REPORT["models"]["flux"]["rows"]:
         assert any(line.startswith(f"| {member['name']} |") for line in lines)
     assert "ValueError: a \\| b" in text
+    assert "| 1 | 120 in 7 |" in text
     assert "Left out: it needs 99 GiB" in text
     assert any("| 2.00 |" in line for line in lines if line.startswith("| soda, reuse"))
     widths = {line.replace("\\|", "").count("|") for line in lines if "FLUX" not in line and "host" not in line}
