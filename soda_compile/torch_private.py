@@ -218,8 +218,9 @@ class SizeGuards:
     symbols: Mapping[Any, Any]
 
     def holds(self, condition: Any, values: Mapping[Any, int]) -> bool:
-        """Whether a condition holds where the symbols have these values, by name."""
-        return bool(condition.xreplace({self.symbols[name]: sympy.Integer(value) for name, value in values.items()}))
+        """Whether a condition surely holds where the symbols have these values, by name."""
+        numbers = {self.symbols[name]: sympy.Integer(value) for name, value in values.items()}
+        return bool(condition.xreplace(numbers) == sympy.true)
 
     def about(self, condition: Any) -> set[Any]:
         """Names of the symbols in a condition."""

@@ -103,6 +103,7 @@ class _Merge:
         self.made: list[fx.Node] = []  # by number in each graph
         self.roots: dict[str, fx.Node] = {}
         self.sizes: dict[Size, fx.Node] = {}
+        self.fitted: dict[tuple[int, ...], int | Size | None] = {}
 
     def run(self) -> tuple[fx.GraphModule, tuple[str, ...]]:
         """The merged graph, and the dimensions whose carriers it takes after its own inputs."""
@@ -135,7 +136,9 @@ class _Merge:
         return tuple(self._fit(values, node) for values in zip(*rows, strict=True))
 
     def _fit(self, values: Sequence[int], node: fx.Node) -> int | Size:
-        size = fit(self.points, values)
+        if (key := tuple(values)) not in self.fitted:
+            self.fitted[key] = fit(self.points, values)
+        size = self.fitted[key]
         if size is None:
             raise PackageError(
                 f"{node.name} has a size that is no sum of products of the dynamic dimensions: "

@@ -29,6 +29,10 @@ def layout(tensor: torch.Tensor) -> TensorEntry:
     return TensorEntry(shape=list(tensor.shape), stride=list(tensor.stride()), dtype=dtype_name(tensor.dtype))
 
 
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and (one.data_ptr() == other.data_ptr() or torch.equal(one, other))
+
+
 @dataclass(eq=False)
 class ModelTensors:
     """The tensors of a model that its graphs read, by name; each once, whatever the number of graphs.
@@ -60,6 +64,8 @@ class ModelTensors:
                 kind=kind,  # type: ignore[arg-type]
                 aliases=[alias for alias, _ in others],
             )
+        elif not _same(self.tensors[name], tensor):
+            raise PackageError(f"{name} is another tensor at other sizes, and a package holds one; export one size")
         return name
 
     def of_kind(self, *kinds: str) -> dict[str, torch.Tensor]:

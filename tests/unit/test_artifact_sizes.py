@@ -6,16 +6,20 @@ from typing import Any
 
 import artifact_tools as toy
 import pytest
+import sympy
 import torch
 from torch.export import Dim
 from typer.testing import CliRunner
 
 import soda_compile
 from soda_compile import OptionError, PackagedDenoiser, PackageError
+from soda_compile.artifacts.conditions import broken
 from soda_compile.artifacts.sizes import Size, fit, read_size
 from soda_compile.artifacts.spaces import space_of
+from soda_compile.artifacts.trace import ModelTensors
 from soda_compile.cli import app
 from soda_compile.pruning import Pruning
+from soda_compile.torch_private import SizeGuards
 
 BATCH = Dim("batch", min=2, max=6)
 SHAPES = {"hidden_states": {0: BATCH}, "timestep": [BATCH]}
@@ -167,6 +171,36 @@ def test_what_is_not_one_program_is_refused(folder: Path, most: int, row: str, s
     with pytest.raises((PackageError, OptionError), match=reason):
         toy.export(folder / "bad.soda.pt2", model, example=call, plan=plan, dynamic_shapes={"hidden_states": sizes})
     assert not (folder / "bad.soda.pt2").exists()
+
+
+def test_code_for_some_sizes_only_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    symbol = sympy.Symbol("s", integer=True)
+
+    def compile_for_few(module: Any, options: Any, folder: str, hints: Any) -> tuple[list[str], SizeGuards]:
+        return [], SizeGuards((symbol < 5,), {"batch": symbol})
+
+    monkeypatch.setattr("soda_compile.artifacts.aot.aot_compile", compile_for_few)
+    with pytest.raises(PackageError, match="Inductor's code rests on s < 5, which does not hold at batch=5"):
+        toy.export(folder / "few.soda.pt2", dynamic_shapes=SHAPES)
+
+
+def test_a_condition_is_tried_at_both_ends() -> None:
+    symbol, other = sympy.Symbol("s", integer=True), sympy.Symbol("unknown", integer=True)
+    space = space_of({"x": torch.ones(3)}, {"x": {0: BATCH}})
+    guards = SizeGuards((symbol < 4, sympy.Ne(symbol, 3), symbol > 1, sympy.Eq(other, symbol)), {"x": symbol})
+    found = broken(guards, {"x": Size(((1, ("batch",)),))}, space)
+    assert [(str(condition), point["batch"]) for condition, point in found] == [
+        *[("s < 4", 4), ("s < 4", 6), ("Ne(s, 3)", 3)],
+        *[("Eq(unknown, s)", 2), ("Eq(unknown, s)", 6)],
+    ]
+
+
+def test_a_tensor_that_changes_with_the_sizes_is_refused() -> None:
+    weights = ModelTensors(toy.Denoiser())
+    table = torch.ones(3)
+    assert weights.name(table, "table") == weights.name(table.clone(), "table") == "table"
+    with pytest.raises(PackageError, match="table is another tensor at other sizes"):
+        weights.name(torch.ones(4), "table")
 
 
 def test_names_must_be_those_of_tensors() -> None:
