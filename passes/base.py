@@ -50,6 +50,23 @@ def add_input(graph: fx.Graph, name: str, value: torch.Tensor, role: Any) -> fx.
     return node
 
 
+def output_of(graph: fx.Graph) -> fx.Node:
+    """The node that returns the graph's results."""
+    return next(iter(reversed(graph.nodes)))  # type: ignore[no-any-return]
+
+
+def results_of(graph: fx.Graph) -> tuple[fx.Node, ...]:
+    """The values that the graph returns."""
+    return tuple(output_of(graph).args[0])  # type: ignore[arg-type]
+
+
+def add_output(graph: fx.Graph, node: fx.Node, role: Any) -> None:
+    """Returns a value after the others; ``role`` tells the runtime where to put it."""
+    output = output_of(graph)
+    output.args = ((*results_of(graph), node),)
+    output.meta["roles"] = (*output.meta.get("roles", ()), role)
+
+
 def input_with_role(graph: fx.Graph, role: Any) -> fx.Node | None:
     """The placeholder that takes what ``role`` says, if the graph has it."""
     found = (node for node in graph.nodes if node.op == "placeholder" and node.meta.get("role") == role)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from soda_compile.passes.base import PassResult, add_input, find_node
+from soda_compile.passes.base import PassResult, add_input, add_output, find_node, output_of
 from soda_compile.structure import Region, SlotInput
 
 aten = torch.ops.aten
@@ -15,22 +16,29 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class WriteSlots:
-    """Copies every cut of a computed region to a slot, inside the graph.
+    """Hands every cut of a computed region over as the new content of its slot.
 
     Before::
 
         %y   : [B, N, D] = linear(%attention, %w)
         %out : [B, N, D] = add(%h, %y)
+        return (%out)
 
-    After::
+    After; the runtime puts the second result where the slot was::
+
+        %y   : [B, N, D] = linear(%attention, %w)
+        %out : [B, N, D] = add(%h, %y)
+        return (%out, %y)
+
+    Nothing is copied: the slot is the memory that the module wrote. Valid because nothing else in the graph reads
+    that slot, and nothing later writes to the result. A cut that is part of a larger tensor would keep all of that
+    alive, and one that the graph returns anyway belongs to whoever takes it: these are copied inside the graph ::
 
         %slot : [B, N, D] = placeholder
-        %y    : [B, N, D] = linear(%attention, %w)
+        %y    : [B, N, D] = getitem(%both, 0)
         %copy : [B, N, D] = copy_(%slot, %y)
-        %out  : [B, N, D] = add(%h, %y)
 
-    Inductor fuses the copy into what consumes ``%y``, and the slot keeps its address. Valid because nothing else in
-    the graph reads that slot. Only plans that read the value later use this pass.
+    which Inductor fuses into what consumes ``%y``. Only plans that read the value later use this pass.
     """
 
     index: int
@@ -41,7 +49,32 @@ class WriteSlots:
         """Rewrites ``graph`` in place."""
         for number, cut in enumerate(self.region.cuts):
             node = find_node(graph, cut.node)
-            slot = add_input(graph, f"slot_{cut.node}", node.meta["val"], SlotInput(self.index, number, age=None))
-            with graph.inserting_after(node):
-                graph.call_function(aten.copy_.default, (slot, node)).meta = {"val": slot.meta["val"]}
+            role = SlotInput(self.index, number, age=None)
+            if _is_part(node) or node in output_of(graph).all_input_nodes:
+                slot = add_input(graph, f"slot_{cut.node}", node.meta["val"], role)
+                with graph.inserting_after(node):
+                    graph.call_function(aten.copy_.default, (slot, node)).meta = {"val": slot.meta["val"]}
+            else:
+                add_output(graph, node, role)
         return PassResult(changed=(self.region.name,))
+
+
+def _is_part(node: fx.Node) -> bool:
+    """Whether the value may lie inside another tensor's memory without being all of it."""
+    size = node.meta["val"].numel()
+    while node.op == "call_function" and (node.target is operator.getitem or _is_view(node)):
+        source = node.all_input_nodes[0]
+        value = source.meta["val"]
+        if not isinstance(value, torch.Tensor):  # one result of an operator that gives several
+            if _is_view(source):
+                return True
+            return bool(node.meta["val"].numel() != size)
+        if value.numel() != size:
+            return True
+        node = source
+    return node.op == "placeholder"
+
+
+def _is_view(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)

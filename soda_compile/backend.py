@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from soda_compile.cuda_graphs import Recording
 from soda_compile.errors import CaptureError, OptionError, PlanError
 from soda_compile.lowering import Lowering
 from soda_compile.observing import build_observed
-from soda_compile.options import Options, check_options
+from soda_compile.options import CUDA_GRAPHS, Options, check_options
 from soda_compile.pieces import analyse_piece
 from soda_compile.plans import Plan
 from soda_compile.program import build_program
@@ -63,7 +64,9 @@ def soda(
     if structure is None:
         return plain_inductor(module, inputs, checked.inductor)
     log_artifact("soda_structure", lambda: repr(structure.region_names))
-    lowering = Lowering(checked.inductor)
+    # Inductor would record each piece on its own; the runtime records whole steps.
+    pieces = {CUDA_GRAPHS: False} if checked.cuda_graphs else {}
+    lowering = Lowering({**checked.inductor, **pieces})
     if checked.observer is not None:
         return build_observed(structure, checked.observer, lowering)
     assert checked.plan is not None
@@ -77,7 +80,9 @@ def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lower
         raise CaptureError("the denoiser has no parameters, so its calls cannot be told from another model's")
     build = functools.partial(build_program, structure, lowering=lowering)
     timestep = structure.paths.index(plan.timestep_input) if plan.timestep_input in structure.paths else None
-    return PlannedDenoiser(build(plan), plan, structure.parameters.index(True), timestep, options.clock, build)
+    anchor = structure.parameters.index(True)
+    recording = Recording(structure.parameters) if options.cuda_graphs else None
+    return PlannedDenoiser(build(plan), plan, anchor, timestep, options.clock, build, recording)
 
 
 def require_fit(plan: Plan, structure: Structure) -> None:

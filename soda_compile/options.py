@@ -14,6 +14,7 @@ from soda_compile.observing import Observer
 from soda_compile.plans import Plan
 from soda_compile.torch_private import inductor_options, mode_options
 
+CUDA_GRAPHS = "triton.cudagraphs"
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -23,13 +24,18 @@ class Options:
 
     Attributes:
         plan: A plan, or the path of one; None compiles with plain Inductor.
+        mode: A mode of ``torch.compile``, which itself takes either a mode or options.
         inductor: Settings for Inductor, as ``torch.compile(options=...)`` takes them without us.
+        cuda_graphs: Whether whole steps become CUDA graphs; what mode "reduce-overhead" and Inductor's setting
+            ``triton.cudagraphs`` ask for.
         clock: A clock that an integration ties to its scheduler; None for ``trajectory`` and counting.
         observer: Takes measurements instead of following a plan; used by ``calibrate``.
     """
 
     plan: Plan | None = None
+    mode: str | None = None
     inductor: dict[str, Any] = field(default_factory=dict)
+    cuda_graphs: bool = False
     clock: Clock | None = None
     observer: Observer | None = None
 
@@ -46,7 +52,11 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
         PlanError: For a plan file that is missing, damaged or of another version.
     """
     given = dict(options or {})
-    _require_known(given, [entry.name for entry in fields(Options)], "option of backend 'soda'")
+    taken = [entry.name for entry in fields(Options) if entry.name != "cuda_graphs"]
+    _require_known(given, taken, "option of backend 'soda'")
+    if mode is not None and given.get("mode", mode) != mode:
+        raise OptionError(f"mode is given twice: {mode!r} and, as an option, {given['mode']!r}")
+    mode = mode or given.get("mode")
     if mode is not None and mode not in MODES:
         raise OptionError(f"mode {mode!r} is not one of {', '.join(MODES)}")
     plan = given.get("plan")
@@ -61,7 +71,9 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
     _require_known({name.replace("-", "_"): None for name in inductor}, known, "setting of Inductor")
     if plan is not None and given.get("observer") is not None:
         raise OptionError("options 'plan' and 'observer' exclude each other: measure first, then plan")
-    return Options(plan, {**mode_options(mode), **inductor}, given.get("clock"), given.get("observer"))
+    settings = {**mode_options(mode), **{name.replace("-", "_"): value for name, value in inductor.items()}}
+    cuda_graphs = bool(settings.get(CUDA_GRAPHS, False))
+    return Options(plan, mode, settings, cuda_graphs, given.get("clock"), given.get("observer"))
 
 
 def _require_known(given: Mapping[str, Any], known: Iterable[str], what: str) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch import fx
 
 from soda_compile.errors import PlanError
 from soda_compile.index_sharing import share_indices
 from soda_compile.lowering import Lowering
 from soda_compile.operators import graph_flops
+from soda_compile.passes.base import results_of
 from soda_compile.plans import Plan
 from soda_compile.registers import Registers, StepView
 from soda_compile.schedule import schedule_region
@@ -18,6 +21,7 @@ from soda_compile.steps import StepBuilder, StepPieces
 from soda_compile.structure import Cut, Structure
 from soda_compile.token_axes import region_carries
 from soda_compile.torch_private import Compiled
+from soda_compile.variants import CallRole
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,16 @@ class Program:
     tensors: dict[int, torch.Tensor]
     slots: dict[int, Cut]
     flops: tuple[int, ...]
+
+    @cached_property
+    def distinct_steps(self) -> tuple[int, ...]:
+        """For each step the number of the first that makes the same calls on the same registers."""
+        kinds: dict[object, int] = {}
+        calls = [
+            tuple((id(call.function), call.arguments, call.results, call.release) for call in step)
+            for step in self.steps
+        ]
+        return tuple(kinds.setdefault(made, number) for number, made in enumerate(calls))
 
     @property
     def slot_memory_bytes(self) -> int:
@@ -142,12 +156,18 @@ def _calls(
     view = StepView(number, step.accesses)
     calls = []
     for index, piece in enumerate(step.pieces):
-        placeholders = piece.module.graph.find_nodes(op="placeholder")
-        arguments = tuple(
-            registers.value(source) if isinstance(source, str) else registers.role(source, node.meta["val"], view)
-            for source, node in zip(piece.inputs, placeholders, strict=True)
-        )
+        graph = piece.module.graph
+        arguments = _registers(piece.inputs, graph.find_nodes(op="placeholder"), registers, view)
+        results = _registers(piece.outputs, results_of(graph), registers, view)
         release = tuple(registers.value(name) for name, last in last_use.items() if last == index and name not in fixed)
-        results = tuple(registers.value(name) for name in piece.outputs)
         calls.append(Call(lowering.compiled[piece.key], arguments, results, release))
     return tuple(calls)
+
+
+def _registers(
+    ends: Sequence[str | CallRole], nodes: Sequence[fx.Node], registers: Registers, view: StepView
+) -> tuple[int, ...]:
+    return tuple(
+        registers.value(end) if isinstance(end, str) else registers.role(end, node.meta["val"], view)
+        for end, node in zip(ends, nodes, strict=True)
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from soda_compile.clock import Clock, clock_for
+from soda_compile.cuda_graphs import Recording
 from soda_compile.errors import TrajectoryError
 from soda_compile.plans import Plan
 from soda_compile.program import Program
@@ -27,6 +28,7 @@ class PlannedDenoiser:
         timestep: Index of the input that carries the timestep, if the plan knows it.
         clock: The clock that an integration ties to its scheduler.
         build: Compiles another plan for the same graph; only what its variants do not share is compiled anew.
+        recording: Records steps as CUDA graphs; None runs them as they are.
     """
 
     program: Program
@@ -35,6 +37,7 @@ class PlannedDenoiser:
     timestep: int | None
     clock: Clock | None
     build: Callable[[Plan], Program]
+    recording: Recording | None = None
     _tails: dict[int, Program] = field(default_factory=dict)
 
     def __call__(self, *inputs: Any) -> list[Any]:
@@ -55,7 +58,12 @@ class PlannedDenoiser:
             raise
 
     def _run(self, frame: Frame, step: int, inputs: Sequence[Any]) -> list[Any]:
-        registers, program = frame.registers, frame.tail or self.program
+        program = frame.tail or self.program
+        if self.recording is not None and frame.graphs is None:
+            frame.graphs = self.recording.start(program, frame.registers, inputs)
+        if frame.graphs is not None:
+            return frame.graphs.run(step - frame.start, inputs)
+        registers = frame.registers
         registers[: len(inputs)] = inputs
         try:
             for call in program.steps[step - frame.start]:

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from soda_compile.clock import Clock
+from soda_compile.cuda_graphs import StepGraphs
 from soda_compile.errors import TrajectoryError
 from soda_compile.program import Program
 from soda_compile.torch_private import WeakIdKeyDictionary
@@ -29,6 +30,7 @@ class Frame:
         registers: Its registers.
         trajectory: The trajectory that was run last.
         step: The plan's step that was run last.
+        graphs: Its recorded steps, where steps are recorded.
     """
 
     tail: Program | None
@@ -36,6 +38,7 @@ class Frame:
     registers: list[Any]
     trajectory: int = -1
     step: int = -1
+    graphs: StepGraphs | None = None
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from soda_compile.passes.base import Pass
+from soda_compile.passes.base import Pass, output_of, results_of
 from soda_compile.passes.dead_code import DeadCode
 from soda_compile.passes.insert_forecast import InsertForecast
 from soda_compile.passes.insert_reuse import InsertReuse
@@ -35,13 +35,13 @@ class Variant:
     Attributes:
         module: The rewritten graph; outputs that nothing needs are gone.
         inputs: For each placeholder the index of the block's input, or its role as slot or coefficients.
-        outputs: Indices of the block's outputs that it still gives.
+        outputs: For each result the index of the block's output, or its role as new content of a slot.
         skipped: What the passes left alone, and why.
     """
 
     module: fx.GraphModule
     inputs: tuple[int | Role, ...]
-    outputs: tuple[int, ...]
+    outputs: tuple[int | Role, ...]
     skipped: tuple[Note, ...]
 
 
@@ -62,14 +62,14 @@ class Piece:
         name: What it covers, for messages.
         module: The graph.
         inputs: For each placeholder the name of a value, or a slot or coefficients of a call.
-        outputs: Names of the values it gives.
+        outputs: For each result the name of the value, or the slot of a call that takes it.
     """
 
     key: str
     name: str
     module: fx.GraphModule
     inputs: tuple[str | CallRole, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[str | CallRole, ...]
 
 
 def pipeline(block: BlockGraph, treatments: Sequence[Treatment]) -> tuple[Pass, ...]:
@@ -122,15 +122,15 @@ def make_variant(block: BlockGraph, treatments: Sequence[Treatment], needed: Seq
     """Rewrites a copy of a block graph; ``needed`` tells which of the block's outputs are read later."""
     graph = copy_graph(block.module.graph)
     sources = {node: index for index, node in enumerate(graph.find_nodes(op="placeholder"))}
-    output = next(iter(reversed(graph.nodes)))
-    output.args = (tuple(value for value, keep in zip(output.args[0], needed, strict=True) if keep),)
+    output = output_of(graph)
+    output.args = (tuple(value for value, keep in zip(results_of(graph), needed, strict=True) if keep),)
     skipped = tuple(note for step in pipeline(block, treatments) for note in run_pass(step, graph))
     return Variant(
         module=fx.GraphModule(torch.nn.Module(), graph),
         inputs=tuple(
             node.meta["role"] if "role" in node.meta else sources[node] for node in graph.find_nodes(op="placeholder")
         ),
-        outputs=tuple(index for index, keep in enumerate(needed) if keep),
+        outputs=(*(index for index, keep in enumerate(needed) if keep), *output.meta.get("roles", ())),
         skipped=skipped,
     )
 
@@ -168,17 +168,19 @@ def join(calls: Sequence[tuple[int, BlockCall, Variant]], needed: set[str]) -> P
                 inputs[key] = graph.placeholder(node.name)
                 inputs[key].target = inputs[key].name  # equal blocks have equal names; arguments must differ
                 inputs[key].meta = {"val": node.meta["val"]}
-        made |= {call.outputs[number] for number in variant.outputs}
+        made |= {call.outputs[number] for number in variant.outputs if isinstance(number, int)}
     values: dict[str | CallRole, fx.Node] = dict(inputs)
-    for (_, call, variant), keys in zip(calls, sources, strict=True):
+    for (index, call, variant), keys in zip(calls, sources, strict=True):
         placeholders = variant.module.graph.find_nodes(op="placeholder")
         copies = {node: values[key] for key, node in zip(keys, placeholders, strict=True)}
         results = graph.graph_copy(variant.module.graph, copies)
-        values |= zip((call.outputs[number] for number in variant.outputs), results, strict=True)  # type: ignore[arg-type]
-    outputs = tuple(name for name in values if name in needed and name in made)
+        given = [call.outputs[to] if isinstance(to, int) else CallRole(index, to) for to in variant.outputs]
+        values |= zip(given, results, strict=True)  # type: ignore[arg-type]
+    stored = [CallRole(index, to) for index, _, variant in calls for to in variant.outputs if not isinstance(to, int)]
+    outputs: list[str | CallRole] = [*(name for name in values if name in needed and name in made), *stored]
     graph.output(tuple(values[name] for name in outputs))
     name = calls[0][1].name if len(calls) == 1 else f"{calls[0][1].name} to {calls[-1][1].name}"
     module = fx.GraphModule(torch.nn.Module(), graph)
     key = canonical_key(graph)
     log_artifact(f"soda_piece_{key}", lambda: f"# {name}\n{module.code}")
-    return Piece(key, name, module, tuple(inputs), outputs)
+    return Piece(key, name, module, tuple(inputs), tuple(outputs))
