@@ -78,7 +78,7 @@ def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lower
     log_artifact("soda_plan", lambda: str(plan))
     if True not in structure.parameters:
         raise CaptureError("the denoiser has no parameters, so its calls cannot be told from another model's")
-    build = functools.partial(build_program, structure, lowering=lowering)
+    build = functools.partial(build_program, structure, lowering=lowering, granularity=options.granularity)
     timestep = structure.paths.index(plan.timestep_input) if plan.timestep_input in structure.paths else None
     anchor = structure.parameters.index(True)
     recording = Recording(structure.parameters) if options.cuda_graphs else None

@@ -6,12 +6,13 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 from soda_compile.clock import Clock
 from soda_compile.errors import OptionError
 from soda_compile.observing import Observer
 from soda_compile.plans import Plan
+from soda_compile.steps import Granularity
 from soda_compile.torch_private import inductor_options, mode_options
 
 CUDA_GRAPHS = "triton.cudagraphs"
@@ -28,6 +29,9 @@ class Options:
         inductor: Settings for Inductor, as ``torch.compile(options=...)`` takes them without us.
         cuda_graphs: Whether whole steps become CUDA graphs; what mode "reduce-overhead" and Inductor's setting
             ``triton.cudagraphs`` ask for.
+        granularity: What is compiled as one graph. ``block``: equal blocks share their code, which compiles fast.
+            ``step``: each distinct step as a whole, which compiles several times longer; see benchmarks/README.md for
+            what it brings.
         clock: A clock that an integration ties to its scheduler; None for ``trajectory`` and counting.
         observer: Takes measurements instead of following a plan; used by ``calibrate``.
     """
@@ -36,6 +40,7 @@ class Options:
     mode: str | None = None
     inductor: dict[str, Any] = field(default_factory=dict)
     cuda_graphs: bool = False
+    granularity: Granularity = "block"
     clock: Clock | None = None
     observer: Observer | None = None
 
@@ -73,7 +78,11 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
         raise OptionError("options 'plan' and 'observer' exclude each other: measure first, then plan")
     settings = {**mode_options(mode), **{name.replace("-", "_"): value for name, value in inductor.items()}}
     cuda_graphs = bool(settings.get(CUDA_GRAPHS, False))
-    return Options(plan, mode, settings, cuda_graphs, given.get("clock"), given.get("observer"))
+    granularity = given.get("granularity", "block")
+    if granularity not in get_args(Granularity):
+        known = ", ".join(map(repr, get_args(Granularity)))
+        raise OptionError(f"option 'granularity' is {granularity!r}, but must be one of {known}")
+    return Options(plan, mode, settings, cuda_graphs, granularity, given.get("clock"), given.get("observer"))
 
 
 def _require_known(given: Mapping[str, Any], known: Iterable[str], what: str) -> None:

@@ -17,7 +17,7 @@ from soda_compile.passes.base import results_of
 from soda_compile.plans import Plan
 from soda_compile.registers import Registers, StepView
 from soda_compile.schedule import schedule_region
-from soda_compile.steps import StepBuilder, StepPieces
+from soda_compile.steps import Granularity, StepBuilder, StepPieces
 from soda_compile.structure import Cut, Structure
 from soda_compile.token_axes import region_carries
 from soda_compile.torch_private import Compiled
@@ -75,13 +75,14 @@ class Program:
         return sum(cut.memory_bytes for cut in self.slots.values())
 
 
-def build_program(structure: Structure, plan: Plan, lowering: Lowering) -> Program:
+def build_program(structure: Structure, plan: Plan, lowering: Lowering, granularity: Granularity = "block") -> Program:
     """Binds a plan to a structure and compiles all that it needs.
 
     Args:
         structure: The analysed denoiser; its regions must be those of the plan, in the same order.
         plan: What every region does at every step.
         lowering: Where compiled pieces are kept.
+        granularity: What is compiled as one graph: ``block`` or ``step``.
     """
     require_token_axes(structure, plan)
     sharing = share_indices(structure, plan)
@@ -89,7 +90,7 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering) -> Progr
         schedule_region(actions, plan.pruning, uses) for actions, uses in zip(plan.actions, sharing.uses, strict=True)
     ]
     bounds = _region_bounds(structure)
-    builder = StepBuilder(structure)
+    builder = StepBuilder(structure, granularity)
     steps = []
     for step in range(plan.steps):
         accesses = tuple(tuple(row[step] for row in rows[start:stop]) for start, stop in bounds)

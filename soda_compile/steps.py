@@ -6,10 +6,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from soda_compile.schedule import Access, Treatment
 from soda_compile.structure import Structure
 from soda_compile.variants import Piece, Variant, join, make_variant
+
+Granularity = Literal["block", "step"]
 
 # Joining more blocks than this fuses hardly more, and makes code that only this one run can use.
 LONGEST_JOIN = 8
@@ -24,10 +27,17 @@ class StepPieces:
 
 
 class StepBuilder:
-    """Builds the pieces of steps; equal steps share them."""
+    """Builds the pieces of steps; equal steps share them.
 
-    def __init__(self, structure: Structure) -> None:
+    Attributes:
+        structure: The analysed denoiser.
+        granularity: ``block`` compiles each block that computes on its own, so that equal ones share code; ``step``
+            makes one graph of each step.
+    """
+
+    def __init__(self, structure: Structure, granularity: Granularity = "block") -> None:
         self.structure = structure
+        self.granularity = granularity
         self._variants: dict[tuple[str, tuple[Treatment, ...], tuple[bool, ...]], Variant] = {}
         self._steps: dict[tuple[tuple[Treatment, ...], ...], tuple[Piece, ...]] = {}
 
@@ -51,7 +61,8 @@ class StepBuilder:
             needed |= {calls[index].inputs[source] for source in variant.inputs if isinstance(source, int)}
         live = [index for index, variant in enumerate(variants) if variant is not None]
         pieces = []
-        for run in _runs(live, [_is_light(treatment) for treatment in treatments]):
+        light = [_is_light(treatment) for treatment in treatments]
+        for run in _runs(live, light) if self.granularity == "block" else [live]:
             members = [(index, calls[index], variants[index]) for index in run]
             pieces.append(join(members, reads[run[-1]]))  # type: ignore[arg-type]
         return tuple(pieces)
