@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from soda_compile.artifacts.sizes import Point, Size, fit, show
+from soda_compile.artifacts.sizes import Point, Size, fit, fit_number, show
 from soda_compile.errors import PackageError
 from soda_compile.variants import Piece
 
@@ -215,6 +215,9 @@ class _Merge:
             return self.sizes.get(size, size) if isinstance(size, Size) else size
         elif all(type(value) is type(first) and value == first for value in values):
             return first
+        elif all(type(value) is float for value in values) and (scale := fit_number(self.points, values)) is not None:
+            note(scale)
+            return self.sizes.get(scale, scale)
         raise PackageError(f"{node.name} takes other arguments: {_differing(values, self.points)}")
 
 

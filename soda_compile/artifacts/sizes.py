@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ Point = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Size:
-    """A sum of terms, each an integer factor and the names of dimensions that it is multiplied by."""
+    """A sum of terms, each a factor and the names of dimensions that it is multiplied by.
 
-    terms: tuple[tuple[int, tuple[str, ...]], ...]
+    Factors are whole for sizes; for other numbers that a model computes from sizes they may be fractions.
+    """
+
+    terms: tuple[tuple[float, tuple[str, ...]], ...]
 
     def at(self, values: Mapping[str, Any]) -> Any:
         """The size where the dimensions have these values, numbers or symbols."""
@@ -40,7 +44,8 @@ class Size:
         named = [(factor, names) for factor, names in self.terms if names]
         if len(named) != 1 or len(named[0][1]) != 1:
             return None
-        return named[0][1][0], named[0][0], sum(factor for factor, names in self.terms if not names)
+        scale, shift = named[0][0], sum(factor for factor, names in self.terms if not names)
+        return (named[0][1][0], scale, shift) if isinstance(scale, int) and isinstance(shift, int) else None
 
     def __str__(self) -> str:
         shown = (
@@ -78,10 +83,25 @@ def fit(points: Sequence[Point], values: Sequence[int]) -> int | Size | None:
     """
     if len(set(values)) == 1:
         return values[0]
+    products, factors = _solve(points, values)
+    terms = tuple((round(factor), group) for factor, group in zip(factors, products, strict=True) if round(factor))
+    size = Size(terms[::-1])
+    return size if all(size.at(point) == value for point, value in zip(points, values, strict=True)) else None
+
+
+def fit_number(points: Sequence[Point], values: Sequence[float]) -> Size | None:
+    """As ``fit``, for floating point numbers that the model computes from sizes, such as a scale of positions."""
+    products, factors = _solve(points, values)
+    simple = [float(Fraction(factor).limit_denominator(1 << 16)) for factor in factors]
+    size = Size(tuple((factor, group) for factor, group in zip(simple, products, strict=True) if factor))
+    close = (math.isclose(size.at(point), value, rel_tol=1e-12) for point, value in zip(points, values, strict=True))
+    return size if all(close) else None
+
+
+def _solve(points: Sequence[Point], values: Sequence[float]) -> tuple[list[tuple[str, ...]], list[float]]:
+    """All products of dimensions, and the factors with which they come nearest to the values."""
     names = [name for name in points[0] if len({point[name] for point in points}) > 1]
     products = [group for count in range(len(names) + 1) for group in itertools.combinations(names, count)]
     rows = [[math.prod(point[name] for name in group) for group in products] for point in points]
-    factors = np.rint(np.linalg.lstsq(np.array(rows, dtype=float), np.array(values, dtype=float))[0]).astype(int)
-    terms = tuple((int(factor), group) for factor, group in zip(factors, products, strict=True) if factor)
-    size = Size(terms[::-1])
-    return size if all(size.at(point) == value for point, value in zip(points, values, strict=True)) else None
+    factors = np.linalg.lstsq(np.array(rows, dtype=float), np.array(values, dtype=float))[0]
+    return products, [float(factor) for factor in factors]

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import soda_compile
 from soda_compile import OptionError, PackagedDenoiser, PackageError
 from soda_compile.artifacts.conditions import broken
-from soda_compile.artifacts.sizes import Size, fit, read_size
+from soda_compile.artifacts.sizes import Size, fit, fit_number, read_size
 from soda_compile.artifacts.spaces import space_of
 from soda_compile.artifacts.trace import ModelTensors
 from soda_compile.cli import app
@@ -118,7 +118,7 @@ class Grid(toy.Denoiser):
 
     def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> Any:  # type: ignore[override]
         batch, width, height, columns = hidden_states.shape
-        gate = 1 + torch.cos(timestep / 1000)[:, None, None]
+        gate = 1 + torch.cos(timestep / 1000)[:, None, None] * (columns / 4)
         x = hidden_states[:, :, : self.most].reshape(batch, width, -1).transpose(1, 2)
         for block in self.blocks:
             x = block(x, gate)
@@ -223,4 +223,8 @@ def test_sizes_are_found_and_written() -> None:
     assert size.at({"a": 10, "b": 1}) == 42
     assert fit(points, [p["a"] // 2 for p in points]) is None
     assert fit(points, [7] * 5) == 7
+    scale = fit_number(points, [p["a"] / 12 + 0.5 for p in points])
+    assert scale is not None
+    assert [scale.at(p) for p in points] == pytest.approx([p["a"] / 12 + 0.5 for p in points], rel=1e-12)
+    assert fit_number(points, [1 / p["a"] for p in points]) is None
     assert Size(((2, ("a",)), (1, ()))).linear == ("a", 2, 1)
