@@ -80,8 +80,8 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
     cuda_graphs = bool(settings.get(CUDA_GRAPHS, False))
     granularity = given.get("granularity", "block")
     if granularity not in get_args(Granularity):
-        known = ", ".join(map(repr, get_args(Granularity)))
-        raise OptionError(f"option 'granularity' is {granularity!r}, but must be one of {known}")
+        either = ", ".join(map(repr, get_args(Granularity)))
+        raise OptionError(f"option 'granularity' is {granularity!r}, but must be one of {either}")
     return Options(plan, mode, settings, cuda_graphs, granularity, given.get("clock"), given.get("observer"))
 
 

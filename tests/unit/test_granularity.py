@@ -22,7 +22,7 @@ def test_whole_steps_give_what_blocks_give(name: str, monkeypatch: pytest.Monkey
     family = FAMILIES[name]
     model, calls = family.build(), list(family.trajectory(6))
     structure = inspect(model, **calls[0])
-    plan = random_plan(structure.region_names, 6, seed=1)
+    plan = random_plan(1, structure.region_names, 6)
     steps = build_program(structure, plan, Lowering({}), "step").steps
     assert [len(step) for step in steps] == [1] * 6
 
