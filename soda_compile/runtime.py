@@ -47,10 +47,11 @@ class PlannedDenoiser:
         clock = self.clock or clock_for(parameter)
         # A tied clock knows the step, and its owner has checked the timesteps.
         shown = self._shown_timestep(inputs) if self.clock is None else None
-        starts = shown is not None and self._nearest(shown) == self._timesteps[0]
+        nearest = None if shown is None else self._nearest(shown)
+        starts = nearest is not None and nearest == self._timesteps[0]
         try:
             step, frame = state.locate(clock, self.program, starts, self._tail)
-            if shown is not None and self._nearest(shown) != self._timesteps[step]:
+            if shown is not None and nearest != self._timesteps[step]:
                 raise TrajectoryError(self._mismatch(shown, step))
             return self._run(frame, step, inputs)
         except BaseException:
