@@ -75,7 +75,7 @@ def compile_pieces(
     with progress_bar() as progress:
         for key, (piece, space) in progress.track(pieces.items(), description="compiling for the package"):
             started = time.perf_counter()
-            hints = {name: (low + high + 1) // 2 for name, (low, high) in space.varying.items()}
+            hints = space.typical()
             paths, guards = aot_compile(piece.module, options, str(folder / key), hints)
             for condition, point in broken(guards, {name: Size(((1, (name,)),)) for name in hints}, space):
                 raise PackageError(

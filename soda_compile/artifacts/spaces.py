@@ -36,6 +36,14 @@ class Space:
         """The dimensions that have several values."""
         return {name: (low, high) for name, (low, high) in self.ranges.items() if low < high}
 
+    def typical(self) -> dict[str, int]:
+        """Sizes in the middle of the ranges; each its own where that is possible, so that none is taken for another."""
+        sizes: dict[str, int] = {}
+        for name, (low, high) in self.varying.items():
+            middle = sorted(range(low, high + 1), key=lambda size: abs(size - (low + high + 1) // 2))
+            sizes[name] = next((size for size in middle if size not in sizes.values()), middle[0])
+        return sizes
+
     def points(self) -> list[dict[str, int]]:
         """Sizes to capture the model at: what they have in common holds for all sizes.
 

@@ -195,6 +195,12 @@ def test_a_condition_is_tried_at_both_ends() -> None:
     ]
 
 
+def test_typical_sizes_differ() -> None:
+    few = Dim("few", min=4, max=5)
+    space = space_of({"x": torch.ones(3, 3, 3)}, {"x": [BATCH, Dim("rows", min=2, max=6), few]})
+    assert space.typical() == {"batch": 4, "rows": 3, "few": 5}
+
+
 def test_a_tensor_that_changes_with_the_sizes_is_refused() -> None:
     weights = ModelTensors(toy.Denoiser())
     table = torch.ones(3)
