@@ -14,6 +14,7 @@ from torch import fx
 from soda_compile.cuda_graphs import Recording
 from soda_compile.errors import CaptureError, OptionError, PlanError
 from soda_compile.lowering import Lowering
+from soda_compile.memory import keep_freed_memory
 from soda_compile.observing import build_observed
 from soda_compile.options import CUDA_GRAPHS, Options, check_options
 from soda_compile.pieces import analyse_piece
@@ -81,6 +82,7 @@ def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lower
     build = functools.partial(build_program, structure, lowering=lowering, granularity=options.granularity)
     timestep = structure.paths.index(plan.timestep_input) if plan.timestep_input in structure.paths else None
     anchor = structure.parameters.index(True)
+    keep_freed_memory(structure.regions[0].cuts[0].device)
     recording = Recording(structure.parameters) if options.cuda_graphs else None
     return PlannedDenoiser(build(plan), plan, anchor, timestep, options.clock, build, recording)
 

@@ -27,6 +27,7 @@ from soda_compile.artifacts.sized_program import SizedProgram
 from soda_compile.artifacts.tensors import unpack
 from soda_compile.artifacts.weights import Source, bind, read_checkpoint
 from soda_compile.errors import PackageError
+from soda_compile.memory import keep_freed_memory
 from soda_compile.plans import Plan
 from soda_compile.program import Program
 from soda_compile.runtime import PlannedDenoiser
@@ -113,8 +114,7 @@ def load(
         own = unpack(package.members[TENSORS])
         tensors = bind(manifest.weights, own | _checkpoint(package, weights), device, _origin(package, weights))
         code = _load_code(package)
-        if device.type == "cpu":
-            _keep_freed_memory()
+        keep_freed_memory(device)
         programs = [decode(entry, own, code, device) for entry in package.programs]
     return _assemble(package, tensors, programs, device)
 
@@ -152,15 +152,6 @@ def _load_code(package: Package) -> dict[str, Compiled]:
         return {key: _function(open_piece(os.fspath(package.path), key)) for key in sorted(keys)}
     except RuntimeError as error:
         raise PackageError(f"{package.path}: cannot load its code: {error}") from error
-
-
-def _keep_freed_memory() -> None:
-    """Lets glibc keep what a piece frees for the next piece, which otherwise faults all pages in anew, step by step.
-
-    It gives memory back beyond a threshold of twice the largest block that was freed so far, if below 32 MiB. A process
-    that compiles has freed such a block, one that only serves has not. The block here is never touched.
-    """
-    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
 
 
 def _function(run: Compiled) -> Compiled:
