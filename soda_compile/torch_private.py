@@ -174,19 +174,19 @@ def _generated_code() -> Iterator[list[Any]]:
 class _DirectCall:
     """Calls Inductor's code; the first time as torch does, which ends the recording of autotuned choices."""
 
-    __slots__ = ("_code", "_run")
+    __slots__ = ("_code", "_compiled", "_run")
 
     def __init__(self, compiled: Compiled, code: Any) -> None:
         self._run: Callable[[list[Any]], Sequence[Any]] | None = None
-        self._code = (compiled, code)
+        self._compiled = compiled
+        self._code = code
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
-        if self._run is not None:
-            return self._run(list(inputs))
-        compiled, code = self._code
-        results = compiled(*inputs)
-        self._run = code.current_callable
-        return results
+        if self._run is None or torch.autograd.profiler._is_profiler_enabled:  # torch notes the call for the profiler
+            results = self._compiled(*inputs)
+            self._run = self._code.current_callable
+            return results
+        return self._run(list(inputs))
 
 
 def aot_compile(

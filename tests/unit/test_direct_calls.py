@@ -72,3 +72,12 @@ def test_a_torch_that_hides_its_code_is_served_by_its_wrapper(monkeypatch: pytes
     compiled = inductor_compile(graph_of(lambda x: (x.sin(),), x), {})
     assert not is_direct(compiled)
     torch.testing.assert_close(compiled(x)[0], x.sin())
+
+
+def test_profiles_show_the_call():
+    x = torch.randn(3, 4)
+    compiled = inductor_compile(graph_of(lambda x: (x.cos(),), x), {})
+    compiled(x)
+    with torch.profiler.profile() as profiler:
+        compiled(x)
+    assert any("CompiledFxGraph" in event.name for event in profiler.events())
