@@ -1,6 +1,6 @@
 """What splitting steps at block boundaries costs, against one graph for each step: time and cold compile time.
 
-    python benchmarks/granularity.py
+    python benchmarks/granularity.py measure
 
 One DiT, in one process for each way of compiling it; the rounds of the processes are interleaved.
 """
