@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from soda_compile.passes.base import PassResult, add_call, find_node
+from soda_compile.passes.base import PassResult, add_call, find_node, output_of, results_of
 from soda_compile.structure import Region
 from soda_compile.token_axes import carries_of
 
@@ -98,16 +98,14 @@ class Observe:
             for carry in region.carries:
                 if f"|{carry}|" not in wanted:
                     wanted[f"|{carry}|"] = _squared_size(graph, find_node(graph, carry))
-        output = next(iter(reversed(graph.nodes)))
-        output.args = ((*output.args[0], *wanted.values()),)
+        output_of(graph).args = ((*results_of(graph), *wanted.values()),)
         return PassResult(changed=tuple(wanted))
 
 
 def _squared_size(graph: fx.Graph, carry: fx.Node) -> fx.Node:
     """Sum of squares of each row, float32."""
     axes = list(range(1, carry.meta["val"].ndim))
-    output = next(iter(reversed(graph.nodes)))
-    with graph.inserting_before(output):
+    with graph.inserting_before(output_of(graph)):
         wide = add_call(graph, aten._to_copy.default, carry, dtype=torch.float32)
         square = add_call(graph, aten.mul.Tensor, wide, wide)
         return add_call(graph, aten.sum.dim_IntList, square, axes)

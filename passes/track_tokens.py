@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from soda_compile.operators import tensor_of
-from soda_compile.passes.base import PassResult, add_call, add_input, find_node, input_with_role
+from soda_compile.passes.base import PassResult, add_call, add_input, find_node, input_with_role, output_of
 from soda_compile.passes.choose_tokens import step_input
 from soda_compile.passes.selection import Place, Tokens, take
 from soda_compile.pruning import Pruning
@@ -44,8 +44,7 @@ class TrackTokens:
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Rewrites ``graph`` in place."""
-        output = next(iter(reversed(graph.nodes)))
-        with graph.inserting_before(output):
+        with graph.inserting_before(output_of(graph)):
             for number, carry in enumerate(self.carries):
                 refresh(graph, self.index, number, self.pruning, find_node(graph, carry), None)
         return PassResult(changed=(self.region.name,) if tracked(self.pruning) else ())

@@ -66,9 +66,7 @@ def _is_part(node: fx.Node) -> bool:
         source = node.all_input_nodes[0]
         value = source.meta["val"]
         if not isinstance(value, torch.Tensor):  # one result of an operator that gives several
-            if _is_view(source):
-                return True
-            return bool(node.meta["val"].numel() != size)
+            return _is_view(source)
         if value.numel() != size:
             return True
         node = source

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from soda_compile.errors import CaptureError
-from soda_compile.program import Program
+from soda_compile.program import Program, run_step
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,7 @@ class StepGraphs:
         kind = self.program.distinct_steps[step]
         if kind not in self._seen:
             self._seen.add(kind)
-            self._bind(inputs)
-            return self._execute(step)
+            return self._execute(step, inputs)
         self._copy([value for value, fixed in zip(inputs, self.fixed, strict=True) if not fixed])
         if kind not in self._graphs:
             self._graphs[kind] = self._record(step, inputs)
@@ -109,10 +108,10 @@ class StepGraphs:
 
     def _record(self, step: int, inputs: Sequence[Any]) -> tuple[Callable[[], None], list[Any]]:
         copies = iter(self._copies)
-        self._bind([value if fixed else next(copies) for value, fixed in zip(inputs, self.fixed, strict=True)])
+        bound = [value if fixed else next(copies) for value, fixed in zip(inputs, self.fixed, strict=True)]
         outputs: list[Any] = []
         try:
-            replay = self.recorder.record(lambda: outputs.extend(self._execute(step)))
+            replay = self.recorder.record(lambda: outputs.extend(self._execute(step, bound)))
         except RuntimeError as error:
             raise CaptureError(
                 f"step {step} cannot be recorded as a CUDA graph: {error}. Compile with mode=None or "
@@ -120,24 +119,8 @@ class StepGraphs:
             ) from error
         return replay, outputs
 
-    def _bind(self, inputs: Sequence[Any]) -> None:
-        self.registers[: len(inputs)] = inputs
-
-    def _execute(self, step: int) -> list[Any]:
-        registers, slots = self.registers, self.program.slots
-        try:
-            for call in self.program.steps[step]:
-                results = call.function(*[registers[index] for index in call.arguments])
-                for index, value in zip(call.results, results, strict=True):
-                    if index in slots:
-                        registers[index].copy_(value)
-                    else:
-                        registers[index] = value
-                for index in call.release:
-                    registers[index] = None
-            return [None if index is None else registers[index] for index in self.program.outputs]
-        finally:
-            registers[: self.program.inputs] = [None] * self.program.inputs
+    def _execute(self, step: int, inputs: Sequence[Any]) -> list[Any]:
+        return run_step(self.program, step, self.registers, inputs, in_place=True)
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import fx
@@ -98,6 +99,37 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering, granular
         steps.append(StepPieces(pieces, accesses))
     lowering.compile(piece for step in steps for piece in step.pieces)
     return _assemble(structure, steps, Registers(structure, bounds, sharing), lowering)
+
+
+def run_step(
+    program: Program, step: int, registers: list[Any], inputs: Sequence[Any], *, in_place: bool = False
+) -> list[Any]:
+    """Runs the calls of one step.
+
+    Args:
+        program: What is run.
+        step: The step.
+        registers: Of the stream; slots among them keep their place in the list.
+        inputs: The inputs of the captured graph, in order.
+        in_place: Whether slots keep their addresses too: a new value is copied there, not put in its place.
+
+    Returns:
+        The outputs of the captured graph.
+    """
+    registers[: len(inputs)] = inputs
+    try:
+        for call in program.steps[step]:
+            results = call.function(*[registers[index] for index in call.arguments])
+            for index, value in zip(call.results, results, strict=True):
+                if in_place and index in program.slots:
+                    registers[index].copy_(value)
+                else:
+                    registers[index] = value
+            for index in call.release:
+                registers[index] = None
+        return [None if index is None else registers[index] for index in program.outputs]
+    finally:
+        registers[: len(inputs)] = [None] * len(inputs)  # slots stay; the caller's tensors must not
 
 
 def prunable_regions(structure: Structure) -> tuple[bool, ...]:

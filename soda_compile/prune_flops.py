@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from soda_compile.action import COMPUTE, PRUNE_RATES, prune
 from soda_compile.operators import graph_flops
+from soda_compile.passes.base import results_of
 from soda_compile.pruning import Pruning
 from soda_compile.schedule import Treatment
 from soda_compile.structure import BlockGraph, Structure
@@ -27,7 +28,7 @@ def _of_region(block: BlockGraph, index: int) -> NDArray[np.float64]:
     saved = np.zeros(len(PRUNE_RATES))
     if carries_of(block.module.graph, block.regions[index]) is None:
         return saved
-    outputs = len(next(iter(reversed(block.module.graph.nodes))).args[0])
+    outputs = len(results_of(block.module.graph))
     for position, rate in enumerate(PRUNE_RATES):
         treatments = [Treatment(COMPUTE)] * len(block.regions)
         treatments[index] = Treatment(prune(rate), pruning=Pruning("feature_mean"))

@@ -12,7 +12,7 @@ from soda_compile.clock import Clock, clock_for
 from soda_compile.cuda_graphs import Recording
 from soda_compile.errors import TrajectoryError
 from soda_compile.plans import Plan
-from soda_compile.program import Program
+from soda_compile.program import Program, run_step
 from soda_compile.state import Frame, state_of
 from soda_compile.tail import tail
 
@@ -64,18 +64,7 @@ class PlannedDenoiser:
             frame.graphs = self.recording.start(program, frame.registers, inputs)
         if frame.graphs is not None:
             return frame.graphs.run(step - frame.start, inputs)
-        registers = frame.registers
-        registers[: len(inputs)] = inputs
-        try:
-            for call in program.steps[step - frame.start]:
-                results = call.function(*[registers[index] for index in call.arguments])
-                for index, value in zip(call.results, results, strict=True):
-                    registers[index] = value
-                for index in call.release:
-                    registers[index] = None
-            return [None if index is None else registers[index] for index in program.outputs]
-        finally:
-            registers[: len(inputs)] = [None] * len(inputs)  # slots stay; the caller's tensors must not
+        return run_step(program, step - frame.start, frame.registers, inputs)
 
     def _tail(self, start: int) -> Program:
         """The program for a stream that begins at a later step."""

@@ -14,7 +14,7 @@ from eager_reference import EagerReference
 from families import FAMILIES, POOLED_WIDTH, TEXT_TOKENS, TEXT_WIDTH, Family, Region
 from torch import Generator, Tensor, nn
 
-from soda_compile.plans import Plan
+from soda_compile.plans import Plan, random_plan
 
 STEPS = 5
 
@@ -307,3 +307,8 @@ def attributes(pipe: Any, *names: str) -> list[set[str]]:
 def samples(tiny: TinyPipeline) -> list[dict[str, Any]]:
     """Inputs to calibrate with."""
     return [tiny.inputs(Generator().manual_seed(0), 1)]
+
+
+def sd3_plan(seed: int = 3, steps: int = STEPS) -> Plan:
+    """A random plan for ``SMALL_SD3``."""
+    return random_plan(seed, tuple(SMALL_SD3.regions), steps)

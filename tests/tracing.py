@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, fx, nn
 
@@ -23,6 +24,11 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Captured:
     with torch.no_grad():
         torch.compile(model, backend=look, fullgraph=True, dynamic=False)(*args, **kwargs)
     return found[0]
+
+
+def graphs_as_they_are(patch: pytest.MonkeyPatch) -> None:
+    """Lets rewritten graphs run node by node, where what Inductor makes of them is not the point."""
+    patch.setattr("soda_compile.lowering.inductor_compile", lambda module, options: module)
 
 
 def regions_of(model: nn.Module, *args: Any) -> tuple[tuple[Region, ...], tuple[Note, ...]]:

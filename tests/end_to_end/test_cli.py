@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tracing import graphs_as_they_are
 from typer.testing import CliRunner
 
 from soda_compile.cli import app
@@ -229,7 +230,7 @@ def test_plan_by_a_profile_says_what_it_takes(folder):
 
 def test_profile_prints_the_costs_and_keeps_them(folder, monkeypatch):
     monkeypatch.setenv("SODA_COMPILE_CACHE", str(folder / "cache"))
-    monkeypatch.setattr("soda_compile.lowering.inductor_compile", lambda module, options: module)
+    graphs_as_they_are(monkeypatch)
     monkeypatch.setattr("soda_compile.profiling.NOISY", float("inf"))
     text = succeed("profile", "target.py:named", "--rounds", 1, "--out", "p.json")
     kept = Profile.load("p.json")

@@ -13,11 +13,11 @@ pytest.importorskip("diffusers")
 
 import diffusers
 from families import FAMILIES
-from pipelines import NO_TEXT_3, PIPELINES, STEPS, attributes, close, planned_by_hooks, same, samples, vae
+from pipelines import NO_TEXT_3, PIPELINES, STEPS, attributes, close, planned_by_hooks, same, samples, sd3_plan, vae
 from pipelines import SMALL_SD3 as SD3
+from tracing import graphs_as_they_are
 
 import soda_compile
-import soda_compile.lowering
 from soda_compile.errors import OptionError, SensitivityError, TrajectoryError
 from soda_compile.plans import Plan, compute_all_plan, random_plan
 from soda_compile.tail import tail
@@ -27,13 +27,9 @@ DIT, FLUX, WAN = (PIPELINES[name] for name in ("dit", "flux", "wan"))
 
 @pytest.fixture(autouse=True)
 def eager_lowering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(soda_compile.lowering, "inductor_compile", lambda module, options: module)
+    graphs_as_they_are(monkeypatch)
     yield
     torch.compiler.reset()
-
-
-def sd3_plan(seed: int = 3, steps: int = STEPS) -> Plan:
-    return random_plan(seed, tuple(SD3.regions), steps)
 
 
 # Schedules

@@ -11,11 +11,11 @@ pytest.importorskip("diffusers")
 
 import diffusers
 from diffusers.hooks import PyramidAttentionBroadcastConfig
-from pipelines import NO_TEXT_3, PIPELINES, STEPS, attributes, same, samples
+from pipelines import NO_TEXT_3, PIPELINES, STEPS, attributes, same, samples, sd3_plan
 from pipelines import SMALL_SD3 as SD3
+from tracing import graphs_as_they_are
 
 import soda_compile
-import soda_compile.lowering
 from soda_compile.errors import OptionError, PlanError, TrajectoryError
 from soda_compile.plans import Plan, random_plan
 
@@ -24,13 +24,9 @@ DIT, FLUX = PIPELINES["dit"], PIPELINES["flux"]
 
 @pytest.fixture(autouse=True)
 def eager_lowering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(soda_compile.lowering, "inductor_compile", lambda module, options: module)
+    graphs_as_they_are(monkeypatch)
     yield
     torch.compiler.reset()
-
-
-def sd3_plan(seed: int = 3, steps: int = STEPS) -> Plan:
-    return random_plan(seed, tuple(SD3.regions), steps)
 
 
 # One line

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile import probing, profiling
@@ -138,7 +139,7 @@ def test_parts_are_scaled_to_whole_steps(model, inputs):
 
 def test_it_measures_keeps_and_reads_again(model, inputs, few_rates, tmp_path, monkeypatch):
     # The code that Inductor makes is not the point here, and making it takes a minute.
-    monkeypatch.setattr("soda_compile.lowering.inductor_compile", lambda module, options: module)
+    graphs_as_they_are(monkeypatch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # this machine may be busy
         made = soda_compile.profile(model, inputs, pruning=Pruning("drift"), rounds=2, folder=tmp_path)

@@ -8,8 +8,8 @@ import torch
 from eager_reference import EagerReference
 from families import FAMILIES
 from test_families import ROUNDING, STEPS, compiled_with, generate, generate_again, subject
+from tracing import graphs_as_they_are
 
-import soda_compile.lowering
 from soda_compile.plans import COMPUTE, REUSE, Plan, prune, random_plan
 from soda_compile.program import prunable_regions
 from soda_compile.pruning import Pruning
@@ -48,7 +48,7 @@ def pruned_plan(name: str, seed: int = 0) -> Plan:
 @pytest.fixture
 def without_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs the rewritten graphs as they are."""
-    monkeypatch.setattr(soda_compile.lowering, "inductor_compile", lambda module, options: module)
+    graphs_as_they_are(monkeypatch)
 
 
 @pytest.mark.parametrize(("share", "pickers"), [("block", {1: 0, 3: 2, 5: 4}), (2, {1: 0, 2: 0, 3: 0, 5: 4})])
@@ -93,7 +93,7 @@ def test_a_pruned_plan_does_what_hooks_do(name: str, monkeypatch: pytest.MonkeyP
     plan = pruned_plan(name)
     assert sum(action.kind == "prune" for row in plan.actions for action in row) > STEPS
     if name not in COMPILED:
-        monkeypatch.setattr(soda_compile.lowering, "inductor_compile", lambda module, options: module)
+        graphs_as_they_are(monkeypatch)
     denoiser = compiled_with(plan, model)
     first = generate(denoiser, inputs)
     torch.testing.assert_close(first, EagerReference(model, FAMILIES[name].regions, plan).run(inputs), **ROUNDING)

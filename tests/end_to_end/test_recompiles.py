@@ -8,18 +8,17 @@ from eager_reference import EagerReference
 from families import Region
 from plain_models import DitBlock, Listed
 from torch import Tensor
+from tracing import graphs_as_they_are
 
 import soda_compile
-from soda_compile import lowering
 from soda_compile.plans import Plan, random_plan
 
 STEPS = 4
 
 
 @pytest.fixture(autouse=True)
-def graphs_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inductor is not the point here."""
-    monkeypatch.setattr(lowering, "inductor_compile", lambda module, options: module)
+def eager_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs_as_they_are(monkeypatch)
 
 
 @pytest.fixture(scope="module")

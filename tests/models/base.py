@@ -30,6 +30,22 @@ Case = tuple[nn.Module, dict[str, Any]]
 Cuts = str | tuple[str, ...]
 Tree = Mapping[str, Mapping[str, Cuts]]
 
+ATTENTION: dict[str, Any] = {"num_attention_heads": HEADS, "attention_head_dim": HEAD_DIM}
+LTX2: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    **ATTENTION,
+    "cross_attention_dim": WIDTH,
+    "audio_in_channels": 4,
+    "audio_out_channels": 4,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 8,
+    "audio_cross_attention_dim": 16,
+    "num_layers": 2,
+    "caption_channels": TEXT_WIDTH,
+    "rope_double_precision": False,
+}  # of the video model and of its refiner
+
 OUT = "to_out.0"  # where diffusers' attention ends
 FF = "net.2"  # where its feed-forward ends
 JOINT = ("to_out.0", "to_add_out")  # where an attention of two streams ends

@@ -1,16 +1,16 @@
 """Video denoisers."""
 
-from typing import Any
-
 import torch
 from diffusers.models import transformers as library
 
 from models.base import (
+    ATTENTION,
     CROSS,
     FF,
     HEAD_DIM,
     HEADS,
     JOINT,
+    LTX2,
     OUT,
     SELF,
     TEXT_TOKENS,
@@ -23,8 +23,6 @@ from models.base import (
     steps,
     text,
 )
-
-ATTENTION: dict[str, Any] = {"num_attention_heads": HEADS, "attention_head_dim": HEAD_DIM}
 
 
 @denoiser("LatteTransformer3DModel", {"transformer_blocks.*": CROSS, "temporal_transformer_blocks.*": SELF})
@@ -283,20 +281,7 @@ def ltx() -> Case:
     sample=("hidden_states", "audio_hidden_states"),
 )
 def ltx2() -> Case:
-    model = library.LTX2VideoTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        **ATTENTION,
-        cross_attention_dim=WIDTH,
-        audio_in_channels=4,
-        audio_out_channels=4,
-        audio_num_attention_heads=2,
-        audio_attention_head_dim=8,
-        audio_cross_attention_dim=16,
-        num_layers=2,
-        caption_channels=TEXT_WIDTH,
-        rope_double_precision=False,
-    )
+    model = library.LTX2VideoTransformer3DModel(**LTX2)
     return model, {
         "hidden_states": noise(2, 32, 4),
         "audio_hidden_states": noise(2, 5, 4),

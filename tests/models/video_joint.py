@@ -6,6 +6,7 @@ import torch
 from diffusers.models import transformers as library
 
 from models.base import (
+    ATTENTION,
     CROSS,
     DUAL,
     FF,
@@ -13,6 +14,7 @@ from models.base import (
     HEAD_DIM,
     HEADS,
     JOINT,
+    LTX2,
     OUT,
     POOLED_WIDTH,
     SINGLE,
@@ -31,7 +33,6 @@ HUNYUAN_TREE = {
     "transformer_blocks.*": DUAL,
     "single_transformer_blocks.*": SINGLE,
 }
-ATTENTION: dict[str, Any] = {"num_attention_heads": HEADS, "attention_head_dim": HEAD_DIM}
 
 
 HUNYUAN: dict[str, Any] = {
@@ -280,20 +281,7 @@ def sana_wm() -> Case:
 
 @denoiser("SanaWMLTX2RefinerTransformer3DModel", {"transformer_blocks.*": CROSS})
 def sana_wm_refiner() -> Case:
-    model = library.SanaWMLTX2RefinerTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        **ATTENTION,
-        cross_attention_dim=WIDTH,
-        audio_in_channels=4,
-        audio_out_channels=4,
-        audio_num_attention_heads=2,
-        audio_attention_head_dim=8,
-        audio_cross_attention_dim=16,
-        num_layers=2,
-        caption_channels=TEXT_WIDTH,
-        rope_double_precision=False,
-    )
+    model = library.SanaWMLTX2RefinerTransformer3DModel(**LTX2)
     return model, {
         "hidden_states": noise(2, 32, 4),
         **text(2),

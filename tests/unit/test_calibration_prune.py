@@ -13,6 +13,7 @@ import torch
 from families import FAMILIES
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.action import PRUNE_RATES
@@ -27,7 +28,7 @@ Array = NDArray[np.float64]
 def eager() -> Iterator[None]:
     """Runs observed blocks node by node: what is measured does not depend on how they are compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("soda_compile.lowering.inductor_compile", lambda module, options: module)
+        graphs_as_they_are(patch)
         torch._dynamo.reset()
         yield
     torch._dynamo.reset()

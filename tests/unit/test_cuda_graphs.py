@@ -9,9 +9,10 @@ import torch
 from families import FAMILIES
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tracing import graphs_as_they_are
 
 import soda_compile
-from soda_compile import cuda_graphs, lowering
+from soda_compile import cuda_graphs
 from soda_compile.inspection import inspect
 from soda_compile.options import check_options
 from soda_compile.plans import COMPUTE, REUSE, Action, Plan, prune
@@ -66,7 +67,7 @@ class TapeRecorder:
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[TapeRecorder]:
     torch._dynamo.reset()
     made = TapeRecorder()
-    monkeypatch.setattr(lowering, "inductor_compile", lambda module, options: module)
+    graphs_as_they_are(monkeypatch)
     monkeypatch.setattr(cuda_graphs, "recorder_for", lambda device: made)
     yield made
     torch._dynamo.reset()

@@ -6,9 +6,9 @@ import pytest
 import torch
 from families import FAMILIES
 from torch.utils._pytree import tree_leaves
+from tracing import graphs_as_they_are
 
 import soda_compile
-from soda_compile import lowering
 from soda_compile.inspection import inspect
 from soda_compile.lowering import Lowering
 from soda_compile.options import check_options
@@ -18,7 +18,7 @@ from soda_compile.program import build_program
 
 @pytest.mark.parametrize("name", ["dit", "wan"])
 def test_whole_steps_give_what_blocks_give(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lowering, "inductor_compile", lambda module, options: module)
+    graphs_as_they_are(monkeypatch)
     family = FAMILIES[name]
     model, calls = family.build(), list(family.trajectory(6))
     structure = inspect(model, **calls[0])
