@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from soda_compile.conditioning import separate_conditioning
 from soda_compile.cuda_graphs import Recording
 from soda_compile.errors import CaptureError, OptionError, PlanError
 from soda_compile.lowering import Lowering
@@ -79,12 +80,25 @@ def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lower
     log_artifact("soda_plan", lambda: str(plan))
     if True not in structure.parameters:
         raise CaptureError("the denoiser has no parameters, so its calls cannot be told from another model's")
+    if options.conditioning == "trajectory":
+        structure = _with_conditioning_apart(structure)
     build = functools.partial(build_program, structure, lowering=lowering, granularity=options.granularity)
     timestep = structure.paths.index(plan.timestep_input) if plan.timestep_input in structure.paths else None
     anchor = structure.parameters.index(True)
     keep_freed_memory(structure.regions[0].cuts[0].device)
     recording = Recording(structure.parameters) if options.cuda_graphs else None
-    return PlannedDenoiser(build(plan), plan, anchor, timestep, options.clock, build, recording)
+    program = build(plan, ahead=bool(structure.conditioning_calls))
+    return PlannedDenoiser(program, plan, anchor, timestep, options.clock, build, recording)
+
+
+def _with_conditioning_apart(structure: Structure) -> Structure:
+    separate = separate_conditioning(structure)
+    if not separate.conditioning_calls:
+        log.warning(
+            "option conditioning='trajectory' changes nothing: no product with a weight follows from the timestep and "
+            "other inputs of at most two axes alone"
+        )
+    return separate
 
 
 def require_fit(plan: Plan, structure: Structure) -> None:

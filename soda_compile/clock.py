@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,6 +26,8 @@ class Clock:
         trajectory: Number of the present trajectory, unique in the process; 0 before the first.
         step: Present step, 0 for the first; meaningless for an automatic clock.
         steps: Number of steps of the trajectory, where the owner of the clock knows it.
+        schedule: Says which timesteps the trajectory goes through, where the owner knows: equal schedules give
+            the denoiser equal timesteps at equal steps.
         stream: Name of the call that comes next, where its owner knows one, such as "cond"; nameless calls of a step
             are told apart by counting.
         restarts: Whether a stream may come in late or leave out steps; it then computes everything when it comes.
@@ -35,14 +37,16 @@ class Clock:
     trajectory: int = 0
     step: int = 0
     steps: int | None = None
+    schedule: Hashable = None
     stream: str | None = None
     restarts: bool = False
 
-    def begin(self, steps: int | None = None) -> None:
+    def begin(self, steps: int | None = None, schedule: Hashable = None) -> None:
         """Starts a new trajectory."""
         self.trajectory = next(_numbers)
         self.step = 0
         self.steps = steps
+        self.schedule = schedule
 
     def advance(self) -> None:
         """Ends the present step.
@@ -70,7 +74,9 @@ _active: ContextVar[tuple[_Active, ...]] = ContextVar("soda_compile_trajectories
 
 
 @contextmanager
-def trajectory(model: torch.nn.Module, *, manual: bool = False) -> Iterator[Clock]:
+def trajectory(
+    model: torch.nn.Module, *, manual: bool = False, timesteps: Iterable[float] | None = None
+) -> Iterator[Clock]:
     """One generation of a hand-written sampling loop.
 
     Every call of ``model`` inside, compiled with backend "soda", belongs to this trajectory, in this thread. The
@@ -85,12 +91,14 @@ def trajectory(model: torch.nn.Module, *, manual: bool = False) -> Iterator[Cloc
         manual: By default each step has as many denoiser calls as the plan says (``calls_per_step``, one unless
             guidance makes a second one), and these advance the step. With ``manual=True`` the step ends where the
             loop calls ``advance()`` on the yielded clock; the calls within a step are separate streams.
+        timesteps: Those that the loop goes through, as numbers. On a GPU, where the denoiser's timestep cannot be
+            read without waiting, they let option ``conditioning="trajectory"`` know that they are the same again.
 
     Yields:
         The clock.
     """
     clock = Clock(automatic=not manual)
-    clock.begin()
+    clock.begin(schedule=None if timesteps is None else tuple(map(float, timesteps)))
     entry = _Active(clock, frozenset(map(id, flatten_inputs([*model.parameters(), *model.buffers()]))))
     token = _active.set((entry, *_active.get()))
     try:

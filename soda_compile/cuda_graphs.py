@@ -71,20 +71,22 @@ class StepGraphs:
     fixed: tuple[bool, ...]
     recorder: Recorder
     _addresses: tuple[int, ...] = ()
-    _copies: list[torch.Tensor] = field(default_factory=list)
-    _seen: set[int] = field(default_factory=set)
-    _graphs: dict[int, tuple[Callable[[], None], list[Any]]] = field(default_factory=dict)
+    _copies: list[torch.Tensor] = field(default_factory=list)  # of inputs
+    _given: list[torch.Tensor] = field(default_factory=list)  # copies of conditioning
+    _seen: set[tuple[int, bool]] = field(default_factory=set)
+    _graphs: dict[tuple[int, bool], tuple[Callable[[], None], list[Any]]] = field(default_factory=dict)
 
-    def run(self, step: int, inputs: Sequence[Any]) -> list[Any]:
-        """Runs one step of the program; what it gives is the caller's to keep."""
+    def run(self, step: int, inputs: Sequence[Any], given: Sequence[torch.Tensor] | None = None) -> list[Any]:
+        """Runs one step of the program, see ``run_step``; what it gives is the caller's to keep."""
         self._require_addresses(inputs)
-        kind = self.program.distinct_steps[step]
+        kind = (self.program.distinct_steps[step], given is not None)
         if kind not in self._seen:
             self._seen.add(kind)
-            return self._execute(step, inputs)
-        self._copy([value for value, fixed in zip(inputs, self.fixed, strict=True) if not fixed])
+            return self._execute(step, inputs, given)
+        _copy([value for value, fixed in zip(inputs, self.fixed, strict=True) if not fixed], self._copies)
+        _copy(given or (), self._given)
         if kind not in self._graphs:
-            self._graphs[kind] = self._record(step, inputs)
+            self._graphs[kind] = self._record(step, inputs, self._given if given is not None else None)
         replay, outputs = self._graphs[kind]
         replay()
         return [None if value is None else value.clone() for value in outputs]
@@ -97,21 +99,14 @@ class StepGraphs:
             self._addresses = addresses
             self._graphs.clear()
 
-    def _copy(self, values: Sequence[torch.Tensor]) -> None:
-        with torch.inference_mode(False), torch.no_grad():
-            if not self._copies:
-                self._copies = [
-                    torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device) for v in values
-                ]
-            for copy, value in zip(self._copies, values, strict=True):
-                copy.copy_(value, non_blocking=True)
-
-    def _record(self, step: int, inputs: Sequence[Any]) -> tuple[Callable[[], None], list[Any]]:
+    def _record(
+        self, step: int, inputs: Sequence[Any], given: Sequence[torch.Tensor] | None
+    ) -> tuple[Callable[[], None], list[Any]]:
         copies = iter(self._copies)
         bound = [value if fixed else next(copies) for value, fixed in zip(inputs, self.fixed, strict=True)]
         outputs: list[Any] = []
         try:
-            replay = self.recorder.record(lambda: outputs.extend(self._execute(step, bound)))
+            replay = self.recorder.record(lambda: outputs.extend(self._execute(step, bound, given)))
         except RuntimeError as error:
             raise CaptureError(
                 f"step {step} cannot be recorded as a CUDA graph: {error}. Compile with mode=None or "
@@ -119,8 +114,18 @@ class StepGraphs:
             ) from error
         return replay, outputs
 
-    def _execute(self, step: int, inputs: Sequence[Any]) -> list[Any]:
-        return run_step(self.program, step, self.registers, inputs, in_place=True)
+    def _execute(self, step: int, inputs: Sequence[Any], given: Sequence[torch.Tensor] | None) -> list[Any]:
+        return run_step(self.program, step, self.registers, inputs, given, in_place=True)
+
+
+def _copy(values: Sequence[torch.Tensor], copies: list[torch.Tensor]) -> None:
+    """Copies to fixed addresses, which the first call makes."""
+    if not values:
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        if not copies:
+            copies += [torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device) for v in values]
+        torch._foreach_copy_(copies, list(values), non_blocking=True)  # one launch for those of one dtype
 
 
 @dataclass(eq=False)

@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from soda_compile.clock import Clock
 from soda_compile.errors import OptionError
@@ -16,6 +16,7 @@ from soda_compile.steps import Granularity
 from soda_compile.torch_private import inductor_options, mode_options
 
 CUDA_GRAPHS = "triton.cudagraphs"
+Conditioning = Literal["step", "trajectory"]
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -32,6 +33,9 @@ class Options:
         granularity: What is compiled as one graph. ``block``: equal blocks share their code, which compiles fast.
             ``step``: each distinct step as a whole, which compiles longer the more blocks there are, and was 2 to 3%
             faster; see benchmarks/README.md.
+        conditioning: When modulations and whatever else follows from the timestep and small inputs alone is computed.
+            ``step``: at each step. ``trajectory``: for all steps at once at the start of a trajectory, from the
+            second on, which knows the timesteps from the one before; results differ by rounding.
         clock: A clock that an integration ties to its scheduler; None for ``trajectory`` and counting.
         observer: Takes measurements instead of following a plan; used by ``calibrate``.
     """
@@ -41,6 +45,7 @@ class Options:
     inductor: dict[str, Any] = field(default_factory=dict)
     cuda_graphs: bool = False
     granularity: Granularity = "block"
+    conditioning: Conditioning = "step"
     clock: Clock | None = None
     observer: Observer | None = None
 
@@ -78,11 +83,16 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
         raise OptionError("options 'plan' and 'observer' exclude each other: measure first, then plan")
     settings = {**mode_options(mode), **{name.replace("-", "_"): value for name, value in inductor.items()}}
     cuda_graphs = bool(settings.get(CUDA_GRAPHS, False))
-    granularity = given.get("granularity", "block")
-    if granularity not in get_args(Granularity):
-        either = ", ".join(map(repr, get_args(Granularity)))
-        raise OptionError(f"option 'granularity' is {granularity!r}, but must be one of {either}")
-    return Options(plan, mode, settings, cuda_graphs, granularity, given.get("clock"), given.get("observer"))
+    granularity = _one_of("granularity", given.get("granularity", "block"), get_args(Granularity))
+    conditioning = _one_of("conditioning", given.get("conditioning", "step"), get_args(Conditioning))
+    clock, observer = given.get("clock"), given.get("observer")
+    return Options(plan, mode, settings, cuda_graphs, granularity, conditioning, clock, observer)
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        raise OptionError(f"option {name!r} is {value!r}, but must be one of {', '.join(map(repr, known))}")
+    return value
 
 
 def _require_known(given: Mapping[str, Any], known: Iterable[str], what: str) -> None:

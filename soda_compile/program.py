@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from soda_compile.all_steps import AllSteps, all_steps, is_conditioning, stacked
 from soda_compile.errors import PlanError
 from soda_compile.index_sharing import share_indices
 from soda_compile.lowering import Lowering
-from soda_compile.operators import graph_flops
+from soda_compile.operators import graph_flops, tensor_bytes
 from soda_compile.passes.base import results_of
 from soda_compile.plans import Plan
 from soda_compile.registers import Registers, StepView
@@ -36,6 +37,25 @@ class Call:
 
 
 @dataclass(frozen=True, eq=False)
+class Ahead:
+    """How the conditioning of all steps is computed at once.
+
+    Attributes:
+        reads: For each input that it follows from its register, and the register of what it is at all steps, stacked.
+        calls: The calls.
+        values: For each value that steps read its register, and the register of those of all steps, stacked.
+        skip: For each step how many of its first calls compute the same for that step alone.
+        memory_bytes: Of the values of all steps.
+    """
+
+    reads: tuple[tuple[int, int], ...]
+    calls: tuple[Call, ...]
+    values: tuple[tuple[int, int], ...]
+    skip: tuple[int, ...]
+    memory_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
 class Program:
     """A compiled plan for one signature of inputs.
 
@@ -50,6 +70,7 @@ class Program:
         tensors: Constants, coefficients and what else a step needs to know, by register.
         slots: Layout of each slot, by register.
         flops: For each step the FLOPs of what runs.
+        ahead: How conditioning is computed ahead, if it is apart.
     """
 
     steps: tuple[tuple[Call, ...], ...]
@@ -59,6 +80,7 @@ class Program:
     tensors: dict[int, torch.Tensor]
     slots: dict[int, Cut]
     flops: tuple[int, ...]
+    ahead: Ahead | None = None
 
     @cached_property
     def distinct_steps(self) -> tuple[int, ...]:
@@ -76,7 +98,14 @@ class Program:
         return sum(cut.memory_bytes for cut in self.slots.values())
 
 
-def build_program(structure: Structure, plan: Plan, lowering: Lowering, granularity: Granularity = "block") -> Program:
+def build_program(
+    structure: Structure,
+    plan: Plan,
+    lowering: Lowering,
+    granularity: Granularity = "block",
+    *,
+    ahead: bool = False,
+) -> Program:
     """Binds a plan to a structure and compiles all that it needs.
 
     Args:
@@ -84,6 +113,7 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering, granular
         plan: What every region does at every step.
         lowering: Where compiled pieces are kept.
         granularity: What is compiled as one graph: ``block`` or ``step``.
+        ahead: Whether conditioning that is apart is compiled for all steps at once, too.
     """
     require_token_axes(structure, plan)
     sharing = share_indices(structure, plan)
@@ -97,12 +127,19 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering, granular
         accesses = tuple(tuple(row[step] for row in rows[start:stop]) for start, stop in bounds)
         pieces = builder.pieces(tuple(tuple(access.treatment for access in call) for call in accesses))
         steps.append(StepPieces(pieces, accesses))
-    lowering.compile(piece for step in steps for piece in step.pieces)
-    return _assemble(structure, steps, Registers(structure, bounds, sharing), lowering)
+    together = all_steps(structure, builder, steps) if ahead else None
+    lowering.compile([*(piece for step in steps for piece in step.pieces), *(together.pieces if together else ())])
+    return _assemble(structure, steps, together, Registers(structure, bounds, sharing), lowering)
 
 
 def run_step(
-    program: Program, step: int, registers: list[Any], inputs: Sequence[Any], *, in_place: bool = False
+    program: Program,
+    step: int,
+    registers: list[Any],
+    inputs: Sequence[Any],
+    given: Sequence[Any] | None = None,
+    *,
+    in_place: bool = False,
 ) -> list[Any]:
     """Runs the calls of one step.
 
@@ -111,14 +148,21 @@ def run_step(
         step: The step.
         registers: Of the stream; slots among them keep their place in the list.
         inputs: The inputs of the captured graph, in order.
+        given: The step's conditioning, in the order of ``program.ahead.values``; None to compute it.
         in_place: Whether slots keep their addresses too: a new value is copied there, not put in its place.
 
     Returns:
         The outputs of the captured graph.
     """
     registers[: len(inputs)] = inputs
+    calls = program.steps[step]
+    if given is not None:
+        assert program.ahead is not None
+        calls = calls[program.ahead.skip[step] :]
+        for (index, _), value in zip(program.ahead.values, given, strict=True):
+            registers[index] = value
     try:
-        for call in program.steps[step]:
+        for call in calls:
             results = call.function(*[registers[index] for index in call.arguments])
             for index, value in zip(call.results, results, strict=True):
                 if in_place and index in program.slots:
@@ -130,6 +174,29 @@ def run_step(
         return [None if index is None else registers[index] for index in program.outputs]
     finally:
         registers[: len(inputs)] = [None] * len(inputs)  # slots stay; the caller's tensors must not
+
+
+def run_ahead(
+    program: Program, registers: list[Any], inputs: Sequence[Any], conditions: Sequence[torch.Tensor]
+) -> list[tuple[torch.Tensor, ...]]:
+    """Computes the conditioning of all steps.
+
+    Args:
+        program: A program with conditioning apart.
+        registers: Of the stream.
+        inputs: The inputs of the captured graph, in order.
+        conditions: For each of ``program.ahead.reads`` what it is at all steps, [steps, ...].
+
+    Returns:
+        For each step what ``run_step`` takes as given.
+    """
+    assert program.ahead is not None
+    values = dict(enumerate(inputs)) | program.tensors
+    values |= {wide: value for (_, wide), value in zip(program.ahead.reads, conditions, strict=True)}
+    for call in program.ahead.calls:
+        results = call.function(*[values[index] for index in call.arguments])
+        values |= zip(call.results, results, strict=True)
+    return list(zip(*(values[wide].unbind(0) for _, wide in program.ahead.values), strict=True))
 
 
 def prunable_regions(structure: Structure) -> tuple[bool, ...]:
@@ -170,13 +237,40 @@ def _region_bounds(structure: Structure) -> list[tuple[int, int]]:
     return bounds
 
 
-def _assemble(structure: Structure, steps: Sequence[StepPieces], registers: Registers, lowering: Lowering) -> Program:
+def _assemble(
+    structure: Structure,
+    steps: Sequence[StepPieces],
+    together: AllSteps | None,
+    registers: Registers,
+    lowering: Lowering,
+) -> Program:
     """Resolves all arguments."""
     resolved = tuple(_calls(structure, number, step, registers, lowering) for number, step in enumerate(steps))
     outputs = tuple(registers.value(name) if name else None for name in structure.outputs)
     flops = tuple(sum(graph_flops(piece.module.graph) for piece in step.pieces) for step in steps)
     inputs = len(structure.inputs)
-    return Program(resolved, inputs, outputs, registers.count, registers.tensors, registers.slots, flops)
+    ahead = _ahead(structure, steps, together, registers, lowering) if together else None
+    return Program(resolved, inputs, outputs, registers.count, registers.tensors, registers.slots, flops, ahead)
+
+
+def _ahead(
+    structure: Structure, steps: Sequence[StepPieces], together: AllSteps, registers: Registers, lowering: Lowering
+) -> Ahead:
+    view = StepView(0, ())
+    calls, kept = [], 0
+    for piece in together.pieces:
+        graph = piece.module.graph
+        arguments = _registers(piece.inputs, graph.find_nodes(op="placeholder"), registers, view)
+        results = _registers(piece.outputs, results_of(graph), registers, view)
+        calls.append(Call(lowering.compiled[piece.key], arguments, results, ()))
+        kept += sum(tensor_bytes(node) for node in results_of(graph))
+    return Ahead(
+        reads=tuple((registers.value(name), registers.value(stacked(name))) for name in structure.conditions),
+        calls=tuple(calls),
+        values=tuple((registers.value(name), registers.value(stacked(name))) for name in together.values),
+        skip=tuple(sum(is_conditioning(structure, piece) for piece in step.pieces) for step in steps),
+        memory_bytes=kept,
+    )
 
 
 def _calls(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from soda_compile.plans import Plan
 from soda_compile.program import Program, run_step
 from soda_compile.state import Frame, state_of
 from soda_compile.tail import tail
+from soda_compile.timetable import Timetable
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +54,22 @@ class PlannedDenoiser:
             step, frame = state.locate(clock, self.program, starts, self._tail)
             if shown is not None and nearest != self._timesteps[step]:
                 raise TrajectoryError(self._mismatch(shown, step))
-            return self._run(frame, step, inputs)
+            return self._run(frame, step, inputs, clock.schedule if clock else None)
         except BaseException:
             state.reset()
             raise
 
-    def _run(self, frame: Frame, step: int, inputs: Sequence[Any]) -> list[Any]:
+    def _run(self, frame: Frame, step: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
         program = frame.tail or self.program
+        if program.ahead is not None and frame.timetable is None:
+            frame.timetable = Timetable(program, program.ahead, frame.registers)
+        here = step - frame.start
+        given = frame.timetable.conditioning(here, inputs, schedule) if frame.timetable else None
         if self.recording is not None and frame.graphs is None:
             frame.graphs = self.recording.start(program, frame.registers, inputs)
         if frame.graphs is not None:
-            return frame.graphs.run(step - frame.start, inputs)
-        return run_step(program, step - frame.start, frame.registers, inputs)
+            return frame.graphs.run(here, inputs, given)
+        return run_step(program, here, frame.registers, inputs, given)
 
     def _tail(self, start: int) -> Program:
         """The program for a stream that begins at a later step."""

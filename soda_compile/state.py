@@ -15,6 +15,7 @@ from soda_compile.clock import Clock
 from soda_compile.cuda_graphs import StepGraphs
 from soda_compile.errors import TrajectoryError
 from soda_compile.program import Program
+from soda_compile.timetable import Timetable
 from soda_compile.torch_private import WeakIdKeyDictionary
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Frame:
         trajectory: The trajectory that was run last.
         step: The plan's step that was run last.
         graphs: Its recorded steps, where steps are recorded.
+        timetable: What conditions its steps, where conditioning is computed ahead.
     """
 
     tail: Program | None
@@ -39,6 +41,7 @@ class Frame:
     trajectory: int = -1
     step: int = -1
     graphs: StepGraphs | None = None
+    timetable: Timetable | None = None
 
 
 @dataclass(eq=False)

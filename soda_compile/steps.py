@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,25 +44,32 @@ class StepBuilder:
     def pieces(self, treatments: tuple[tuple[Treatment, ...], ...]) -> tuple[Piece, ...]:
         """The pieces for one tuple of treatments for each call."""
         if treatments not in self._steps:
-            self._steps[treatments] = self._build(treatments)
+            self._steps[treatments] = self._build(treatments, filter(None, self.structure.outputs))
         return self._steps[treatments]
 
-    def _build(self, treatments: tuple[tuple[Treatment, ...], ...]) -> tuple[Piece, ...]:
+    def conditioning(self, read: Iterable[str]) -> tuple[Piece, ...]:
+        """The pieces of the conditioning calls alone, as far as these values need them."""
+        return self._build(((),) * self.structure.conditioning_calls, read)
+
+    def _build(self, treatments: tuple[tuple[Treatment, ...], ...], read: Iterable[str]) -> tuple[Piece, ...]:
+        """The pieces of the first calls, for one tuple of treatments for each; ``read`` are the values wanted."""
         calls = self.structure.calls
-        variants: list[Variant | None] = [None] * len(calls)
-        needed = {name for name in self.structure.outputs if name}
-        reads: list[set[str]] = [set()] * len(calls)
-        for index in reversed(range(len(calls))):
+        variants: list[Variant | None] = [None] * len(treatments)
+        needed = set(read)
+        reads: list[set[str]] = [set()] * len(treatments)
+        for index in reversed(range(len(treatments))):
             reads[index] = set(needed)
             variant = self._variant(index, treatments[index], tuple(name in needed for name in calls[index].outputs))
             if variant is None:
                 continue
             variants[index] = variant
             needed |= {calls[index].inputs[source] for source in variant.inputs if isinstance(source, int)}
+        first = self.structure.conditioning_calls
         live = [index for index, variant in enumerate(variants) if variant is not None]
-        pieces = []
+        ahead, rest = [index for index in live if index < first], [index for index in live if index >= first]
         light = [_is_light(treatment) for treatment in treatments]
-        for run in _runs(live, light) if self.granularity == "block" else [live]:
+        pieces = []
+        for run in (*_runs(ahead, light), *(_runs(rest, light) if self.granularity == "block" else [rest])):
             members = [(index, calls[index], variants[index]) for index in run]
             pieces.append(join(members, reads[run[-1]]))  # type: ignore[arg-type]
         return tuple(pieces)

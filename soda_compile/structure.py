@@ -120,6 +120,8 @@ class Structure:
         outputs: Names of the values to return, in order (None for a None).
         paths: For each input, its path in the model (``blocks.0.attn.weight``) or argument name.
         parameters: Which inputs are parameters or buffers of the model.
+        conditioning_calls: How many of the first calls do nothing but conditioning; see ``conditioning``.
+        conditions: Inputs other than parameters that those calls read.
     """
 
     calls: tuple[BlockCall, ...]
@@ -128,6 +130,8 @@ class Structure:
     outputs: tuple[str | None, ...]
     paths: tuple[str, ...]
     parameters: tuple[bool, ...]
+    conditioning_calls: int = 0
+    conditions: tuple[str, ...] = ()
 
     @cached_property
     def region_names(self) -> tuple[str, ...]:

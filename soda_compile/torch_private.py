@@ -24,6 +24,7 @@ __all__ = [
     "Compiled",
     "SizeGuards",
     "WeakIdKeyDictionary",
+    "add_axis",
     "aot_compile",
     "at_home",
     "capture_failures",
@@ -135,6 +136,29 @@ def inductor_compile(module: fx.GraphModule, options: dict[str, Any]) -> Compile
         with _generated_code() as generated:
             compiled: Compiled = compile_fx(copy, inputs, config_patches=options or None, ignore_shape_env=True)  # type: ignore[assignment]
     return _DirectCall(compiled, generated[0]) if plain and len(generated) == 1 else compiled
+
+
+def add_axis(module: fx.GraphModule, size: int, batched: Sequence[bool]) -> fx.GraphModule:
+    """The graph over one more axis, the first of its outputs and of those inputs that are batched.
+
+    Raises:
+        RuntimeError: If an operator can only be repeated for each entry.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    functorch: Any = torch._C._functorch
+    repeats = functorch._is_vmap_fallback_enabled()
+    with _alone(module, {}) as (copy, inputs, _), fake_mode_of(inputs), torch.inference_mode(False):
+        wide = [
+            torch.empty((size, *value.shape), dtype=value.dtype, device=value.device) if wider else value
+            for value, wider in zip(inputs, batched, strict=True)
+        ]
+        functorch._set_vmap_fallback_enabled(False)
+        try:
+            with torch.autocast(inputs[0].device.type, enabled=False), torch.no_grad():  # casts are in the graph
+                return make_fx(torch.func.vmap(copy, in_dims=tuple(0 if one else None for one in batched)))(*wide)
+        finally:
+            functorch._set_vmap_fallback_enabled(repeats)
 
 
 def _is_plain(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> bool:

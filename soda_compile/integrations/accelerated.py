@@ -32,16 +32,14 @@ class AcceleratedDenoiser:
         name: Its name in the pipeline.
         module: The model.
         stage: Its part of the schedule.
-        mode: A mode of ``torch.compile``.
-        inductor: Settings for Inductor.
+        options: Of the backend.
         plan: The plan of the present trajectory.
     """
 
     name: str
     module: torch.nn.Module
     stage: Stage
-    mode: str | None
-    inductor: Mapping[str, Any]
+    options: Mapping[str, Any]
     plan: Plan | None = None
     _compiled: dict[Hashable, Callable[..., Any]] = field(default_factory=dict)
     _groups: list[Any] = field(default_factory=list)
@@ -83,8 +81,8 @@ class AcceleratedDenoiser:
         # One compiled function for each signature: Dynamo gives up when one has seen too many.
         key = (self.plan.digest, _signature((arguments, options)))
         if key not in self._compiled:
-            settings = {"plan": self.plan, "clock": self.stage.clock, "inductor": dict(self.inductor)}
-            backend = functools.partial(soda, mode=self.mode, options=settings)
+            settings = {**self.options, "plan": self.plan, "clock": self.stage.clock}
+            backend = functools.partial(soda, options=settings)
             self._compiled[key] = compiled_forward(self.module, backend)
         with onloaded(self.module, self._groups):
             return self._compiled[key](*arguments, **options)
@@ -122,8 +120,7 @@ class Acceleration:
         pipe: Any,
         denoisers: Mapping[str, torch.nn.Module],
         plans_for: Callable[[Any], Mapping[str, Plan]],
-        mode: str | None,
-        inductor: Mapping[str, Any],
+        options: Mapping[str, Any],
     ) -> Acceleration:
         """Ties the scheduler and replaces the forwards; on an error nothing has changed.
 
@@ -132,7 +129,7 @@ class Acceleration:
         """
         tie = SchedulerTie(pipe.scheduler, Clock())
         made = {
-            name: AcceleratedDenoiser(name, module, Stage(tie, Clock(restarts=True)), mode, inductor)
+            name: AcceleratedDenoiser(name, module, Stage(tie, Clock(restarts=True)), options)
             for name, module in denoisers.items()
         }
         acceleration = cls(pipe, plans_for, tie, made)

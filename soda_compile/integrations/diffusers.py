@@ -15,7 +15,7 @@ from soda_compile.integrations.denoisers import denoiser_of, denoisers_of, is_pi
 from soda_compile.integrations.plan_sources import GivenPlans, SearchedPlans
 from soda_compile.integrations.plan_store import PlanStore, Request
 from soda_compile.integrations.scheduler_tie import SchedulerTie, scheduler_config, scheduler_digest
-from soda_compile.options import check_options
+from soda_compile.options import Conditioning, check_options
 from soda_compile.plans import Plan
 
 __all__ = [
@@ -47,6 +47,7 @@ def accelerate(
     cache: str | os.PathLike[str] | None = None,
     mode: str | None = None,
     inductor: Mapping[str, Any] | None = None,
+    conditioning: Conditioning = "step",
 ) -> Any:
     """Compiles a pipeline's denoisers by a plan and ties the step clock to the pipeline's scheduler.
 
@@ -78,6 +79,7 @@ def accelerate(
             SODA_COMPILE_CACHE names, or ``soda_compile`` in the user's cache directory.
         mode: A mode of ``torch.compile``.
         inductor: Settings for Inductor.
+        conditioning: ``trajectory`` computes modulations for all steps at once, see ``Options``.
 
     Returns:
         The same pipeline. ``restore(pipe)`` undoes everything.
@@ -92,7 +94,8 @@ def accelerate(
         raise OptionError(f"this {type(pipe).__name__} is accelerated already; call soda_compile.restore(pipe) first")
     if sum(given is not None for given in (plan, speedup, anchors)) != 1:
         raise OptionError(f"give exactly one of plan, speedup={speedup} and anchors={anchors}")
-    check_options({"inductor": dict(inductor or {})}, mode)
+    options = {"mode": mode, "inductor": dict(inductor or {}), "conditioning": conditioning}
+    check_options(options)
     denoisers = denoisers_of(pipe)
     for name, module in denoisers.items():
         require_supported(name, module)
@@ -109,7 +112,7 @@ def accelerate(
         source = SearchedPlans(pipe, denoisers, Request({**wanted, **(planning or {})}), store, guidance, max_interval)
         call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         _find_or_measure(source, calibrate_with, call, pipeline_options or {})
-    setattr(pipe, _HANDLE, Acceleration.install(pipe, denoisers, source, mode, inductor or {}))
+    setattr(pipe, _HANDLE, Acceleration.install(pipe, denoisers, source, options))
     return pipe
 
 

@@ -70,7 +70,8 @@ class SchedulerTie:
         if self.check is not None:
             self.check(self.scheduler)
         self.arguments = (arguments, options)
-        self.clock.begin(len(self.scheduler.timesteps))
+        timesteps = timesteps_of(self.scheduler)
+        self.clock.begin(len(timesteps), tuple(timesteps))
         self._at_start = True
         return result
 
@@ -132,6 +133,7 @@ class Stage:
         if self.clock.trajectory != master.trajectory:
             self.clock.trajectory, self.called_at = master.trajectory, master.step
         first = self.called_at if self.first is None else self.first
+        self.clock.schedule = (master.schedule, first)
         if master.step < first:
             raise TrajectoryError(
                 f"the denoiser is called at step {master.step} of the schedule, but its plan starts at step {first}; "

@@ -85,8 +85,10 @@ def plan_for(model: torch.nn.Module, inputs: dict[str, Any], score: Any = "rando
     return Plan("", structure.region_names, rows, pruning=Pruning(score))
 
 
-def trajectories(model: torch.nn.Module, plan: Plan, calls: list[dict[str, Any]], mode: str | None) -> list[Any]:
-    options = {"plan": plan, "mode": mode}
+def trajectories(
+    model: torch.nn.Module, plan: Plan, calls: list[dict[str, Any]], mode: str | None, **more: Any
+) -> list[Any]:
+    options = {"plan": plan, "mode": mode, **more}
     compiled = torch.compile(model, backend="soda", options=options, fullgraph=True, dynamic=False)
     results = []
     with torch.no_grad():
@@ -111,6 +113,19 @@ def test_recorded_steps_give_the_same(recorder: TapeRecorder, name: str, score: 
     torch._dynamo.reset()
     got = trajectories(model, plan, calls, "reduce-overhead")
     assert recorder.tapes, "from the second trajectory on"
+    for ours, theirs in zip(got, wanted, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_recorded_steps_take_conditioning_that_was_computed_ahead(recorder: TapeRecorder):
+    family = FAMILIES["dit"]
+    model, calls = family.build(), list(family.trajectory(8))
+    plan = plan_for(model, calls[0])
+    wanted = trajectories(model, plan, calls, None, conditioning="trajectory")
+    torch._dynamo.reset()
+    got = trajectories(model, plan, calls, "reduce-overhead", conditioning="trajectory")
+    assert recorder.tapes
     for ours, theirs in zip(got, wanted, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             assert torch.equal(one, other)

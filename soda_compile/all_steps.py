@@ -1,0 +1,77 @@
+"""Conditioning of all steps of a trajectory in one go: its pieces, with the steps as another axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from soda_compile.errors import CaptureError
+from soda_compile.steps import StepBuilder, StepPieces
+from soda_compile.structure import Structure
+from soda_compile.torch_private import add_axis
+from soda_compile.variants import Piece
+
+
+@dataclass(frozen=True, eq=False)
+class AllSteps:
+    """What computes the conditioning of all steps.
+
+    Attributes:
+        pieces: In order; names of values that differ between steps stand for all of them, stacked.
+        values: Names of the values that steps read.
+    """
+
+    pieces: tuple[Piece, ...]
+    values: tuple[str, ...]
+
+
+def all_steps(structure: Structure, builder: StepBuilder, steps: Sequence[StepPieces]) -> AllSteps | None:
+    """The conditioning that any of these steps reads; None where there is none."""
+    apart = {name for call in structure.calls[: structure.conditioning_calls] for name in call.outputs}
+    if not apart:
+        return None
+    read = {
+        source
+        for step in steps
+        for piece in step.pieces
+        if not is_conditioning(structure, piece)
+        for source in piece.inputs
+        if isinstance(source, str) and source in apart
+    }
+    differ = apart | set(structure.conditions)
+    pieces = tuple(_stacked(piece, len(steps), differ) for piece in builder.conditioning(read))
+    return AllSteps(pieces, tuple(sorted(read)))
+
+
+def is_conditioning(structure: Structure, piece: Piece) -> bool:
+    """Whether a piece does nothing but conditioning."""
+    apart = {name for call in structure.calls[: structure.conditioning_calls] for name in call.outputs}
+    return bool(piece.outputs) and all(name in apart for name in piece.outputs)
+
+
+def stacked(name: str) -> str:
+    """Name of the values of all steps."""
+    return f"{name} of all steps"
+
+
+def _stacked(piece: Piece, steps: int, differ: set[str]) -> Piece:
+    """The piece for all steps, first axis of what differs between them."""
+    batched = [name in differ for name in piece.inputs]
+    try:
+        module = add_axis(piece.module, steps, batched)
+    except RuntimeError as error:
+        raise CaptureError(
+            f"{piece.name} cannot be computed for all steps at once: {error}. Compile with conditioning='step'"
+        ) from error
+    return Piece(
+        key=f"{piece.key} {steps} {batched}",
+        name=f"{piece.name}, {steps} steps",
+        module=module,
+        inputs=tuple(_renamed(name, differ) for name in piece.inputs),
+        outputs=tuple(_renamed(name, differ) for name in piece.outputs),
+    )
+
+
+def _renamed(name: object, differ: set[str]) -> str:
+    assert isinstance(name, str), "conditioning has no slots"
+    return stacked(name) if name in differ else name
