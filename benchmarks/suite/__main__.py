@@ -25,7 +25,7 @@ from soda_compile.files import write_atomic
 RESULTS = Path("benchmarks/results")
 ALL_METHODS = ("dit", "flux")
 CORE = ("eager", "torch.compile", "soda, everything", "soda, reuse, interval 4", "soda, reuse, interval 8",
-        "soda, forecast", "cache-dit, DBCache, compiled", "diffusers, TaylorSeer, compiled")  # fmt: skip
+        "soda, forecast", "soda ahead", "cache-dit, DBCache, compiled", "diffusers, TaylorSeer, compiled")  # fmt: skip
 
 
 def main(

@@ -59,6 +59,10 @@ def methods(device: str) -> dict[str, Method]:
         rows.append(_soda("reuse", 2 * SPARSE, "reuse", mode))
         rows.append(_soda("forecast", SPARSE, "forecast", mode, cold=True))
         rows.append(_soda("prune half", SPARSE, "prune", mode))
+        rows.append(_soda("everything", None, "reuse", mode, cold=True, ahead=True))
+        rows.append(_soda("reuse", SPARSE, "reuse", mode, ahead=True))
+        rows.append(_soda("reuse", 2 * SPARSE, "reuse", mode, ahead=True))
+        rows.append(_soda("forecast", SPARSE, "forecast", mode, cold=True, ahead=True))
     rows += [*_cache_dit(device), *_diffusers()]
     return {row.name: row for row in rows}
 
@@ -71,13 +75,16 @@ def _compiled(compile: Callable[..., Any], model: nn.Module, inputs: Inputs, ste
     return Runner(model, compile=compile)
 
 
-def _soda(name: str, interval: int | None, kind: str, mode: str | None, cold: bool = False) -> Method:
+def _soda(
+    name: str, interval: int | None, kind: str, mode: str | None, cold: bool = False, ahead: bool = False
+) -> Method:
     def build(model: nn.Module, inputs: Inputs, steps: int) -> Runner:
         from benchmarks.suite.ours import planned
 
-        return planned(model, inputs, computed(steps, interval), kind, mode)
+        return planned(model, inputs, computed(steps, interval), kind, mode, ahead)
 
-    title = f"soda, {name}" if interval is None else f"soda, {name}, interval {interval}"
+    title = "soda ahead" if ahead else "soda"
+    title += f", {name}" if interval is None else f", {name}, interval {interval}"
     return Method(_named(title, mode), "soda", build, interval, mode, cold=cold, same_mask=kind != "prune")
 
 

@@ -12,14 +12,17 @@ from benchmarks.suite.runner import Runner
 from soda_compile.backend import soda
 
 
-def planned(model: nn.Module, inputs: dict[str, Any], mask: tuple[bool, ...], kind: str, mode: str | None) -> Runner:
-    """The denoiser under a plan that follows the mask."""
+def planned(
+    model: nn.Module, inputs: dict[str, Any], mask: tuple[bool, ...], kind: str, mode: str | None, ahead: bool
+) -> Runner:
+    """The denoiser under a plan that follows the mask; ``ahead`` computes conditioning for all steps at once."""
     plan = plan_for(soda_compile.inspect(model, **inputs), mask, kind)
     torch._dynamo.reset()  # looking at the model must not count as a start of compiling it
     built: list[Any] = []
 
     def backend(module: torch.fx.GraphModule, example: list[Any]) -> Any:
-        built.append(soda(module, example, options={"plan": plan}, mode=mode))
+        options = {"plan": plan, "conditioning": "trajectory" if ahead else "step"}
+        built.append(soda(module, example, options=options, mode=mode))
         return built[-1]
 
     def program() -> Any:
@@ -30,7 +33,7 @@ def planned(model: nn.Module, inputs: dict[str, Any], mask: tuple[bool, ...], ki
     return Runner(
         model,
         compile=functools.partial(torch.compile, backend=backend, fullgraph=True, dynamic=False),
-        trajectory=functools.partial(soda_compile.trajectory, model),
+        trajectory=functools.partial(soda_compile.trajectory, model, timesteps=range(len(mask))),  # always the same
         flops=lambda: program().flops,
-        held_bytes=lambda: program().slot_memory_bytes,
+        held_bytes=lambda: program().slot_memory_bytes + (program().ahead.memory_bytes if ahead else 0),
     )

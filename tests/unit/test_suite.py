@@ -125,6 +125,8 @@ REPORT = {
                 row("soda, everything", (4.0, 4.4, 4.0), flops=(10, 10, 10, 10), interval=None),
                 row("soda, reuse, interval 4", (2.0, 2.0, 2.0)),
                 row("soda, forecast, interval 4", (3.0, 3.0, 3.0), cold_seconds=10.0, warm_seconds=3.0),
+                row("soda ahead, everything", (3.6, 3.6, 3.6), flops=(10, 10, 10, 10), interval=None),
+                row("soda ahead, reuse, interval 4", (1.6, 1.6, 1.6)),
                 row("cache-dit, compiled", (2.4, 2.4, 2.4), "peer", follows_mask=True),
                 row("PAB, compiled", (0.1, 0.1, 0.1), "peer", follows_mask=False),
                 {"name": "broken", "group": "peer", "notes": [], "reason": "ValueError: a | b"},
@@ -143,7 +145,11 @@ def test_bars():
     assert words["share of time saved over share of FLOPs saved, reuse"] == "met"
     assert words["share of time saved over share of FLOPs saved, forecast"] == "missed"
     peer = found["FLUX: times faster than the fastest peer at the same mask, reuse"]
-    assert (peer.measured, peer.met) == ("1.20 (cache-dit, compiled)", False)  # PAB is not at the same mask
+    best = "soda ahead, reuse, interval 4, over cache-dit, compiled"  # PAB is not at the same mask
+    assert (peer.measured, peer.met) == (f"1.50 ({best})", True)
+    forecast = found["FLUX: times faster than the fastest peer at the same mask, forecast"]
+    assert (forecast.measured[:4], forecast.met) == ("0.80", False)
+    assert found["FLUX: everything computed, conditioning ahead, over torch.compile"].measured == "0.900"
     assert words["cold start with a forecasting plan, over cold torch.compile"] == "met"
     assert words["warm start with a forecasting plan, over cold torch.compile"] == "missed"
     assert words["step that reuses everything, over a step of torch.compile"] == "not measured"
