@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from soda_compile.errors import CaptureError
+from soda_compile.operators import tensor_bytes
+from soda_compile.passes.base import results_of
 from soda_compile.steps import StepBuilder, StepPieces
 from soda_compile.structure import Structure
 from soda_compile.torch_private import add_axis
 from soda_compile.variants import Piece
+
+log = logging.getLogger(__name__)
+
+MOST = 1.0
+"""How much memory conditioning may take, over that of the weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,14 +27,19 @@ class AllSteps:
     Attributes:
         pieces: In order; names of values that differ between steps stand for all of them, stacked.
         values: Names of the values that steps read.
+        memory_bytes: Of what the pieces give.
     """
 
     pieces: tuple[Piece, ...]
     values: tuple[str, ...]
+    memory_bytes: int
 
 
 def all_steps(structure: Structure, builder: StepBuilder, steps: Sequence[StepPieces]) -> AllSteps | None:
-    """The conditioning that any of these steps reads; None where there is none."""
+    """The conditioning that any of these steps reads; None where there is none, or too much.
+
+    Some models condition each token: for all steps that can be more than the model itself.
+    """
     apart = {name for call in structure.calls[: structure.conditioning_calls] for name in call.outputs}
     if not apart:
         return None
@@ -39,8 +52,16 @@ def all_steps(structure: Structure, builder: StepBuilder, steps: Sequence[StepPi
         if isinstance(source, str) and source in apart
     }
     differ = apart | set(structure.conditions)
-    pieces = tuple(_stacked(piece, len(steps), differ) for piece in builder.conditioning(read))
-    return AllSteps(pieces, tuple(sorted(read)))
+    alone = builder.conditioning(read)
+    kept = len(steps) * sum(tensor_bytes(node) for piece in alone for node in results_of(piece.module.graph))
+    if kept > MOST * structure.weight_bytes:
+        log.warning(
+            "conditioning is computed at each step: for all %d it takes %.0f MB, and the weights %.0f MB",
+            len(steps), kept / 1e6, structure.weight_bytes / 1e6,
+        )  # fmt: skip
+        return None
+    pieces = tuple(_stacked(piece, len(steps), differ) for piece in alone)
+    return AllSteps(pieces, tuple(sorted(read)), kept)
 
 
 def is_conditioning(structure: Structure, piece: Piece) -> bool:

@@ -14,7 +14,7 @@ from soda_compile.all_steps import AllSteps, all_steps, is_conditioning, stacked
 from soda_compile.errors import PlanError
 from soda_compile.index_sharing import share_indices
 from soda_compile.lowering import Lowering
-from soda_compile.operators import graph_flops, tensor_bytes
+from soda_compile.operators import graph_flops
 from soda_compile.passes.base import results_of
 from soda_compile.plans import Plan
 from soda_compile.registers import Registers, StepView
@@ -257,19 +257,18 @@ def _ahead(
     structure: Structure, steps: Sequence[StepPieces], together: AllSteps, registers: Registers, lowering: Lowering
 ) -> Ahead:
     view = StepView(0, ())
-    calls, kept = [], 0
+    calls = []
     for piece in together.pieces:
         graph = piece.module.graph
         arguments = _registers(piece.inputs, graph.find_nodes(op="placeholder"), registers, view)
         results = _registers(piece.outputs, results_of(graph), registers, view)
         calls.append(Call(lowering.compiled[piece.key], arguments, results, ()))
-        kept += sum(tensor_bytes(node) for node in results_of(graph))
     return Ahead(
         reads=tuple((registers.value(name), registers.value(stacked(name))) for name in structure.conditions),
         calls=tuple(calls),
         values=tuple((registers.value(name), registers.value(stacked(name))) for name in together.values),
         skip=tuple(sum(is_conditioning(structure, piece) for piece in step.pieces) for step in steps),
-        memory_bytes=kept,
+        memory_bytes=together.memory_bytes,
     )
 
 

@@ -155,6 +155,18 @@ class Structure:
         return sum(call.block.flops for call in self.calls)
 
     @cached_property
+    def weight_bytes(self) -> int:
+        """Memory of the parameters and buffers that are read."""
+        owned = {name for name, mine in zip(self.inputs, self.parameters, strict=True) if mine}
+        values = {
+            name: node.meta["val"]
+            for call in self.calls
+            for name, node in zip(call.inputs, call.block.module.graph.find_nodes(op="placeholder"), strict=True)
+            if name in owned
+        }
+        return sum(value.numel() * value.element_size() for value in values.values())
+
+    @cached_property
     def fingerprint(self) -> str:
         """Identifies the model's regions and weights, whatever the batch size, resolution and dtype."""
         parts = [

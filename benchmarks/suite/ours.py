@@ -35,5 +35,5 @@ def planned(
         compile=functools.partial(torch.compile, backend=backend, fullgraph=True, dynamic=False),
         trajectory=functools.partial(soda_compile.trajectory, model, timesteps=range(len(mask))),  # always the same
         flops=lambda: program().flops,
-        held_bytes=lambda: program().slot_memory_bytes + (program().ahead.memory_bytes if ahead else 0),
+        held_bytes=lambda: program().slot_memory_bytes + getattr(program().ahead, "memory_bytes", 0),
     )

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 import soda_compile
 from models.base import Denoiser
 from soda_compile.backend import require_fit
+from soda_compile.conditioning import separate_conditioning
 from soda_compile.errors import CaptureError
 from soda_compile.inspection import is_graph_of
 from soda_compile.lowering import Lowering
@@ -40,6 +41,7 @@ class Finding:
         left: Heavy work inside blocks that is on the stream but in no region.
         exact: Largest difference of a compute-everything plan from the eager model.
         reuse: Largest difference of a random plan from the eager reference.
+        ahead: The same with the conditioning of all steps computed at once; 0 where it has none.
         stale: Largest difference of that reference from the eager model: what ``reuse`` would be if nothing was reused.
         scale: Largest value in the outputs.
     """
@@ -52,6 +54,7 @@ class Finding:
     left: tuple[str, ...] = ()
     exact: float = float("nan")
     reuse: float = float("nan")
+    ahead: float = float("nan")
     stale: float = float("nan")
     scale: float = float("nan")
 
@@ -93,11 +96,14 @@ class Board:
         (structure,) = self.structures
         return structure
 
-    def install(self, plan: Plan) -> None:
+    def install(self, plan: Plan, *, ahead: bool = False) -> PlannedDenoiser:
         require_fit(plan, self.structure)
-        build = partial(build_program, self.structure, lowering=AsItIs())
+        structure = separate_conditioning(self.structure) if ahead else self.structure
+        build = partial(build_program, structure, lowering=AsItIs())
         anchor = self.structure.parameters.index(True)
-        self.run = PlannedDenoiser(build(plan), plan, anchor, None, None, build)
+        made = PlannedDenoiser(build(plan, ahead=ahead), plan, anchor, None, None, build)
+        self.run = made
+        return made
 
 
 def examine(subject: Denoiser) -> Finding:
@@ -130,10 +136,13 @@ def examine(subject: Denoiser) -> Finding:
     board.install(plan)
     reused = generate(compiled, calls)
     reference = EagerReference(model, expected, plan).run(calls)
+    made = board.install(plan, ahead=True)
+    ahead = [generate(compiled, calls) for _ in range(2 if made.program.ahead else 0)]
     return Finding(
         **finding,
         exact=difference(exact, eager),
         reuse=difference(reused, reference),
+        ahead=max((difference(found, reused) for found in ahead), default=0.0),
         stale=difference(reference, eager),
         scale=max(value.abs().max().item() for call in eager for value in call),
     )

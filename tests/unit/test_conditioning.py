@@ -239,6 +239,19 @@ def test_what_cannot_be_stacked_is_refused(eager: None, monkeypatch: pytest.Monk
     assert isinstance(raised.value.__cause__ or raised.value, CaptureError) or "CaptureError" in str(raised.value)
 
 
+def test_more_than_the_weights_is_not_kept(eager: None, ahead: list[int], monkeypatch: pytest.MonkeyPatch, caplog: Any):
+    monkeypatch.setattr("soda_compile.all_steps.MOST", 1e-3)
+    family = FAMILIES["dit"]
+    model, calls = family.build(), list(family.trajectory(STEPS))
+    plan = random_plan(1, inspect(model, **calls[0]).region_names, STEPS)
+    expected = generate(model, compiled_with(model, plan, conditioning="step"), calls)
+    compiled = compiled_with(model, plan)
+    for _ in range(2):
+        assert_close(generate(model, compiled, calls), expected)
+    assert not ahead
+    assert "conditioning is computed at each step: for all 6 it takes" in caplog.text
+
+
 def test_an_unknown_value_is_refused():
     with pytest.raises(OptionError, match=r"'conditioning' is 'layer', but must be one of 'step', 'trajectory'"):
         check_options({"conditioning": "layer"})
