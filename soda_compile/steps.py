@@ -69,7 +69,8 @@ class StepBuilder:
         ahead, rest = [index for index in live if index < first], [index for index in live if index >= first]
         light = [_is_light(treatment) for treatment in treatments]
         pieces = []
-        for run in (*_runs(ahead, light), *(_runs(rest, light) if self.granularity == "block" else [rest])):
+        split = self.granularity == "block"
+        for run in (*_runs(ahead, light), *(_runs(rest, light) if split else filter(None, [rest]))):
             members = [(index, calls[index], variants[index]) for index in run]
             pieces.append(join(members, reads[run[-1]]))  # type: ignore[arg-type]
         return tuple(pieces)

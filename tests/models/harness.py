@@ -41,7 +41,8 @@ class Finding:
         left: Heavy work inside blocks that is on the stream but in no region.
         exact: Largest difference of a compute-everything plan from the eager model.
         reuse: Largest difference of a random plan from the eager reference.
-        ahead: The same with the conditioning of all steps computed at once; 0 where it has none.
+        ahead: Largest difference from that plan with the conditioning of all steps computed at once; None where the
+            model has no such conditioning.
         stale: Largest difference of that reference from the eager model: what ``reuse`` would be if nothing was reused.
         scale: Largest value in the outputs.
     """
@@ -54,7 +55,7 @@ class Finding:
     left: tuple[str, ...] = ()
     exact: float = float("nan")
     reuse: float = float("nan")
-    ahead: float = float("nan")
+    ahead: float | None = None
     stale: float = float("nan")
     scale: float = float("nan")
 
@@ -142,7 +143,7 @@ def examine(subject: Denoiser) -> Finding:
         **finding,
         exact=difference(exact, eager),
         reuse=difference(reused, reference),
-        ahead=max((difference(found, reused) for found in ahead), default=0.0),
+        ahead=max((difference(found, reused) for found in ahead), default=None),
         stale=difference(reference, eager),
         scale=max(value.abs().max().item() for call in eager for value in call),
     )

@@ -16,8 +16,8 @@ from models.base import Denoiser  # noqa: E402
 from models.catalogue import DENOISERS, EXCLUDED, GROUPS  # noqa: E402
 from models.harness import Finding, examine  # noqa: E402
 
-HEADER = """| model | captured | regions found | work in regions | compute-everything plan | random plan | note |
-|---|---|---|---|---|---|---|"""
+HEADER = """| model | captured | regions | work in regions | compute-everything plan | random plan | all steps at once | note |
+|---|---|---|---|---|---|---|---|"""
 
 
 def names_in(document: str) -> list[str]:
@@ -35,6 +35,7 @@ def _lines(findings: dict[str, Finding]) -> Iterator[str]:
     pieces = [name for name, finding in findings.items() if finding.captured == "piecewise"]
     right = [name for name, finding in findings.items() if finding.regions_right]
     exact = [name for name in right if findings[name].exact == 0]
+    ahead = [name for name, finding in findings.items() if finding.ahead is not None]
     captured = len(whole) + len(pieces)
     yield f"""# Coverage of the denoising transformers of diffusers
 
@@ -47,7 +48,9 @@ written down there from its source. The rewritten graphs run as they are, withou
 - Regions are exactly those written down in **{len(right)}** of the {captured} captured.
 - A plan that computes everything equals the eager model bit for bit in **{len(exact)}**, to rounding in the others.
 - A random plan of compute, reuse and forecast over five steps equals forward hooks in eager mode: the largest
-  difference is given as a share of the largest output, and in brackets what it would be if nothing were reused."""
+  difference is given as a share of the largest output, and in brackets what it would be if nothing were reused.
+- **{len(ahead)}** have products of weights that follow from the timestep and other small inputs alone. With these
+  computed for all steps at once, the random plan gives the same: the last column has the largest difference."""
     for title, module in GROUPS.items():
         yield ""
         yield f"## {title}"
@@ -68,11 +71,13 @@ written down there from its source. The rewritten graphs run as they are, withou
 
 def _row(name: str, subject: Denoiser, finding: Finding) -> str:
     if finding.captured == "no":
-        return f"| `{name}` | no | | | | | {subject.note} |"
+        return f"| `{name}` | no | | | | | | {subject.note} |"
     found = f"{len(finding.found)} of {len(finding.expected)}" + ("" if finding.regions_right else " (wrong)")
     exact = "bit-equal" if finding.exact == 0 else f"{finding.exact / finding.scale:.0e}"
     reuse = f"{finding.reuse / finding.scale:.0e} ({finding.stale / finding.scale:.0e})"
-    return f"| `{name}` | {finding.captured} | {found} | {finding.share:.0%} | {exact} | {reuse} | {subject.note} |"
+    ahead = "none" if finding.ahead is None else f"{finding.ahead / finding.scale:.0e}"
+    cells = (finding.captured, found, f"{finding.share:.0%}", exact, reuse, ahead, subject.note)
+    return f"| `{name}` | {' | '.join(cells)} |"
 
 
 def main() -> None:

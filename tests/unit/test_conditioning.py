@@ -65,6 +65,17 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
         torch.testing.assert_close(mine, other, **CLOSE)
 
 
+def test_whole_steps_too(eager: None, ahead: list[int]):
+    family = FAMILIES["dit"]
+    model, calls = family.build(), list(family.trajectory(STEPS))
+    plan = random_plan(1, inspect(model, **calls[0]).region_names, STEPS)
+    expected = generate(model, compiled_with(model, plan, conditioning="step"), calls)
+    compiled = compiled_with(model, plan, granularity="step")
+    for _ in range(2):
+        assert_close(generate(model, compiled, calls), expected)
+    assert ahead == list(range(STEPS))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_trajectories_give_what_steps_alone_give(name: str, eager: None, ahead: list[int]):
     family = FAMILIES[name]
