@@ -75,7 +75,7 @@ _active: ContextVar[tuple[_Active, ...]] = ContextVar("soda_compile_trajectories
 
 @contextmanager
 def trajectory(
-    model: torch.nn.Module, *, manual: bool = False, timesteps: Iterable[float] | None = None
+    model: torch.nn.Module, *, manual: bool = False, timesteps: Iterable[float] | torch.Tensor | None = None
 ) -> Iterator[Clock]:
     """One generation of a hand-written sampling loop.
 
@@ -91,13 +91,15 @@ def trajectory(
         manual: By default each step has as many denoiser calls as the plan says (``calls_per_step``, one unless
             guidance makes a second one), and these advance the step. With ``manual=True`` the step ends where the
             loop calls ``advance()`` on the yielded clock; the calls within a step are separate streams.
-        timesteps: Those that the loop goes through, as numbers. On a GPU, where the denoiser's timestep cannot be
+        timesteps: Those that the loop goes through. On a GPU, where the denoiser's timestep cannot be
             read without waiting, they let option ``conditioning="trajectory"`` know that they are the same again.
 
     Yields:
         The clock.
     """
     clock = Clock(automatic=not manual)
+    if isinstance(timesteps, torch.Tensor):
+        timesteps = timesteps.tolist()  # at once, from a device
     clock.begin(schedule=None if timesteps is None else tuple(map(float, timesteps)))
     entry = _Active(clock, frozenset(map(id, flatten_inputs([*model.parameters(), *model.buffers()]))))
     token = _active.set((entry, *_active.get()))

@@ -16,8 +16,11 @@ from models.base import Denoiser  # noqa: E402
 from models.catalogue import DENOISERS, EXCLUDED, GROUPS  # noqa: E402
 from models.harness import Finding, examine  # noqa: E402
 
-HEADER = """| model | captured | regions | work in regions | compute-everything plan | random plan | all steps at once | note |
-|---|---|---|---|---|---|---|---|"""
+COLUMNS = (
+    "model", "captured", "regions found", "work in regions", "compute-everything plan", "random plan",
+    "all steps at once", "note",
+)  # fmt: skip
+HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def names_in(document: str) -> list[str]:
