@@ -72,7 +72,7 @@ class StepBuilder:
         split = self.granularity == "block"
         for run in (*_runs(ahead, light), *(_runs(rest, light) if split else filter(None, [rest]))):
             members = [(index, calls[index], variants[index]) for index in run]
-            pieces.append(join(members, reads[run[-1]]))  # type: ignore[arg-type]
+            pieces.append(join(members, reads[run[-1]]))
         return tuple(pieces)
 
     def _variant(self, index: int, treatments: tuple[Treatment, ...], needed: tuple[bool, ...]) -> Variant | None:
