@@ -5,6 +5,7 @@ tensors around. On a GPU the call itself is timed instead: it returns as soon as
 """
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from benchmarks.suite.methods import SPARSE
 from benchmarks.suite.models import make_inputs, make_model
 from benchmarks.suite.plans import plan_for
 from soda_compile import lowering
+from soda_compile.artifacts import loading
 from soda_compile.backend import soda
 
 TINY = Config(
@@ -53,6 +55,7 @@ def profile_host(device: str, steps: int) -> dict[str, Any]:
             "in all": in_all,
             "Inductor's code, its arithmetic included": pieces,
         }
+        parts["in all, as a package"] = _package_us(model, plan, calls, mask)
     parts["Dynamo, if guards on modules are skipped (unsafe, opt-in)"] = few_guards
     kinds = ("computed step", "step that reuses everything")
     steps_of = {kind: {name: part[kind] for name, part in parts.items()} for kind in kinds}
@@ -103,6 +106,28 @@ def _run_us(
             compiled(**calls[0])
     planned, arguments = built[0]
     return _median_us(lambda **_: planned(*arguments), model, calls, mask)
+
+
+def _package_us(
+    model: nn.Module, plan: soda_compile.Plan, calls: list[dict[str, Any]], mask: tuple[bool, ...]
+) -> dict[str, float]:
+    """A call of the same denoiser as a package, whose code runs once and then returns what it has."""
+    opened = loading.open_piece
+
+    def open_once(package: str, name: str) -> Compiled:
+        run, kept = opened(package, name), list[Any]()
+
+        def call(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+            kept.extend(run(inputs) if not kept else ())
+            inputs.clear()
+            return kept
+
+        return call
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(loading, "open_piece", open_once):
+        path = soda_compile.export(model, calls[0], plan=plan, path=f"{folder}/host.soda.pt2")
+        denoiser = soda_compile.load(path)
+    return _median_us(denoiser, denoiser, calls, mask)
 
 
 def does_nothing(module: fx.GraphModule, options: dict[str, Any]) -> Compiled:

@@ -134,7 +134,10 @@ REPORT = {
         },
         "wan14b": {"title": "Wan", "batch": 1, "large": True, "reason": "it needs 99 GiB"},
     },
-    "host": {"title": "tiny", "steps": {"computed step": {"in all": 150.0}, "other": {"in all": 50.0}}},
+    "host": {
+        "title": "tiny",
+        "steps": {"computed step": {"in all": 150.0}, "other": {"in all": 50.0, "in all, as a package": 40.0}},
+    },
 }  # fmt: skip
 
 
@@ -153,6 +156,7 @@ def test_bars():
     assert words["cold start with a forecasting plan, over cold torch.compile"] == "met"
     assert words["warm start with a forecasting plan, over cold torch.compile"] == "missed"
     assert words["step that reuses everything, over a step of torch.compile"] == "not measured"
+    assert words["host time outside of kernels, as a package, other"] == "met"
     assert (words["host time outside of kernels, computed step"], words["host time outside of kernels, other"]) == (
         "missed",
         "met",
