@@ -35,6 +35,8 @@ RATES = (0.25, 0.5, 0.75)
 ACTIONS = (COMPUTE, *map(prune, RATES), REUSE)
 HEAD_WIDTH = 64
 GAIN = 0.95
+SIZES = {1152: (64, 256, 1024, 4096, 16384), 3072: (64, 256, 1024, 4096)}
+"""Widths with the numbers of tokens that a CPU can bear; a GPU can bear all."""
 
 
 class Block(nn.Module):
@@ -124,7 +126,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main(
-    tokens: Annotated[list[int] | None, typer.Option()] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="By default 64 to 16384, as far as a CPU can bear.")] = None,
     hidden: Annotated[list[int] | None, typer.Option()] = None,
     rounds: int = 5,
     warm_up: Annotated[int, typer.Option(min=1, help="Rounds before those that count; the first compiles.")] = 2,
@@ -134,8 +136,8 @@ def main(
     out: Path = Path("benchmarks/results/break_even.json"),
 ) -> None:
     rows = []
-    for width in hidden or [1152, 3072]:
-        for count in tokens or [64, 256, 1024, 4096]:
+    for width in hidden or SIZES:
+        for count in tokens or SIZES.get(width, SIZES[3072]):
             rows.append(measure(count, width, rounds, warm_up, score, getattr(torch, dtype), device))
             show(rows[-1:])
     name = (
