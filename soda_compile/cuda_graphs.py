@@ -60,13 +60,11 @@ class StepGraphs:
     time a step runs as it is, which loads and tunes its kernels; the second time it is recorded.
 
     Attributes:
-        program: What is run.
         registers: The stream's registers; slots among them are written in place.
         fixed: For each input whether it is a weight: its address is recorded, and a new address records anew.
         recorder: Records.
     """
 
-    program: Program
     registers: list[Any]
     fixed: tuple[bool, ...]
     recorder: Recorder
@@ -76,17 +74,19 @@ class StepGraphs:
     _seen: set[tuple[int, bool]] = field(default_factory=set)
     _graphs: dict[tuple[int, bool], tuple[Callable[[], None], list[Any]]] = field(default_factory=dict)
 
-    def run(self, step: int, inputs: Sequence[Any], given: Sequence[torch.Tensor] | None = None) -> list[Any]:
-        """Runs one step of the program, see ``run_step``; what it gives is the caller's to keep."""
+    def run(
+        self, program: Program, step: int, inputs: Sequence[Any], given: Sequence[torch.Tensor] | None = None
+    ) -> list[Any]:
+        """Runs one step, see ``run_step``; always of the same program. What it gives is the caller's to keep."""
         self._require_addresses(inputs)
-        kind = (self.program.distinct_steps[step], given is not None)
+        kind = (program.distinct_steps[step], given is not None)
         if kind not in self._seen:
             self._seen.add(kind)
-            return self._execute(step, inputs, given)
+            return run_step(program, step, self.registers, inputs, given, in_place=True)
         _copy([value for value, fixed in zip(inputs, self.fixed, strict=True) if not fixed], self._copies)
         _copy(given or (), self._given)
         if kind not in self._graphs:
-            self._graphs[kind] = self._record(step, inputs, self._given if given is not None else None)
+            self._graphs[kind] = self._record(program, step, inputs, None if given is None else self._given)
         replay, outputs = self._graphs[kind]
         replay()
         return [None if value is None else value.clone() for value in outputs]
@@ -100,22 +100,23 @@ class StepGraphs:
             self._graphs.clear()
 
     def _record(
-        self, step: int, inputs: Sequence[Any], given: Sequence[torch.Tensor] | None
+        self, program: Program, step: int, inputs: Sequence[Any], given: Sequence[torch.Tensor] | None
     ) -> tuple[Callable[[], None], list[Any]]:
         copies = iter(self._copies)
         bound = [value if fixed else next(copies) for value, fixed in zip(inputs, self.fixed, strict=True)]
         outputs: list[Any] = []
+
+        def body() -> None:
+            outputs.extend(run_step(program, step, self.registers, bound, given, in_place=True))
+
         try:
-            replay = self.recorder.record(lambda: outputs.extend(self._execute(step, bound, given)))
+            replay = self.recorder.record(body)
         except RuntimeError as error:
             raise CaptureError(
                 f"step {step} cannot be recorded as a CUDA graph: {error}. Compile with mode=None or "
                 "mode='max-autotune-no-cudagraphs'"
             ) from error
         return replay, outputs
-
-    def _execute(self, step: int, inputs: Sequence[Any], given: Sequence[torch.Tensor] | None) -> list[Any]:
-        return run_step(self.program, step, self.registers, inputs, given, in_place=True)
 
 
 def _copy(values: Sequence[torch.Tensor], copies: list[torch.Tensor]) -> None:
@@ -153,7 +154,7 @@ class Recording:
             if found and self._recorder:
                 log.warning("steps run without CUDA graphs: %s", found)
             return None
-        return StepGraphs(program, registers, self.weights, self._recorder)
+        return StepGraphs(registers, self.weights, self._recorder)
 
 
 def _obstacle(program: Program, inputs: Sequence[Any], device: torch.device) -> str | None:

@@ -177,13 +177,12 @@ def run_step(
 
 
 def run_ahead(
-    program: Program, registers: list[Any], inputs: Sequence[Any], conditions: Sequence[torch.Tensor]
+    program: Program, inputs: Sequence[Any], conditions: Sequence[torch.Tensor]
 ) -> list[tuple[torch.Tensor, ...]]:
     """Computes the conditioning of all steps.
 
     Args:
         program: A program with conditioning apart.
-        registers: Of the stream.
         inputs: The inputs of the captured graph, in order.
         conditions: For each of ``program.ahead.reads`` what it is at all steps, [steps, ...].
 

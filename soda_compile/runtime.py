@@ -62,13 +62,13 @@ class PlannedDenoiser:
     def _run(self, frame: Frame, step: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
         program = frame.tail or self.program
         if program.ahead is not None and frame.timetable is None:
-            frame.timetable = Timetable(program, program.ahead, frame.registers)
+            frame.timetable = Timetable()
         here = step - frame.start
-        given = frame.timetable.conditioning(here, inputs, schedule) if frame.timetable else None
+        given = frame.timetable.conditioning(program, here, inputs, schedule) if frame.timetable else None
         if self.recording is not None and frame.graphs is None:
             frame.graphs = self.recording.start(program, frame.registers, inputs)
         if frame.graphs is not None:
-            return frame.graphs.run(here, inputs, given)
+            return frame.graphs.run(program, here, inputs, given)
         return run_step(program, here, frame.registers, inputs, given)
 
     def _tail(self, start: int) -> Program:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from soda_compile.program import Ahead, Program, run_ahead
+from soda_compile.program import Program, run_ahead
 
 
 @dataclass(eq=False)
@@ -19,33 +19,29 @@ class Timetable:
     (the timestep) is taken as it was. Each step compares what it is given, and whatever differs is computed for the
     step alone. On a device, comparing numbers would wait for it. There a condition must be the very tensor of the
     first step; and of the one that changes, a schedule must say that it is the same again.
-
-    Attributes:
-        program: What is run; its conditioning is apart.
-        ahead: How its conditioning is computed ahead.
-        registers: The stream's registers.
     """
 
-    program: Program
-    ahead: Ahead
-    registers: list[Any]
     _schedule: Hashable = None
     _record: list[list[torch.Tensor]] = field(default_factory=list)  # copies, [step][condition]
     _changes: tuple[bool, ...] = ()  # for each condition, whether it differs between steps
     _first: list[tuple[torch.Tensor, int | None, torch.Tensor]] = field(default_factory=list)
     _values: list[tuple[torch.Tensor, ...]] | None = None
 
-    def conditioning(self, step: int, inputs: Sequence[Any], schedule: Hashable) -> tuple[torch.Tensor, ...] | None:
+    def conditioning(
+        self, program: Program, step: int, inputs: Sequence[Any], schedule: Hashable
+    ) -> tuple[torch.Tensor, ...] | None:
         """What ``run_step`` takes as given at a step; None where it must be computed.
 
         Args:
+            program: What is run, always the same; its conditioning is apart.
             step: The step of the program.
             inputs: The inputs of the captured graph.
             schedule: Says which timesteps the trajectory has; None if that is unknown.
         """
-        given = [inputs[index] for index, _ in self.ahead.reads]
+        assert program.ahead is not None
+        given = [inputs[index] for index, _ in program.ahead.reads]
         if step == 0:
-            self._values = self._begin(given, inputs, schedule)
+            self._values = self._begin(program, given, inputs, schedule)
         if self._values is None:
             if len(self._record) == step:
                 self._record.append([value.clone() for value in given])
@@ -56,9 +52,9 @@ class Timetable:
         return self._values[step]
 
     def _begin(
-        self, given: list[torch.Tensor], inputs: Sequence[Any], schedule: Hashable
+        self, program: Program, given: list[torch.Tensor], inputs: Sequence[Any], schedule: Hashable
     ) -> list[tuple[torch.Tensor, ...]] | None:
-        complete = len(self._record) == len(self.program.steps)
+        complete = len(self._record) == len(program.steps)
         if not complete or schedule != self._schedule:
             self._schedule, self._record, self._changes = schedule, [], ()
             return None
@@ -77,7 +73,7 @@ class Timetable:
             else value.expand(len(self._record), *value.shape)
             for number, (changes, value) in enumerate(zip(self._changes, given, strict=True))
         ]
-        return run_ahead(self.program, self.registers, inputs, [value.contiguous() for value in conditions])
+        return run_ahead(program, inputs, [value.contiguous() for value in conditions])
 
     def _may_know(self) -> bool:
         """Whether the timesteps can be known: by reading them, or by a schedule if nothing else changes."""

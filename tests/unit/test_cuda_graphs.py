@@ -1,5 +1,6 @@
 """Recorded steps, with a recorder that keeps addresses as CUDA graphs do, on the CPU."""
 
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from soda_compile.options import check_options
 from soda_compile.plans import COMPUTE, REUSE, Action, Plan, prune
 from soda_compile.program import prunable_regions
 from soda_compile.pruning import Pruning
+from soda_compile.state import _states
 
 
 class Tape(TorchDispatchMode):
@@ -129,6 +131,20 @@ def test_recorded_steps_take_conditioning_that_was_computed_ahead(recorder: Tape
     for ours, theirs in zip(got, wanted, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
+def test_what_a_stream_keeps_ends_with_its_program(recorder: TapeRecorder, mode: str | None):
+    family = FAMILIES["dit"]
+    model, calls = family.build(), list(family.trajectory(8))
+    plan = plan_for(model, calls[0])
+    trajectories(model, plan, calls, mode, conditioning="trajectory")
+    recorder.tapes.clear()  # what a device keeps is freed with the graphs
+    (state,) = [_states[p][plan.digest] for p in model.parameters() if plan.digest in _states.get(p, {})]
+    assert len(state.frames) == 1
+    torch._dynamo.reset()
+    gc.collect()
+    assert len(state.frames) == 0
 
 
 def test_equal_steps_share_a_graph(recorder: TapeRecorder):
