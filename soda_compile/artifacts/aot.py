@@ -20,6 +20,8 @@ from soda_compile.variants import Piece
 log = logging.getLogger(__name__)
 
 _SOURCES = (".cpp", ".h", ".kernel_metadata.json")
+_WRAPPER = ".wrapper.cpp"
+_STUB = "// The code is in the library beside this file, by whose name torch 2.11 finds the metadata.\n"
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,17 @@ def compile_pieces(
                     f"{piece.name}: Inductor's code rests on {condition}, which does not hold at {show(point)}; leave "
                     "that out of dynamic_shapes"
                 )
-            files[key] = [Path(path) for path in paths if not path.endswith(_SOURCES)]
+            files[key] = _needed(map(Path, paths))
             log.info("compiled %s (%s) in %.1f s", piece.name, key, time.perf_counter() - started)
     return files
+
+
+def _needed(paths: Iterable[Path]) -> list[Path]:
+    """The files without sources, of which only the name of one is needed."""
+    kept = []
+    for path in paths:
+        if path.name.endswith(_WRAPPER):
+            path.write_text(_STUB)
+        if path.name.endswith(_WRAPPER) or not path.name.endswith(_SOURCES):
+            kept.append(path)
+    return kept
