@@ -40,7 +40,7 @@ def all_steps(structure: Structure, builder: StepBuilder, steps: Sequence[StepPi
 
     Some models condition each token: for all steps that can be more than the model itself.
     """
-    apart = {name for call in structure.calls[: structure.conditioning_calls] for name in call.outputs}
+    apart = structure.conditioning
     if not apart:
         return None
     read = {
@@ -51,7 +51,7 @@ def all_steps(structure: Structure, builder: StepBuilder, steps: Sequence[StepPi
         for source in piece.inputs
         if isinstance(source, str) and source in apart
     }
-    differ = apart | set(structure.conditions)
+    differ = apart.union(structure.conditions)
     alone = builder.conditioning(read)
     kept = len(steps) * sum(tensor_bytes(node) for piece in alone for node in results_of(piece.module.graph))
     if kept > MOST * structure.weight_bytes:
@@ -66,8 +66,7 @@ def all_steps(structure: Structure, builder: StepBuilder, steps: Sequence[StepPi
 
 def is_conditioning(structure: Structure, piece: Piece) -> bool:
     """Whether a piece does nothing but conditioning."""
-    apart = {name for call in structure.calls[: structure.conditioning_calls] for name in call.outputs}
-    return bool(piece.outputs) and all(name in apart for name in piece.outputs)
+    return bool(piece.outputs) and all(name in structure.conditioning for name in piece.outputs)
 
 
 def stacked(name: str) -> str:
@@ -75,7 +74,7 @@ def stacked(name: str) -> str:
     return f"{name} of all steps"
 
 
-def _stacked(piece: Piece, steps: int, differ: set[str]) -> Piece:
+def _stacked(piece: Piece, steps: int, differ: frozenset[str]) -> Piece:
     """The piece for all steps, first axis of what differs between them."""
     batched = [name in differ for name in piece.inputs]
     try:
@@ -93,6 +92,6 @@ def _stacked(piece: Piece, steps: int, differ: set[str]) -> Piece:
     )
 
 
-def _renamed(name: object, differ: set[str]) -> str:
+def _renamed(name: object, differ: frozenset[str]) -> str:
     assert isinstance(name, str), "conditioning has no slots"
     return stacked(name) if name in differ else name

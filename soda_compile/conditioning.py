@@ -103,14 +103,9 @@ def _names(graph: fx.Graph) -> list[str]:
 
 def _input_sources(structure: Structure) -> dict[str, Source]:
     """What the caller passes, and constants."""
-    values = {
-        name: node.meta["val"]
-        for call in structure.calls
-        for name, node in zip(call.inputs, call.block.module.graph.find_nodes(op="placeholder"), strict=True)
-    }
     found = dict.fromkeys(structure.constants, Source.WEIGHTS)
     for name, parameter in zip(structure.inputs, structure.parameters, strict=True):
-        value = values.get(name)
+        value = structure.read_values.get(name)
         if parameter:
             found[name] = Source.WEIGHTS
         elif not isinstance(value, torch.Tensor) or value.ndim > 2:

@@ -23,7 +23,7 @@ from soda_compile.steps import Granularity, StepBuilder, StepPieces
 from soda_compile.structure import Cut, Structure
 from soda_compile.token_axes import region_carries
 from soda_compile.torch_private import Compiled
-from soda_compile.variants import CallRole
+from soda_compile.variants import CallRole, Piece
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,15 +256,9 @@ def _ahead(
     structure: Structure, steps: Sequence[StepPieces], together: AllSteps, registers: Registers, lowering: Lowering
 ) -> Ahead:
     view = StepView(0, ())
-    calls = []
-    for piece in together.pieces:
-        graph = piece.module.graph
-        arguments = _registers(piece.inputs, graph.find_nodes(op="placeholder"), registers, view)
-        results = _registers(piece.outputs, results_of(graph), registers, view)
-        calls.append(Call(lowering.compiled[piece.key], arguments, results, ()))
     return Ahead(
         reads=tuple((registers.value(name), registers.value(stacked(name))) for name in structure.conditions),
-        calls=tuple(calls),
+        calls=tuple(_call(piece, registers, view, lowering) for piece in together.pieces),
         values=tuple((registers.value(name), registers.value(stacked(name))) for name in together.values),
         skip=tuple(sum(is_conditioning(structure, piece) for piece in step.pieces) for step in steps),
         memory_bytes=together.memory_bytes,
@@ -281,12 +275,18 @@ def _calls(
     view = StepView(number, step.accesses)
     calls = []
     for index, piece in enumerate(step.pieces):
-        graph = piece.module.graph
-        arguments = _registers(piece.inputs, graph.find_nodes(op="placeholder"), registers, view)
-        results = _registers(piece.outputs, results_of(graph), registers, view)
         release = tuple(registers.value(name) for name, last in last_use.items() if last == index and name not in fixed)
-        calls.append(Call(lowering.compiled[piece.key], arguments, results, release))
+        calls.append(_call(piece, registers, view, lowering, release))
     return tuple(calls)
+
+
+def _call(
+    piece: Piece, registers: Registers, view: StepView, lowering: Lowering, release: tuple[int, ...] = ()
+) -> Call:
+    graph = piece.module.graph
+    arguments = _registers(piece.inputs, graph.find_nodes(op="placeholder"), registers, view)
+    results = _registers(piece.outputs, results_of(graph), registers, view)
+    return Call(lowering.compiled[piece.key], arguments, results, release)
 
 
 def _registers(

@@ -15,7 +15,6 @@ from soda_compile.plans import Plan
 from soda_compile.program import Program, run_step
 from soda_compile.state import Frame, state_of
 from soda_compile.tail import tail
-from soda_compile.timetable import Timetable
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +60,8 @@ class PlannedDenoiser:
 
     def _run(self, frame: Frame, step: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
         program = frame.tail or self.program
-        if program.ahead is not None and frame.timetable is None:
-            frame.timetable = Timetable()
         here = step - frame.start
-        given = frame.timetable.conditioning(program, here, inputs, schedule) if frame.timetable else None
+        given = frame.timetable.conditioning(program, here, inputs, schedule) if program.ahead else None
         if self.recording is not None and frame.graphs is None:
             frame.graphs = self.recording.start(program, frame.registers, inputs)
         if frame.graphs is not None:

@@ -41,7 +41,7 @@ class Frame:
     trajectory: int = -1
     step: int = -1
     graphs: StepGraphs | None = None
-    timetable: Timetable | None = None
+    timetable: Timetable = field(default_factory=Timetable)
 
 
 @dataclass(eq=False)

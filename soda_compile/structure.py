@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import fx
@@ -155,16 +155,25 @@ class Structure:
         return sum(call.block.flops for call in self.calls)
 
     @cached_property
-    def weight_bytes(self) -> int:
-        """Memory of the parameters and buffers that are read."""
-        owned = {name for name, mine in zip(self.inputs, self.parameters, strict=True) if mine}
-        values = {
+    def conditioning(self) -> frozenset[str]:
+        """Names of the values that the conditioning calls give."""
+        return frozenset(name for call in self.calls[: self.conditioning_calls] for name in call.outputs)
+
+    @cached_property
+    def read_values(self) -> dict[str, Any]:
+        """The fake tensor, or number, of each value that a call reads."""
+        return {
             name: node.meta["val"]
             for call in self.calls
             for name, node in zip(call.inputs, call.block.module.graph.find_nodes(op="placeholder"), strict=True)
-            if name in owned
         }
-        return sum(value.numel() * value.element_size() for value in values.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the parameters and buffers that are read."""
+        owned = [name for name, mine in zip(self.inputs, self.parameters, strict=True) if mine]
+        values = [self.read_values[name] for name in owned if name in self.read_values]
+        return sum(value.numel() * value.element_size() for value in values)
 
     @cached_property
     def fingerprint(self) -> str:

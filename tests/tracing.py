@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from soda_compile.capture import Captured, capture
+from soda_compile.plans import Plan
 from soda_compile.regions import find_regions
+from soda_compile.state import State, _states
 from soda_compile.structure import Note, Region
 
 
@@ -29,6 +31,12 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Captured:
 def graphs_as_they_are(patch: pytest.MonkeyPatch) -> None:
     """Lets rewritten graphs run node by node, where what Inductor makes of them is not the point."""
     patch.setattr("soda_compile.lowering.inductor_compile", lambda module, options: module)
+
+
+def state(model: nn.Module, plan: Plan) -> State:
+    """What a compiled model remembers between calls under a plan."""
+    (found,) = [_states[p][plan.digest] for p in model.parameters() if plan.digest in _states.get(p, {})]
+    return found
 
 
 def regions_of(model: nn.Module, *args: Any) -> tuple[tuple[Region, ...], tuple[Note, ...]]:

@@ -95,6 +95,7 @@ def _needed(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if path.name.endswith(_WRAPPER):
             path.write_text(_STUB)
-        if path.name.endswith(_WRAPPER) or not path.name.endswith(_SOURCES):
-            kept.append(path)
+        elif path.name.endswith(_SOURCES):
+            continue
+        kept.append(path)
     return kept

@@ -13,10 +13,10 @@ import torch
 from eager_reference import EagerReference
 from families import Region
 from torch import Tensor, nn
+from tracing import state
 
 import soda_compile
 from soda_compile.plans import ACTIONS, Plan
-from soda_compile.state import State, _states
 
 TOKENS, WIDTH, LAYERS = 4, 8, 2
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
@@ -91,11 +91,6 @@ def generate(denoiser: Callable[..., Any], inputs: Sequence[Call]) -> Tensor:
 def reference(model: nn.Module, plan: Plan, inputs: Sequence[Call]) -> Tensor:
     named = [{"x": x, "timestep": t} for x, t in inputs]
     return torch.stack([output for (output,) in EagerReference(model, REGIONS, plan).run(named)])
-
-
-def state(model: nn.Module, plan: Plan) -> State:
-    (found,) = [_states[p][plan.digest] for p in model.parameters() if plan.digest in _states.get(p, {})]
-    return found
 
 
 def same(a: Tensor, b: Tensor) -> None:

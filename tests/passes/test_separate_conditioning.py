@@ -38,6 +38,22 @@ class Denoiser(nn.Module):
         return x
 
 
+STAYS = "\n" + golden("""
+    %split: (f32[2, 1, 4], f32[2, 1, 4]) = split(%unsqueeze_1, 4, -1)
+    %getitem_1: f32[2, 1, 4] = getitem(%split, 1)
+    %getitem: f32[2, 1, 4] = getitem(%split, 0)
+    %add: f32[2, 1, 4] = add(%getitem, 1)
+    %mul: f32[2, 3, 4] = mul(%x, %add)
+    %linear_2: f32[2, 3, 16] = linear(%mul, %p_blocks_0_fc1_weight, %p_blocks_0_fc1_bias)
+    %relu: f32[2, 3, 16] = relu(%linear_2)
+    %linear_3: f32[2, 3, 4] = linear(%relu, %p_blocks_0_fc2_weight, %p_blocks_0_fc2_bias)
+    %mul_1: f32[2, 3, 4] = mul(%getitem_1, %linear_3)
+    %add_1: f32[2, 3, 4] = add(%x, %mul_1)
+    return (%add_1)
+""")
+"""What both the block and its rest end with."""
+
+
 def structure_of(model: nn.Module) -> Structure:
     return analyse(trace(model, torch.randn(2, 3, 4), timestep=torch.ones(2)))
 
@@ -54,7 +70,9 @@ def test_golden():
         "add_3 = blocks.1",
     ]
     assert (after.conditioning_calls, after.conditions) == (3, ("timestep",))
-    assert text(before.calls[1].block.module.graph) == golden("""
+    assert (
+        text(before.calls[1].block.module.graph)
+        == golden("""
         %linear: f32[2, 4] = input
         %p_blocks_0_modulation_weight: f32[8, 4] = input
         %p_blocks_0_modulation_bias: f32[8] = input
@@ -66,18 +84,9 @@ def test_golden():
         %sigmoid: f32[2, 4] = sigmoid(%linear)
         %linear_1: f32[2, 8] = linear(%sigmoid, %p_blocks_0_modulation_weight, %p_blocks_0_modulation_bias)
         %unsqueeze_1: f32[2, 1, 8] = unsqueeze(%linear_1, 1)
-        %split: (f32[2, 1, 4], f32[2, 1, 4]) = split(%unsqueeze_1, 4, -1)
-        %getitem_1: f32[2, 1, 4] = getitem(%split, 1)
-        %getitem: f32[2, 1, 4] = getitem(%split, 0)
-        %add: f32[2, 1, 4] = add(%getitem, 1)
-        %mul: f32[2, 3, 4] = mul(%x, %add)
-        %linear_2: f32[2, 3, 16] = linear(%mul, %p_blocks_0_fc1_weight, %p_blocks_0_fc1_bias)
-        %relu: f32[2, 3, 16] = relu(%linear_2)
-        %linear_3: f32[2, 3, 4] = linear(%relu, %p_blocks_0_fc2_weight, %p_blocks_0_fc2_bias)
-        %mul_1: f32[2, 3, 4] = mul(%getitem_1, %linear_3)
-        %add_1: f32[2, 3, 4] = add(%x, %mul_1)
-        return (%add_1)
     """)
+        + STAYS
+    )
     assert text(after.calls[1].block.module.graph) == golden("""
         %linear: f32[2, 4] = input
         %p_blocks_0_modulation_weight: f32[8, 4] = input
@@ -86,7 +95,9 @@ def test_golden():
         %linear_1: f32[2, 8] = linear(%sigmoid, %p_blocks_0_modulation_weight, %p_blocks_0_modulation_bias)
         return (%linear_1)
     """)
-    assert text(after.calls[4].block.module.graph) == golden("""
+    assert (
+        text(after.calls[4].block.module.graph)
+        == golden("""
         %x: f32[2, 3, 4] = input
         %p_blocks_0_fc1_weight: f32[16, 4] = input
         %p_blocks_0_fc1_bias: f32[16] = input
@@ -94,18 +105,9 @@ def test_golden():
         %p_blocks_0_fc2_bias: f32[4] = input
         %linear_1_ahead: f32[2, 8] = input
         %unsqueeze_1: f32[2, 1, 8] = unsqueeze(%linear_1_ahead, 1)
-        %split: (f32[2, 1, 4], f32[2, 1, 4]) = split(%unsqueeze_1, 4, -1)
-        %getitem_1: f32[2, 1, 4] = getitem(%split, 1)
-        %getitem: f32[2, 1, 4] = getitem(%split, 0)
-        %add: f32[2, 1, 4] = add(%getitem, 1)
-        %mul: f32[2, 3, 4] = mul(%x, %add)
-        %linear_2: f32[2, 3, 16] = linear(%mul, %p_blocks_0_fc1_weight, %p_blocks_0_fc1_bias)
-        %relu: f32[2, 3, 16] = relu(%linear_2)
-        %linear_3: f32[2, 3, 4] = linear(%relu, %p_blocks_0_fc2_weight, %p_blocks_0_fc2_bias)
-        %mul_1: f32[2, 3, 4] = mul(%getitem_1, %linear_3)
-        %add_1: f32[2, 3, 4] = add(%x, %mul_1)
-        return (%add_1)
     """)
+        + STAYS
+    )
 
 
 def test_equal_blocks_still_share_their_parts():

@@ -49,6 +49,12 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
+def subject(name: str = "dit") -> tuple[nn.Module, list[dict[str, Any]], Plan]:
+    """A small denoiser, the inputs of its steps, and a plan."""
+    model, calls = FAMILIES[name].build(), list(FAMILIES[name].trajectory(STEPS))
+    return model, calls, random_plan(1, inspect(model, **calls[0]).region_names, STEPS)
+
+
 def compiled_with(model: nn.Module, plan: Plan, conditioning: str = "trajectory", **options: Any) -> Any:
     torch._dynamo.reset()
     options = {"plan": plan, "conditioning": conditioning, **options}
@@ -66,9 +72,7 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 def test_whole_steps_too(eager: None, ahead: list[int]):
-    family = FAMILIES["dit"]
-    model, calls = family.build(), list(family.trajectory(STEPS))
-    plan = random_plan(1, inspect(model, **calls[0]).region_names, STEPS)
+    model, calls, plan = subject()
     expected = generate(model, compiled_with(model, plan, conditioning="step"), calls)
     compiled = compiled_with(model, plan, granularity="step")
     for _ in range(2):
@@ -78,14 +82,12 @@ def test_whole_steps_too(eager: None, ahead: list[int]):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_trajectories_give_what_steps_alone_give(name: str, eager: None, ahead: list[int]):
-    family = FAMILIES[name]
-    model, calls = family.build(), list(family.trajectory(STEPS))
+    model, calls, plan = subject(name)
     structure = inspect(model, **calls[0])
     apart = separate_conditioning(structure)
     assert apart.conditioning_calls > 0
     assert "timestep" in apart.conditions
     assert (apart.region_names, apart.fingerprint) == (structure.region_names, structure.fingerprint)
-    plan = random_plan(1, structure.region_names, STEPS)
     expected = generate(model, compiled_with(model, plan, conditioning="step"), calls)
     compiled = compiled_with(model, plan)
     for expected_steps in ([], list(range(STEPS)), list(range(STEPS))):
@@ -95,8 +97,7 @@ def test_trajectories_give_what_steps_alone_give(name: str, eager: None, ahead: 
 
 
 def test_as_compiled_by_inductor(ahead: list[int]):
-    family = FAMILIES["dit"]
-    model, calls = family.build(), list(family.trajectory(STEPS))
+    model, calls, _ = subject()
     plan = compute_all_plan(inspect(model, **calls[0]).region_names, STEPS)
     plain = torch.compile(model, fullgraph=True, dynamic=False)
     with torch.no_grad():
@@ -108,9 +109,7 @@ def test_as_compiled_by_inductor(ahead: list[int]):
 
 
 def test_what_steps_are_given_is_compared(eager: None, ahead: list[int]):
-    family = FAMILIES["dit"]
-    model, calls = family.build(), list(family.trajectory(STEPS))
-    plan = random_plan(1, inspect(model, **calls[0]).region_names, STEPS)
+    model, calls, plan = subject()
 
     def changed(name: str, change: Any, first: int = 0) -> list[dict[str, Any]]:
         return [{**call, name: change(call[name])} if step >= first else call for step, call in enumerate(calls)]
@@ -127,7 +126,7 @@ def test_what_steps_are_given_is_compared(eager: None, ahead: list[int]):
         (changed("timestep", lambda time: time - 1), []),  # another schedule
         (changed("timestep", lambda time: time - 1), every),
     ]
-    reference, compiled = compiled_with(model, plan, conditioning="step"), None
+    reference = compiled_with(model, plan, conditioning="step")
     expected = [generate(model, reference, run) for run, _ in runs]
     compiled = compiled_with(model, plan)
     for (run, steps), theirs in zip(runs, expected, strict=True):
@@ -137,9 +136,7 @@ def test_what_steps_are_given_is_compared(eager: None, ahead: list[int]):
 
 
 def test_labels_that_are_overwritten_are_noticed(eager: None, ahead: list[int]):
-    family = FAMILIES["dit"]
-    model, calls = family.build(), list(family.trajectory(STEPS))
-    plan = random_plan(1, inspect(model, **calls[0]).region_names, STEPS)
+    model, calls, plan = subject()
     compiled = compiled_with(model, plan)
     generate(model, compiled, calls)
     labels = calls[0]["class_labels"].clone()
@@ -153,10 +150,8 @@ def test_labels_that_are_overwritten_are_noticed(eager: None, ahead: list[int]):
 
 def test_where_the_host_cannot_read_it_takes_a_schedule(eager: None, ahead: list[int], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(timetable, "_on_host", lambda value: False)
-    family = FAMILIES["dit"]
-    model, calls = family.build(), list(family.trajectory(STEPS))
+    model, calls, plan = subject()
     same = [{**call, "class_labels": calls[0]["class_labels"]} for call in calls]
-    plan = random_plan(1, inspect(model, **calls[0]).region_names, STEPS)
     compiled = compiled_with(model, plan)
     times = [float(call["timestep"][0]) for call in calls]
     every = list(range(STEPS))
@@ -176,8 +171,7 @@ def test_where_the_host_cannot_read_it_takes_a_schedule(eager: None, ahead: list
 
 
 def test_conditioning_is_left_out_of_the_steps(eager: None):
-    family = FAMILIES["dit"]
-    model, calls = family.build(), list(family.trajectory(STEPS))
+    model, calls, _ = subject()
     structure = inspect(model, **calls[0])
     apart = separate_conditioning(structure)
     names = [call.name for call in apart.calls[: apart.conditioning_calls]]
@@ -225,9 +219,7 @@ def test_a_sample_of_two_axes_is_not_taken_for_conditioning(eager: None):
 
 @pytest.mark.parametrize("around", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
 def test_other_modes_of_torch(around: Any, eager: None, ahead: list[int]):
-    family = FAMILIES["dit"]
-    model, calls = family.build(), list(family.trajectory(STEPS))
-    plan = random_plan(1, inspect(model, **calls[0]).region_names, STEPS)
+    model, calls, plan = subject()
     with around():
         expected = generate(model, compiled_with(model, plan, conditioning="step"), calls)
         compiled = compiled_with(model, plan)
@@ -242,9 +234,8 @@ def test_what_cannot_be_stacked_is_refused(eager: None, monkeypatch: pytest.Monk
         raise RuntimeError("vmap: no rule for aten::example")
 
     monkeypatch.setattr("soda_compile.all_steps.add_axis", refuses)
-    family = FAMILIES["dit"]
-    model, calls = family.build(), list(family.trajectory(STEPS))
-    compiled = compiled_with(model, random_plan(1, inspect(model, **calls[0]).region_names, STEPS))
+    model, calls, plan = subject()
+    compiled = compiled_with(model, plan)
     with pytest.raises(Exception, match=r"no rule for aten::example. Compile with conditioning='step'") as raised:
         generate(model, compiled, calls)
     assert isinstance(raised.value.__cause__ or raised.value, CaptureError) or "CaptureError" in str(raised.value)
@@ -252,9 +243,7 @@ def test_what_cannot_be_stacked_is_refused(eager: None, monkeypatch: pytest.Monk
 
 def test_more_than_the_weights_is_not_kept(eager: None, ahead: list[int], monkeypatch: pytest.MonkeyPatch, caplog: Any):
     monkeypatch.setattr("soda_compile.all_steps.MOST", 1e-3)
-    family = FAMILIES["dit"]
-    model, calls = family.build(), list(family.trajectory(STEPS))
-    plan = random_plan(1, inspect(model, **calls[0]).region_names, STEPS)
+    model, calls, plan = subject()
     expected = generate(model, compiled_with(model, plan, conditioning="step"), calls)
     compiled = compiled_with(model, plan)
     for _ in range(2):

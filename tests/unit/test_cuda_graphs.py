@@ -10,7 +10,7 @@ import torch
 from families import FAMILIES
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from tracing import graphs_as_they_are
+from tracing import graphs_as_they_are, state
 
 import soda_compile
 from soda_compile import cuda_graphs
@@ -19,7 +19,6 @@ from soda_compile.options import check_options
 from soda_compile.plans import COMPUTE, REUSE, Action, Plan, prune
 from soda_compile.program import prunable_regions
 from soda_compile.pruning import Pruning
-from soda_compile.state import _states
 
 
 class Tape(TorchDispatchMode):
@@ -104,6 +103,12 @@ def trajectories(
     return results
 
 
+def assert_equal(got: list[Any], wanted: list[Any]) -> None:
+    for ours, theirs in zip(got, wanted, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("score", ["random", "drift"])
 @pytest.mark.parametrize("name", ["dit", "flux"])
 def test_recorded_steps_give_the_same(recorder: TapeRecorder, name: str, score: str):
@@ -115,9 +120,7 @@ def test_recorded_steps_give_the_same(recorder: TapeRecorder, name: str, score: 
     torch._dynamo.reset()
     got = trajectories(model, plan, calls, "reduce-overhead")
     assert recorder.tapes, "from the second trajectory on"
-    for ours, theirs in zip(got, wanted, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
-            assert torch.equal(one, other)
+    assert_equal(got, wanted)
 
 
 def test_recorded_steps_take_conditioning_that_was_computed_ahead(recorder: TapeRecorder):
@@ -128,9 +131,7 @@ def test_recorded_steps_take_conditioning_that_was_computed_ahead(recorder: Tape
     torch._dynamo.reset()
     got = trajectories(model, plan, calls, "reduce-overhead", conditioning="trajectory")
     assert recorder.tapes
-    for ours, theirs in zip(got, wanted, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
-            assert torch.equal(one, other)
+    assert_equal(got, wanted)
 
 
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])
@@ -140,11 +141,11 @@ def test_what_a_stream_keeps_ends_with_its_program(recorder: TapeRecorder, mode:
     plan = plan_for(model, calls[0])
     trajectories(model, plan, calls, mode, conditioning="trajectory")
     recorder.tapes.clear()  # what a device keeps is freed with the graphs
-    (state,) = [_states[p][plan.digest] for p in model.parameters() if plan.digest in _states.get(p, {})]
-    assert len(state.frames) == 1
+    frames = state(model, plan).frames
+    assert len(frames) == 1
     torch._dynamo.reset()
     gc.collect()
-    assert len(state.frames) == 0
+    assert len(frames) == 0
 
 
 def test_equal_steps_share_a_graph(recorder: TapeRecorder):
