@@ -11,7 +11,7 @@ from soda_compile.operators import tensor_bytes
 from soda_compile.passes.base import results_of
 from soda_compile.steps import StepBuilder, StepPieces
 from soda_compile.structure import Structure
-from soda_compile.torch_private import add_axis
+from soda_compile.torch_inductor import add_axis
 from soda_compile.variants import Piece
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from soda_compile.capture import Captured
+from soda_compile.captured import Captured
 from soda_compile.operators import graph_flops
 from soda_compile.passes.outline_blocks import OutlineBlocks, Outlined
 from soda_compile.passes.settle_layouts import SettleLayouts

@@ -23,7 +23,8 @@ from soda_compile.plans import Plan
 from soda_compile.program import build_program
 from soda_compile.runtime import PlannedDenoiser
 from soda_compile.structure import Structure
-from soda_compile.torch_private import log_artifact, plain_inductor
+from soda_compile.torch_inductor import compiler_probed, plain_inductor
+from soda_compile.torch_private import log_artifact
 from soda_compile.wrapped_tensors import flatten_inputs, has_wrapped, unwrap_inputs
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ def soda(
     if has_wrapped(inputs):
         inner = soda(*unwrap_inputs(module, inputs), options=options, mode=mode)
         return lambda *wrapped: inner(*flatten_inputs(wrapped))
-    structure = analyse_piece(module, inputs)
+    with compiler_probed(_device(inputs)):
+        structure = analyse_piece(module, inputs)
     if structure is None:
         return plain_inductor(module, inputs, checked.inductor)
     log_artifact("soda_structure", lambda: repr(structure.region_names))
@@ -126,6 +128,10 @@ def require_fit(plan: Plan, structure: Structure) -> None:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _device(inputs: Sequence[Any]) -> torch.device:
+    return next((value.device for value in inputs if isinstance(value, torch.Tensor)), torch.device("cpu"))
 
 
 def _refuse_gradients(inputs: Sequence[Any]) -> None:

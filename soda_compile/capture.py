@@ -6,13 +6,14 @@ import operator
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 from torch.export.graph_signature import InputKind, OutputKind
 
+from soda_compile.capture_cache import capture_key, load_capture, store_capture
+from soda_compile.captured import Captured
 from soda_compile.errors import CaptureError
 from soda_compile.higher_order import bind_operators
 from soda_compile.torch_private import at_home, known_float, source_name, specialised
@@ -20,29 +21,8 @@ from soda_compile.torch_private import at_home, known_float, source_name, specia
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True, eq=False)
-class Captured:
-    """A denoiser as one functional graph.
-
-    Attributes:
-        graph: ATen operators; every node has ``val`` (fake tensor) and ``paths`` (module paths) in its meta.
-        inputs: Names of the placeholders that the caller fills, in call order.
-        paths: For each input, its path in the model or its argument name.
-        parameters: For each input, whether it belongs to the model.
-        constants: Tensors that the model made while it ran, by placeholder name.
-        outputs: Names of the returned values, in order (None for a None).
-    """
-
-    graph: fx.Graph
-    inputs: tuple[str, ...]
-    paths: tuple[str, ...]
-    parameters: tuple[bool, ...]
-    constants: dict[str, torch.Tensor]
-    outputs: tuple[str | None, ...]
-
-
 def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
-    """Normalises a graph from Dynamo.
+    """Normalises a graph from Dynamo, or finds what it gave in an earlier process.
 
     Args:
         module: What Dynamo hands to a backend: parameters are inputs.
@@ -56,16 +36,32 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
     parameters = tuple(_belongs_to_model(node, value) for node, value in zip(placeholders, inputs, strict=True))
     _detach_data(module.graph)
     _fix_floats(module)
+    with specialised(inputs) as static:
+        key = capture_key(module, static)
+    captured = load_capture(key)
+    if captured is None:
+        captured = _normalise(_export(module, inputs), sources, parameters)
+        store_capture(key, captured)
+    return captured
+
+
+def _export(module: fx.GraphModule, inputs: Sequence[Any]) -> torch.export.ExportedProgram:
     try:
         with warnings.catch_warnings(), specialised(inputs) as static:
             warnings.simplefilter("ignore", FutureWarning)  # torch.export uses deprecated parts of torch itself
-            exported = torch.export.export(module, static, strict=False)
+            exported: torch.export.ExportedProgram = torch.export.export(module, static, strict=False)
             exported = exported.run_decompositions({aten.addcmul.default: _addcmul})
     except Exception as error:
         raise CaptureError(
             f"torch.export could not normalise the denoiser's graph: {type(error).__name__}: {error}. "
             "Compile the model with backend='inductor' instead, or change the operation it names."
         ) from error
+    return exported
+
+
+def _normalise(
+    exported: torch.export.ExportedProgram, sources: Sequence[str], parameters: tuple[bool, ...]
+) -> Captured:
     signature = exported.graph_signature
     _refuse_mutation(signature, dict(zip(signature.user_inputs, sources, strict=True)))
     graph = exported.graph_module.graph

@@ -6,13 +6,14 @@ import logging
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from soda_compile.torch_private import Compiled, inductor_compile
+from soda_compile.torch_inductor import Compiled, inductor_compile, kernels_built_together
 from soda_compile.variants import Piece
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,16 @@ class Lowering:
     def compile(self, pieces: Iterable[Piece]) -> None:
         """Compiles all pieces that are new, with a progress bar on a terminal."""
         new = {piece.key: piece for piece in pieces if piece.key not in self.compiled}
-        with progress_bar() as progress:
+        with kernels_built_together() if _on_cpu(new.values()) else nullcontext(), progress_bar() as progress:
             for piece in progress.track(new.values(), description="compiling"):
                 started = time.perf_counter()
                 self.compiled[piece.key] = inductor_compile(piece.module, self.options)
                 log.info("compiled %s (%s) in %.1f s", piece.name, piece.key, time.perf_counter() - started)
+
+
+def _on_cpu(pieces: Iterable[Piece]) -> bool:
+    inputs = [node for piece in pieces for node in piece.module.graph.find_nodes(op="placeholder")]
+    return all(node.meta["val"].device.type == "cpu" for node in inputs)
 
 
 def progress_bar() -> Progress:

@@ -13,7 +13,7 @@ from soda_compile.lowering import Lowering
 from soda_compile.passes.observe import Observe, ResidualHead, residual_head
 from soda_compile.passes.outline_blocks import canonical_key
 from soda_compile.structure import BlockGraph, Structure
-from soda_compile.torch_private import Compiled
+from soda_compile.torch_inductor import Compiled
 from soda_compile.variants import Piece, copy_graph
 
 

@@ -13,7 +13,7 @@ from soda_compile.errors import OptionError
 from soda_compile.observing import Observer
 from soda_compile.plans import Plan
 from soda_compile.steps import Granularity
-from soda_compile.torch_private import inductor_options, mode_options
+from soda_compile.torch_inductor import inductor_options, mode_options
 
 CUDA_GRAPHS = "triton.cudagraphs"
 Conditioning = Literal["step", "trajectory"]

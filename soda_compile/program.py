@@ -22,7 +22,7 @@ from soda_compile.schedule import schedule_region
 from soda_compile.steps import Granularity, StepBuilder, StepPieces
 from soda_compile.structure import Cut, Structure
 from soda_compile.token_axes import region_carries
-from soda_compile.torch_private import Compiled
+from soda_compile.torch_inductor import Compiled
 from soda_compile.variants import CallRole, Piece
 
 

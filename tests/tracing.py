@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from soda_compile.capture import Captured, capture
+from soda_compile.capture import capture
+from soda_compile.captured import Captured
 from soda_compile.plans import Plan
 from soda_compile.regions import find_regions
 from soda_compile.state import State, _states
@@ -26,6 +27,20 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Captured:
     with torch.no_grad():
         torch.compile(model, backend=look, fullgraph=True, dynamic=False)(*args, **kwargs)
     return found[0]
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs)
+
+
+def graph_of(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
+    """The captured graph of a function of tensors."""
+    return fx.GraphModule(nn.Module(), trace(_Function(function), *inputs).graph)
 
 
 def graphs_as_they_are(patch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ def planned(
     model: nn.Module, inputs: dict[str, Any], mask: tuple[bool, ...], kind: str, mode: str | None, ahead: bool
 ) -> Runner:
     """The denoiser under a plan that follows the mask; ``ahead`` computes conditioning for all steps at once."""
-    plan = plan_for(soda_compile.inspect(model, **inputs), mask, kind)
-    torch._dynamo.reset()  # looking at the model must not count as a start of compiling it
+    with torch._inductor.config.patch(force_disable_caches=True):  # looking at the model must not begin compiling it
+        plan = plan_for(soda_compile.inspect(model, **inputs), mask, kind)
+    torch._dynamo.reset()
     built: list[Any] = []
 
     def backend(module: torch.fx.GraphModule, example: list[Any]) -> Any:

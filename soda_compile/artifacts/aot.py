@@ -14,7 +14,7 @@ from soda_compile.artifacts.sizes import Size, show
 from soda_compile.artifacts.spaces import Space
 from soda_compile.errors import PackageError
 from soda_compile.lowering import Lowering, progress_bar
-from soda_compile.torch_private import aot_compile
+from soda_compile.torch_inductor import aot_compile
 from soda_compile.variants import Piece
 
 log = logging.getLogger(__name__)

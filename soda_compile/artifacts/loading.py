@@ -31,7 +31,7 @@ from soda_compile.memory import keep_freed_memory
 from soda_compile.plans import Plan
 from soda_compile.program import Program
 from soda_compile.runtime import PlannedDenoiser
-from soda_compile.torch_private import Compiled, open_piece
+from soda_compile.torch_inductor import Compiled, open_piece
 
 
 @dataclass(frozen=True, eq=False)

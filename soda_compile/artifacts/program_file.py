@@ -15,7 +15,7 @@ from soda_compile.artifacts.tensors import dtype_name, laid_out, named_dtype
 from soda_compile.errors import PackageError
 from soda_compile.program import Call, Program
 from soda_compile.structure import Cut
-from soda_compile.torch_private import Compiled
+from soda_compile.torch_inductor import Compiled
 
 
 def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], prefix: str) -> ProgramEntry:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from tracing import run, trace
 
-from soda_compile.capture import Captured, capture, clean_path
+from soda_compile.capture import capture, clean_path
+from soda_compile.captured import Captured
 from soda_compile.errors import CaptureError
 
 X = torch.randn(2, 4)

@@ -5,24 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
-from tracing import trace
+from torch import Tensor
+from tracing import graph_of
 
-from soda_compile import torch_private
-from soda_compile.torch_private import inductor_compile
-
-
-class Function(torch.nn.Module):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(*inputs)
-
-
-def graph_of(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
-    return fx.GraphModule(torch.nn.Module(), trace(Function(function), *inputs).graph)
+from soda_compile import torch_inductor
+from soda_compile.torch_inductor import inductor_compile
 
 
 def is_direct(function: Callable[..., Any]) -> bool:
@@ -67,7 +54,7 @@ def test_operators_of_others_pass_through_torch():
 def test_a_torch_that_hides_its_code_is_served_by_its_wrapper(monkeypatch: pytest.MonkeyPatch):
     from contextlib import nullcontext
 
-    monkeypatch.setattr(torch_private, "_generated_code", lambda: nullcontext([]))
+    monkeypatch.setattr(torch_inductor, "_generated_code", lambda: nullcontext([]))
     x = torch.randn(3, 4)
     compiled = inductor_compile(graph_of(lambda x: (x.sin(),), x), {})
     assert not is_direct(compiled)
