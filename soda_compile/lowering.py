@@ -34,11 +34,11 @@ class Lowering:
     def compile(self, pieces: Iterable[Piece]) -> None:
         """Compiles all pieces that are new, with a progress bar on a terminal."""
         new = {piece.key: piece for piece in pieces if piece.key not in self.compiled}
-        with kernels_built_together() if _on_cpu(new.values()) else nullcontext(), progress_bar() as progress:
+        with progress_bar() as progress, kernels_built_together() if _on_cpu(new.values()) else nullcontext():
             for piece in progress.track(new.values(), description="compiling"):
                 started = time.perf_counter()
                 self.compiled[piece.key] = inductor_compile(piece.module, self.options)
-                log.info("compiled %s (%s) in %.1f s", piece.name, piece.key, time.perf_counter() - started)
+                log.info("made the code of %s (%s) in %.1f s", piece.name, piece.key, time.perf_counter() - started)
 
 
 def _on_cpu(pieces: Iterable[Piece]) -> bool:
