@@ -15,7 +15,7 @@ import torch
 import typer
 
 from benchmarks.suite.configs import Config, configs
-from benchmarks.suite.machine import in_child, look, sources_digest, versions
+from benchmarks.suite.machine import in_child, look, precompile_headers, sources_digest, versions
 from benchmarks.suite.methods import Method, methods
 from benchmarks.suite.rounds import measure
 from benchmarks.suite.table import markdown
@@ -50,6 +50,8 @@ def main(
     found = in_child(look, device)
     if "reason" in found:
         raise typer.BadParameter(f"device {device}: {found['reason']}")
+    if reason := in_child(precompile_headers).get("reason"):
+        raise typer.BadParameter(f"device {device}: Inductor cannot compile: {reason}")
     path = out or RESULTS / f"suite_{found['type']}.json"
     threads = threads or len(os.sched_getaffinity(0))
     report = _begin(path, found, fresh)
