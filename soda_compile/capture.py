@@ -37,7 +37,7 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
     _detach_data(module.graph)
     _fix_floats(module)
     with specialised(inputs) as static:
-        key = capture_key(module, static)
+        key = capture_key(module, static, parameters)
     captured = load_capture(key)
     if captured is None:
         captured = _normalise(_export(module, inputs), sources, parameters)

@@ -22,17 +22,19 @@ log = logging.getLogger(__name__)
 _PLAIN = (bool, int, float, complex, str, type(None), type(...), torch.dtype, torch.device, torch.layout)
 
 
-def capture_key(module: fx.GraphModule, inputs: Sequence[Any]) -> str | None:
+def capture_key(module: fx.GraphModule, inputs: Sequence[Any], parameters: Sequence[bool]) -> str | None:
     """A hash of all that a capture follows from; None where that cannot be told, or PyTorch's caches are off.
 
     Args:
         module: Graph from Dynamo; its text, where it was traced and where its inputs come from belong to the key.
         inputs: Example inputs of static shapes; their layouts and types belong to the key, their values do not.
+        parameters: For each input, whether it belongs to the model.
     """
     try:
         if reason := refused_by_caches(module):
             raise NotPortable(reason)
         lines = [torch.__version__, str(torch.version.git_version), _own_sources(), *tracing_state()]
+        lines.append(_text(tuple(parameters)))
         lines += [_input_text(value) for value in inputs]
         lines += [line for node in module.graph.nodes for line in _node_texts(node)]
     except NotPortable as error:
@@ -79,7 +81,7 @@ def _input_text(value: Any) -> str:
     if not isinstance(value, torch.Tensor):
         return _text(value)
     layout = f"{tuple(value.shape)} {value.stride()} {value.storage_offset()} {value.dtype} {value.device}"
-    return f"{isinstance(value, torch.nn.Parameter)} {value.requires_grad} {value.layout} {layout}"
+    return f"{value.requires_grad} {value.layout} {layout}"
 
 
 def _node_texts(node: fx.Node) -> Iterator[str]:
