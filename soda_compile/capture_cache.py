@@ -14,12 +14,13 @@ from torch import fx
 
 from soda_compile.captured import Captured
 from soda_compile.files import write_atomic
-from soda_compile.graph_file import BUILT_IN, NotPortable, decode, encode
-from soda_compile.torch_private import inductor_cache_folder, refused_by_caches, source_name, tracing_state
+from soda_compile.graph_file import NotPortable, decode, encode
+from soda_compile.torch_private import BUILT_IN, inductor_cache_folder, refused_by_caches, source_name, tracing_state
 
 log = logging.getLogger(__name__)
 
-_PLAIN = (bool, int, float, complex, str, type(None), type(...), torch.dtype, torch.device, torch.layout)
+_NUMBERS = (bool, int, float, complex)
+_PLAIN = (*_NUMBERS, str, type(None), type(...), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 def capture_key(module: fx.GraphModule, inputs: Sequence[Any], parameters: Sequence[bool]) -> str | None:
@@ -115,6 +116,6 @@ def _text(value: Any) -> str:
         return f"dict({', '.join(f'{name}={_text(item)}' for name, item in value.items())})"
     if isinstance(value, slice):
         return f"slice{_text((value.start, value.stop, value.step))}"
-    if isinstance(value, (*_PLAIN, torch.memory_format)):
+    if isinstance(value, _PLAIN):
         return repr(value)
     raise NotPortable(f"an argument of type {type(value).__name__}")

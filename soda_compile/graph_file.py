@@ -15,10 +15,10 @@ from safetensors.torch import save as save_tensors
 from torch import fx
 
 from soda_compile.captured import Captured
-from soda_compile.torch_private import at_home_mode
+from soda_compile.tensor_metadata import metadata_of
+from soda_compile.torch_private import BUILT_IN, at_home_mode
 
-DIGEST_BYTES = 32
-BUILT_IN = ("aten", "prims")
+_DIGEST_BYTES = 32
 
 
 class NotPortable(Exception):
@@ -42,7 +42,10 @@ def encode(captured: Captured) -> bytes:
         if not value.is_contiguous():
             raise NotPortable(f"the constant {name}, which is not contiguous")
     constants = {name: value.cpu().clone() for name, value in captured.constants.items()}
-    data: bytes = save_tensors(constants, metadata={"captured": json.dumps(graph)})
+    try:
+        data: bytes = save_tensors(constants, metadata={"captured": json.dumps(graph)})
+    except KeyError as error:
+        raise NotPortable(f"a constant of the dtype {error}, which safetensors cannot store") from error
     return hashlib.sha256(data).digest() + data
 
 
@@ -52,12 +55,11 @@ def decode(data: bytes) -> Captured:
     Raises:
         ValueError: If the data is truncated, damaged, or names an operator that does not exist here.
     """
-    digest, data = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+    digest, data = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     if hashlib.sha256(data).digest() != digest:
         raise ValueError("the checksum does not fit the content")
     try:
-        length = int.from_bytes(data[:8], "little")
-        found = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["captured"])
+        found = json.loads(metadata_of(data)["captured"])
         graph = _graph(found["nodes"])
         devices = {node.name: node.meta["val"].device for node in graph.find_nodes(op="placeholder")}
         constants = {name: value.to(devices[name]) for name, value in load_tensors(data).items()}

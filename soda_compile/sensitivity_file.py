@@ -11,6 +11,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from soda_compile.errors import SensitivityError
+from soda_compile.tensor_metadata import metadata_of
 
 FORMAT = "soda-sensitivity/1"
 Array = NDArray[Any]
@@ -33,8 +34,7 @@ def decode(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
     """
     try:
         arrays = load_arrays(data)
-        length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        metadata = metadata_of(data)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SensitivityError(f"truncated or damaged: {error}; calibrate again") from None
     try:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from soda_compile.torch_private import SizeGuards, fake_mode_of, size_guards
+from soda_compile.torch_private import BUILT_IN, SizeGuards, fake_mode_of, size_guards
 
 Compiled = Callable[..., Sequence[Any]]
 
@@ -30,7 +30,7 @@ def compiler_probed(device: torch.device) -> Iterator[None]:
 
     supported = cpu_vec_isa.x86_isa_checker() if device.type == "cpu" else []
     known = [isa for isa in cpu_vec_isa.supported_vec_isa_list if all(flag in supported for flag in str(isa).split())]
-    with ThreadPoolExecutor(max_workers=max(1, len(known))) as pool:
+    with ThreadPoolExecutor() as pool:
         for isa in known:
             pool.submit(bool, isa)  # torch keeps the answer
         importlib.import_module("torch._inductor.compile_fx")  # half a second, which is needed soon
@@ -102,11 +102,10 @@ def add_axis(module: fx.GraphModule, size: int, batched: Sequence[bool]) -> fx.G
 
 def _is_plain(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> bool:
     """Whether Inductor's code gives just what the graph gives: no output is an input, or a view of one."""
-    builtin = ("aten", "prims")
     for node in module.graph.nodes:
         if node.op not in ("placeholder", "call_function", "output"):
             return False
-        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in builtin:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in BUILT_IN:
             return False
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             return False

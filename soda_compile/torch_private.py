@@ -18,7 +18,10 @@ from torch._logging._internal import trace_structured
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.weak import WeakIdKeyDictionary
 
+BUILT_IN = ("aten", "prims")  # namespaces of operators that mean the same in every process
+
 __all__ = [
+    "BUILT_IN",
     "SizeGuards",
     "WeakIdKeyDictionary",
     "at_home",
@@ -91,26 +94,29 @@ def specialised(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
 
 def at_home(value: Any) -> Any:
     """Fake tensors as members of the fake mode that is being traced under, so that graphs of one model can be mixed."""
-    from torch._guards import TracingContext
     from torch._subclasses.fake_tensor import FakeTensor
 
-    context = TracingContext.try_get()
     if isinstance(value, list | tuple):
         return type(value)(at_home(item) for item in value)
-    if context is None or not isinstance(value, FakeTensor) or value.fake_mode is context.fake_mode:
+    mode = _home_mode()
+    if mode is None or not isinstance(value, FakeTensor) or value.fake_mode is mode:
         return value
-    assert context.fake_mode is not None
-    with context.fake_mode:
+    with mode:
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 
 def at_home_mode() -> AbstractContextManager[Any]:
     """The fake mode that is being traced under; a new one where nothing is."""
-    from torch._guards import TracingContext
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    return _home_mode() or FakeTensorMode()
+
+
+def _home_mode() -> Any:
+    from torch._guards import TracingContext
+
     context = TracingContext.try_get()
-    return FakeTensorMode() if context is None or context.fake_mode is None else context.fake_mode
+    return context.fake_mode if context else None
 
 
 def tracing_state() -> list[str]:

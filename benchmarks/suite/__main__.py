@@ -50,7 +50,7 @@ def main(
     found = in_child(look, device)
     if "reason" in found:
         raise typer.BadParameter(f"device {device}: {found['reason']}")
-    if reason := in_child(precompile_headers).get("reason"):
+    if found["type"] == "cpu" and (reason := in_child(precompile_headers).get("reason")):
         raise typer.BadParameter(f"device {device}: Inductor cannot compile: {reason}")
     path = out or RESULTS / f"suite_{found['type']}.json"
     threads = threads or len(os.sched_getaffinity(0))

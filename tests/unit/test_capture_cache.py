@@ -158,14 +158,20 @@ class Foreign(nn.Module):
         return (double(x),)
 
 
+class Rare(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x * torch.tensor([1j], dtype=torch.complex128),)
+
+
 @pytest.mark.parametrize(
     ("settings", "build", "reason"),
     [
         ({}, Foreign, "soda_capture_tests"),
+        ({}, Rare, "complex128"),
         ({"force_disable_caches": True}, Model, "caches are disabled"),
         ({"fx_graph_cache": False}, Model, "FX graph cache is not enabled"),
     ],
-    ids=["a foreign operator", "no caches", "no cache of graphs"],
+    ids=["a foreign operator", "a rare dtype", "no caches", "no cache of graphs"],
 )
 def test_what_is_not_kept_says_why(
     settings: dict[str, Any],

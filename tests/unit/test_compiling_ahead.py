@@ -13,8 +13,6 @@ from soda_compile.torch_inductor import compiler_probed, inductor_compile, kerne
 class Instructions:
     """What Inductor asks whether the compiler can use them."""
 
-    asked: list[str]
-
     def __init__(self, flags: str, asked: list[str], fails: bool = False) -> None:
         self.flags, self.asked, self.fails = flags, asked, fails
 
