@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
-from soda_compile.files import write_atomic
+from soda_compile.storage.files import write_atomic
 
 app = typer.Typer(add_completion=False)
 SAMPLES = 64
@@ -70,7 +70,7 @@ def measure_in(caches: Path, folder: Path, anchors: int, starts: tuple[int, int]
         files = ["--plan", str(folder / PLAN), "--out", str(folder / PACKAGE)]
         command = ["-c", "from soda_compile.cli import app; app()", "export", f"{__file__}:example", *files]
         rows["export_seconds"] = timed(command, caches / "export")
-    package = soda_compile.artifacts.loading.open_package(folder / PACKAGE)
+    package = soda_compile.packages.loading.open_package(folder / PACKAGE)
     sizes = {member: len(data) for member, data in package.members.items()}
     rows["package_bytes"] = package.path.stat().st_size
     rows["weights_bytes"] = sizes["extra/weights.safetensors"]

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import soda_compile
-from soda_compile.action import COMPUTE, REUSE, prune
-from soda_compile.files import write_atomic
-from soda_compile.plans import Plan
-from soda_compile.pruning import Pruning
+from soda_compile.plans.actions import COMPUTE, REUSE, prune
+from soda_compile.plans.plan import Plan
+from soda_compile.plans.pruning import Pruning
+from soda_compile.storage.files import write_atomic
 
 RATES = (0.25, 0.5, 0.75)
 ACTIONS = (COMPUTE, *map(prune, RATES), REUSE)

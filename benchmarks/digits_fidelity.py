@@ -17,7 +17,7 @@ from rich.table import Table
 import soda_compile
 from soda_compile.digits.classifier import load_classifier
 from soda_compile.digits.pipeline import DigitsPipeline, load
-from soda_compile.files import write_atomic
+from soda_compile.storage.files import write_atomic
 
 
 def generate(pipe: DigitsPipeline, seeds: list[int]) -> torch.Tensor:

@@ -21,7 +21,7 @@ import typer
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
 import soda_compile
-from soda_compile.files import write_atomic
+from soda_compile.storage.files import write_atomic
 
 app = typer.Typer(add_completion=False)
 RESULTS = Path("benchmarks/results/granularity.json")

@@ -20,8 +20,8 @@ import typer
 
 import soda_compile
 from soda_compile.digits.pipeline import DigitsPipeline, load
-from soda_compile.files import write_atomic
-from soda_compile.schedule import lagrange
+from soda_compile.plans.coefficients import lagrange
+from soda_compile.storage.files import write_atomic
 
 Values = dict[str, torch.Tensor]
 

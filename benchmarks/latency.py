@@ -25,7 +25,7 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 
 import soda_compile
 from soda_compile.digits.pipeline import load
-from soda_compile.files import write_atomic
+from soda_compile.storage.files import write_atomic
 
 app = typer.Typer(add_completion=False)
 RESULTS = Path("benchmarks/results")

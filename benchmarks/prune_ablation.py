@@ -30,12 +30,12 @@ from safetensors.torch import load_file, save
 
 import soda_compile
 from soda_compile.digits.classifier import frechet_distance, load_classifier
-from soda_compile.files import write_atomic
 from soda_compile.planner.costs import Costs
 from soda_compile.planner.paper import PaperStrategy
-from soda_compile.plans import Plan
-from soda_compile.pruning import SCORES, Pruning
-from soda_compile.sensitivity import Sensitivity
+from soda_compile.plans.plan import Plan
+from soda_compile.plans.pruning import SCORES, Pruning
+from soda_compile.plans.sensitivity import Sensitivity
+from soda_compile.storage.files import write_atomic
 
 EXTRA = 2
 """Anchors that cost as much as the paper's pruning."""
@@ -93,9 +93,9 @@ def digits() -> Subject:
 
 
 def photos() -> Subject:
-    from soda_compile.photos.data import load_photographs
-    from soda_compile.photos.judge import features
-    from soda_compile.photos.pipeline import load
+    from examples.photos.data import load_photographs
+    from examples.photos.judge import features
+    from examples.photos.pipeline import load
 
     crops = load_photographs().crops(torch.arange(1000) % 10, torch.Generator().manual_seed(0))
     real, space = features(crops).numpy(), "60 fixed features: random filters at 3 scales, mean colours"
@@ -187,7 +187,7 @@ class Runs:
 
     @contextlib.contextmanager
     def _accelerated(self, plan: Plan) -> Iterator[None]:
-        with mock.patch("soda_compile.lowering.inductor_compile", lambda module, options: module):
+        with mock.patch("soda_compile.compiler.lowering.inductor_compile", lambda module, options: module):
             soda_compile.accelerate(self.subject.pipe, plan)
             try:
                 yield

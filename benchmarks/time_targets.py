@@ -19,11 +19,11 @@ import torch
 import typer
 
 import soda_compile
-from soda_compile import profiling
-from soda_compile.backend import soda
+from soda_compile.backend.entry import soda
+from soda_compile.capture.forward import compiled_forward
 from soda_compile.digits.pipeline import load
-from soda_compile.files import write_atomic
-from soda_compile.forward import compiled_forward
+from soda_compile.measure import profiling
+from soda_compile.storage.files import write_atomic
 
 
 def main(

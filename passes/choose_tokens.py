@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from soda_compile.operators import tensor_of
-from soda_compile.passes.base import add_call, add_input, input_with_role
-from soda_compile.pruning import Pruning
-from soda_compile.structure import RandomInput, StepInput, TrackInput
+from soda_compile.ir.aten_operators import tensor_of
+from soda_compile.ir.graphs import add_call, add_input, input_with_role
+from soda_compile.ir.roles import RandomInput, StepInput, TrackInput
+from soda_compile.plans.pruning import Pruning
 
 aten = torch.ops.aten
 

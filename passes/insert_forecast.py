@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from soda_compile.passes.base import PassResult, add_call, add_input, find_node
-from soda_compile.structure import CoefficientInput, Region, SlotInput
+from soda_compile.ir.graphs import add_call, add_input, find_node
+from soda_compile.ir.roles import CoefficientInput, SlotInput
+from soda_compile.ir.structure import Region
+from soda_compile.passes.base import PassResult
 
 aten = torch.ops.aten
 

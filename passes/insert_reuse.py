@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from soda_compile.passes.base import PassResult, add_input, find_node
-from soda_compile.structure import Region, SlotInput
+from soda_compile.ir.graphs import add_input, find_node
+from soda_compile.ir.roles import SlotInput
+from soda_compile.ir.structure import Region
+from soda_compile.passes.base import PassResult
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from soda_compile.passes.base import PassResult, add_call
-from soda_compile.structure import Note
+from soda_compile.ir.graphs import add_call
+from soda_compile.ir.structure import Note
+from soda_compile.passes.base import PassResult
 
 aten = torch.ops.aten
 

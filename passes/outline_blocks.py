@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from soda_compile.blocks import split_blocks
-from soda_compile.operators import is_heavy
+from soda_compile.analysis.blocks import split_blocks
+from soda_compile.ir.aten_operators import is_heavy
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from soda_compile.action import Action
-from soda_compile.operators import tensor_of
-from soda_compile.passes.base import PassResult, add_call, add_input, find_node, input_with_role
+from soda_compile.analysis.token_axes import wanted_tokens
+from soda_compile.ir.aten_operators import tensor_of
+from soda_compile.ir.graphs import add_call, add_input, find_node, input_with_role
+from soda_compile.ir.roles import IndexInput, SlotInput
+from soda_compile.ir.structure import Region
+from soda_compile.passes.base import PassResult
 from soda_compile.passes.choose_tokens import ChooseTokens
 from soda_compile.passes.selection import Place, Tokens, take
 from soda_compile.passes.track_tokens import refresh
-from soda_compile.pruning import IndexUse, Pruning
-from soda_compile.structure import IndexInput, Region, SlotInput
+from soda_compile.plans.actions import Action
+from soda_compile.plans.pruning import IndexUse, Pruning
 
 aten = torch.ops.aten
 
@@ -120,10 +122,3 @@ class PruneTokens:
             index.meta["index_of"] = (rows, count, kept)
             add_call(graph, aten.copy_.default, add_input(graph, f"index_{carry.name}", like, role), index)
         return index
-
-
-def wanted_tokens(region: Region, cut: int, action: Action) -> int:
-    """How many tokens of a cut are computed: the longest stream goes by ``rate``, the others by ``side_rate``."""
-    counts = [entry.shape[1] for entry in region.cuts]
-    rate = action.rate if counts[cut] == max(counts) else action.side_rate
-    return counts[cut] - math.floor(rate * counts[cut])

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from soda_compile.operators import tensor_of
-from soda_compile.passes.base import add_call
+from soda_compile.ir.aten_operators import tensor_of
+from soda_compile.ir.graphs import add_call
 
 aten = torch.ops.aten
 

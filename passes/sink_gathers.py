@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import fx
 
-from soda_compile.ancestry import ancestors_of, descendants_of
-from soda_compile.operators import flops, is_heavy, packet
-from soda_compile.passes.base import PassResult, add_call, find_node
+from soda_compile.analysis.token_axes import stream_into
+from soda_compile.ir.ancestry import ancestors_of, descendants_of
+from soda_compile.ir.aten_operators import flops, is_heavy, packet
+from soda_compile.ir.graphs import add_call, find_node
+from soda_compile.ir.structure import Note, Region
+from soda_compile.passes.base import PassResult
 from soda_compile.passes.selection import Place, Tokens, take
 from soda_compile.passes.sinking import Unsinkable
 from soda_compile.passes.sinking_rules import rule_for
-from soda_compile.structure import Note, Region
-from soda_compile.token_axes import stream_into
 
 aten = torch.ops.aten
 

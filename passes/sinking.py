@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
-from soda_compile.operators import tensor_of
+from soda_compile.ir.aten_operators import tensor_of
 from soda_compile.passes.selection import Place, Tokens
 
 aten = torch.ops.aten

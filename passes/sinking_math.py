@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from soda_compile.operators import tensor_of
+from soda_compile.ir.aten_operators import tensor_of
 from soda_compile.passes.selection import Place
 from soda_compile.passes.sinking import Sinker, Unsinkable, aligned, arguments, shape_of, wrap
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from soda_compile.operators import tensor_of
-from soda_compile.passes.base import PassResult, add_call, add_input, find_node, input_with_role, output_of
+from soda_compile.ir.aten_operators import tensor_of
+from soda_compile.ir.graphs import add_call, add_input, find_node, input_with_role, output_of
+from soda_compile.ir.roles import TrackInput
+from soda_compile.ir.structure import Region
+from soda_compile.passes.base import PassResult
 from soda_compile.passes.choose_tokens import step_input
 from soda_compile.passes.selection import Place, Tokens, take
-from soda_compile.pruning import Pruning
-from soda_compile.structure import Region, TrackInput
+from soda_compile.plans.pruning import Pruning
 
 aten = torch.ops.aten
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from soda_compile.passes.base import PassResult, add_input, add_output, find_node, output_of
-from soda_compile.structure import Region, SlotInput
+from soda_compile.ir.graphs import add_input, add_output, find_node, output_of
+from soda_compile.ir.roles import SlotInput
+from soda_compile.ir.structure import Region
+from soda_compile.passes.base import PassResult
 
 aten = torch.ops.aten
 

@@ -5,9 +5,11 @@ inside ``trajectory``; or ``accelerate`` a diffusers pipeline by the plan. ``exp
 time, into one file that ``load`` runs.
 """
 
-from soda_compile.artifacts import PackagedDenoiser, export, load
-from soda_compile.calibration import calibrate
-from soda_compile.clock import Clock, trajectory
+from soda_compile.acceleration.accelerate import accelerate, restore
+from soda_compile.acceleration.install import install
+from soda_compile.backend.inspection import inspect
+from soda_compile.backend.options import check_options
+from soda_compile.compiler.observing import Observer
 from soda_compile.errors import (
     CaptureError,
     OptionError,
@@ -18,17 +20,18 @@ from soda_compile.errors import (
     SodaError,
     TrajectoryError,
 )
-from soda_compile.inspection import inspect
-from soda_compile.integrations.diffusers import accelerate, restore
-from soda_compile.integrations.packages import install
-from soda_compile.observing import Observer
-from soda_compile.options import check_options
+from soda_compile.measure.calibration import calibrate
+from soda_compile.measure.profiling import profile
+from soda_compile.packages.denoiser import PackagedDenoiser
+from soda_compile.packages.exporting import export
+from soda_compile.packages.loading import load
 from soda_compile.planner import explain, fixed_interval_plan, plan
-from soda_compile.plans import Action, Plan, compute_all_plan
-from soda_compile.profiles import Profile
-from soda_compile.profiling import profile
-from soda_compile.pruning import Pruning
-from soda_compile.sensitivity import Sensitivity, merge
+from soda_compile.plans.actions import Action
+from soda_compile.plans.plan import Plan, compute_all_plan
+from soda_compile.plans.profile import Profile
+from soda_compile.plans.pruning import Pruning
+from soda_compile.plans.sensitivity import Sensitivity, merge
+from soda_compile.runtime.clock import Clock, trajectory
 
 __all__ = [
     "Action",

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import soda_compile
-from soda_compile.plans import ACTIONS, Plan
-from soda_compile.torch_private import SizeGuards
+from soda_compile.plans.actions import ACTIONS
+from soda_compile.plans.plan import Plan
+from soda_compile.torch_internals.tracing import SizeGuards
 
 TOKENS, WIDTH, LAYERS = 4, 8, 2
 TIMESTEPS = (900.0, 700.0, 400.0, 200.0)
@@ -137,8 +138,8 @@ def eager_pieces() -> Any:
         return lambda values: list(modules[name](*values))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("soda_compile.artifacts.aot.aot_compile", aot_compile)
-        patch.setattr("soda_compile.artifacts.loading.open_piece", open_piece)
+        patch.setattr("soda_compile.packages.aot.aot_compile", aot_compile)
+        patch.setattr("soda_compile.packages.loading.open_piece", open_piece)
         yield
 
 

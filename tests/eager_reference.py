@@ -15,10 +15,11 @@ import torch
 from families import Region
 from torch import Tensor, nn
 
-from soda_compile.pruning import random_scores
+from soda_compile.plans.pruning import random_scores
 
 if TYPE_CHECKING:
-    from soda_compile.plans import Action, Plan
+    from soda_compile.plans.actions import Action
+    from soda_compile.plans.plan import Plan
 
 
 @dataclass

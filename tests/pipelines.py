@@ -14,7 +14,7 @@ from eager_reference import EagerReference
 from families import FAMILIES, POOLED_WIDTH, TEXT_TOKENS, TEXT_WIDTH, Family, Region
 from torch import Generator, Tensor, nn
 
-from soda_compile.plans import Plan, random_plan
+from soda_compile.plans.plan import Plan, random_plan
 
 STEPS = 5
 

@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx, nn
 
-from soda_compile.action import prune
-from soda_compile.operators import graph_flops
+from soda_compile.analysis.token_axes import carries_of
+from soda_compile.ir.aten_operators import graph_flops
+from soda_compile.ir.graphs import copy_graph
+from soda_compile.ir.structure import BlockGraph, Structure
 from soda_compile.passes.dead_code import DeadCode
 from soda_compile.passes.narrow_linear import NarrowLinear
 from soda_compile.passes.prune_tokens import PruneTokens
 from soda_compile.passes.sink_gathers import SinkGathers
-from soda_compile.pruning import Pruning
-from soda_compile.structure import BlockGraph, Structure
-from soda_compile.token_axes import carries_of
-from soda_compile.variants import copy_graph
+from soda_compile.plans.actions import prune
+from soda_compile.plans.pruning import Pruning
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from soda_compile.capture import capture
-from soda_compile.captured import Captured
-from soda_compile.plans import Plan
-from soda_compile.regions import find_regions
-from soda_compile.state import State, _states
-from soda_compile.structure import Note, Region
+from soda_compile.analysis.regions import find_regions
+from soda_compile.capture.normalisation import capture
+from soda_compile.ir.captured import Captured
+from soda_compile.ir.structure import Note, Region
+from soda_compile.plans.plan import Plan
+from soda_compile.runtime.state import State, _states
 
 
 def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Captured:
@@ -45,7 +45,7 @@ def graph_of(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
 
 def graphs_as_they_are(patch: pytest.MonkeyPatch) -> None:
     """Lets rewritten graphs run node by node, where what Inductor makes of them is not the point."""
-    patch.setattr("soda_compile.lowering.inductor_compile", lambda module, options: module)
+    patch.setattr("soda_compile.compiler.lowering.inductor_compile", lambda module, options: module)
 
 
 def state(model: nn.Module, plan: Plan) -> State:

@@ -20,7 +20,7 @@ from benchmarks.suite.methods import Method, methods
 from benchmarks.suite.rounds import measure
 from benchmarks.suite.table import markdown
 from benchmarks.suite.worker import Job
-from soda_compile.files import write_atomic
+from soda_compile.storage.files import write_atomic
 
 RESULTS = Path("benchmarks/results")
 ALL_METHODS = ("dit", "flux")
@@ -137,7 +137,7 @@ def _model(
 
 def _import_for(config: Config) -> None:
     """Imports what every row needs before its process is forked: imports take seconds, and are no compilation."""
-    for module in ("torch._dynamo", "torch._inductor.compile_fx", "soda_compile.integrations.diffusers"):
+    for module in ("torch._dynamo", "torch._inductor.compile_fx", "soda_compile.acceleration.accelerate"):
         importlib.import_module(module)
     getattr(importlib.import_module("diffusers"), config.cls)
 

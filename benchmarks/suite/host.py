@@ -20,9 +20,9 @@ from benchmarks.suite.masks import computed
 from benchmarks.suite.methods import SPARSE
 from benchmarks.suite.models import make_inputs, make_model
 from benchmarks.suite.plans import plan_for
-from soda_compile import lowering
-from soda_compile.artifacts import loading
-from soda_compile.backend import soda
+from soda_compile.backend.entry import soda
+from soda_compile.compiler import lowering
+from soda_compile.packages import loading
 
 TINY = Config(
     "host", "DiT of 28 layers, 64 wide, 16 tokens", "dit", "DiTTransformer2DModel", _dit(8, 2, 32), 2, (4, 8, 8)

@@ -9,7 +9,7 @@ from torch import nn
 import soda_compile
 from benchmarks.suite.plans import plan_for
 from benchmarks.suite.runner import Runner
-from soda_compile.backend import soda
+from soda_compile.backend.entry import soda
 
 
 def planned(

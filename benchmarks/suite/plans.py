@@ -1,10 +1,10 @@
 """Plans of soda_compile that follow a mask, without calibration: the weights are random, fidelity is no subject."""
 
-from soda_compile.action import COMPUTE, FORECAST1, REUSE, Action, prune
-from soda_compile.plans import Plan
-from soda_compile.program import prunable_regions
-from soda_compile.pruning import Pruning
-from soda_compile.structure import Structure
+from soda_compile.compiler.bind import prunable_regions
+from soda_compile.ir.structure import Structure
+from soda_compile.plans.actions import COMPUTE, FORECAST1, REUSE, Action, prune
+from soda_compile.plans.plan import Plan
+from soda_compile.plans.pruning import Pruning
 
 KINDS = ("reuse", "forecast", "prune")
 

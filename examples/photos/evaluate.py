@@ -1,4 +1,4 @@
-"""Judge the trained model: ``python -m soda_compile.photos.evaluate``."""
+"""Judge the trained model: ``python -m examples.photos.evaluate``."""
 # mypy: allow-untyped-calls
 
 import json
@@ -12,11 +12,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
+from examples.photos.data import Photographs, load_photographs
+from examples.photos.judge import class_agreement, features, frechet_distance
+from examples.photos.pipeline import WEIGHTS, load
 from soda_compile.digits.evaluate import sample
-from soda_compile.files import write_atomic
-from soda_compile.photos.data import Photographs, load_photographs
-from soda_compile.photos.judge import class_agreement, features, frechet_distance
-from soda_compile.photos.pipeline import WEIGHTS, load
+from soda_compile.storage.files import write_atomic
 
 
 def blurred(images: Tensor, factor: int) -> Tensor:

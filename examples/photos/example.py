@@ -1,10 +1,10 @@
-"""The photographs model with inputs: ``soda-compile inspect soda_compile.photos.example:example``."""
+"""The photographs model with inputs: ``soda-compile inspect examples.photos.example:example``."""
 
 from typing import Any
 
 import torch
 
-from soda_compile.photos.pipeline import load
+from examples.photos.pipeline import load
 
 
 def example(samples: int = 1) -> tuple[torch.nn.Module, dict[str, Any]]:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from examples.photos.data import Photographs
 from soda_compile.digits.classifier import frechet_distance
-from soda_compile.photos.data import Photographs
 
 __all__ = ["class_agreement", "features", "frechet_distance"]
 

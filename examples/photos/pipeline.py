@@ -15,7 +15,7 @@ __all__ = ["WEIGHTS", "DigitsPipeline", "load"]
 def load(dtype: torch.dtype = torch.float32, folder: Path = WEIGHTS) -> DigitsPipeline:
     """Load the trained pipeline from disk, without the network and without its progress bar.
 
-    It draws crops of 64x64 pixels; class_labels index soda_compile.photos.data.PHOTOGRAPHS.
+    It draws crops of 64x64 pixels; class_labels index examples.photos.data.PHOTOGRAPHS.
 
     Args:
         dtype: dtype of the transformer's weights, which are stored in float16.
@@ -25,5 +25,5 @@ def load(dtype: torch.dtype = torch.float32, folder: Path = WEIGHTS) -> DigitsPi
         FileNotFoundError: if ``folder`` holds no pipeline.
     """
     if not (folder / "model_index.json").is_file():
-        raise FileNotFoundError(f"no pipeline in {folder}: make one with python -m soda_compile.photos.train")
+        raise FileNotFoundError(f"no pipeline in {folder}: make one with python -m examples.photos.train")
     return load_folder(dtype, folder)

@@ -1,4 +1,4 @@
-"""Train the photographs model: ``python -m soda_compile.photos.train``."""
+"""Train the photographs model: ``python -m examples.photos.train``."""
 # mypy: allow-untyped-calls
 
 import json
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
+from examples.photos.data import PHOTOGRAPHS, SIZE, Photographs, load_photographs
+from examples.photos.pipeline import WEIGHTS, DigitsPipeline, load
 from soda_compile.digits.train import LABEL_DROPOUT, ema, initialise, replaced, untied
-from soda_compile.photos.data import PHOTOGRAPHS, SIZE, Photographs, load_photographs
-from soda_compile.photos.pipeline import WEIGHTS, DigitsPipeline, load
 
 CLASSES = len(PHOTOGRAPHS)
 WARM_STEPS = 200

@@ -7,19 +7,18 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
-from soda_compile.artifacts import export as export_package
-from soda_compile.artifacts import load
-from soda_compile.artifacts.arguments import flatten
-from soda_compile.artifacts.description import describe
-from soda_compile.artifacts.loading import open_package
-from soda_compile.artifacts.manifest import ProgramEntry
-from soda_compile.artifacts.sizes import size_at
-from soda_compile.artifacts.spaces import batch_shapes
-from soda_compile.artifacts.timing import time_package
-from soda_compile.artifacts.trace import ExampleInputs, bind_example
 from soda_compile.cli.commands import app
 from soda_compile.cli.target import FORMS, load_target
 from soda_compile.errors import OptionError
+from soda_compile.packages.arguments import flatten
+from soda_compile.packages.description import describe
+from soda_compile.packages.exporting import export as export_package
+from soda_compile.packages.loading import load, open_package
+from soda_compile.packages.manifest import ProgramEntry
+from soda_compile.packages.sizes import size_at
+from soda_compile.packages.spaces import batch_shapes
+from soda_compile.packages.timing import time_package
+from soda_compile.packages.trace import ExampleInputs, bind_example
 
 PackagePath = Annotated[Path, typer.Argument(help="A package (.soda.pt2).")]
 

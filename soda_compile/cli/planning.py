@@ -8,12 +8,12 @@ import typer
 
 from soda_compile.cli.target import FORMS, load_target
 from soda_compile.errors import OptionError
-from soda_compile.plan_grid import collapse
 from soda_compile.planner import OPERATOR_CHOICES, explain
 from soda_compile.planner import plan as make_plan
-from soda_compile.profiles import PROFILED, Profile
-from soda_compile.pruning import SCORES, Pruning
-from soda_compile.sensitivity import METRICS, Sensitivity
+from soda_compile.plans.plan_grid import collapse
+from soda_compile.plans.profile import PROFILED, Profile
+from soda_compile.plans.pruning import SCORES, Pruning
+from soda_compile.plans.sensitivity import METRICS, Sensitivity
 
 _OPERATOR = f"What stale regions do: {', '.join(OPERATOR_CHOICES)}. By default forecast1, with choices auto."
 
@@ -80,8 +80,8 @@ def profile(
     out: Annotated[Path | None, typer.Option(help="Write the profile here as well (.json).")] = None,
 ) -> None:
     """Time what each action of each region costs, compiled, on this device; the result is kept for the next time."""
-    from soda_compile.profile_store import default_folder
-    from soda_compile.profiling import profile as measure
+    from soda_compile.measure.profile_store import default_folder
+    from soda_compile.measure.profiling import profile as measure
 
     if out is not None and not out.parent.is_dir():
         raise OptionError(f"cannot write {out}: there is no folder {out.parent}")

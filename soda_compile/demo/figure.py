@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from soda_compile.demo.measure import Method, labels
-from soda_compile.files import write_atomic
-from soda_compile.plans import ACTIONS, Plan
+from soda_compile.plans.actions import ACTIONS
+from soda_compile.plans.plan import Plan
+from soda_compile.storage.files import write_atomic
 
 COLUMNS = 12
 # By action symbol; dark is work, light is none.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from soda_compile.digits.classifier import DigitClassifier, accuracy
 from soda_compile.digits.pipeline import DigitsPipeline
-from soda_compile.plans import Plan
+from soda_compile.plans.plan import Plan
 
 STEPS = 50
 GUIDANCE = 1.5

@@ -12,16 +12,16 @@ from diffusers.utils.logging import disable_progress_bar
 from rich.console import Console
 from rich.progress import track
 
-from soda_compile.calibration import calibrate
+from soda_compile.acceleration.accelerate import accelerate
 from soda_compile.demo.figure import save_figure
 from soda_compile.demo.measure import GUIDANCE, Fidelity, Method, draw, fidelity, ratio, time_rounds, warm_up
 from soda_compile.demo.report import reading, table
 from soda_compile.digits.classifier import load_classifier
 from soda_compile.digits.pipeline import load
 from soda_compile.errors import OptionError
-from soda_compile.integrations.diffusers import accelerate
+from soda_compile.measure.calibration import calibrate
 from soda_compile.planner import plan
-from soda_compile.sensitivity import Sensitivity
+from soda_compile.plans.sensitivity import Sensitivity
 
 CALIBRATION_SAMPLES = 8  # in one generation
 _CALIBRATION_SEED = 1_000_000  # no seed of the samples comes near

@@ -1,4 +1,7 @@
-"""Turns sensitivity data into a plan; imports no torch."""
+"""Turns sensitivity data into a plan; imports no torch.
+
+May import ``plans`` and the rooms below it.
+"""
 
 from soda_compile.planner.explain import explain
 from soda_compile.planner.make import fixed_interval_plan, flop_ratio, plan, slot_memory_bytes

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from soda_compile.action import PRUNE_RATES
 from soda_compile.planner.costs import Costs
 from soda_compile.planner.stale_errors import Floats, StaleErrors, history_level
-from soda_compile.plans import COMPUTE, FORECAST1, FORECAST2, REUSE, Action, prune
-from soda_compile.sensitivity import Sensitivity
+from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, PRUNE_RATES, REUSE, Action, prune
+from soda_compile.plans.sensitivity import Sensitivity
 
 Mask = NDArray[np.bool_]
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from soda_compile.action import PRUNE_RATES
 from soda_compile.errors import PlanError
 from soda_compile.planner.stale_errors import Floats
-from soda_compile.plans import COMPUTE, FORECAST1, FORECAST2, REUSE, Action, prune
-from soda_compile.profiles import PROFILED, Profile
-from soda_compile.sensitivity import Sensitivity
+from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, PRUNE_RATES, REUSE, Action, prune
+from soda_compile.plans.profile import PROFILED, Profile
+from soda_compile.plans.sensitivity import Sensitivity
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from soda_compile.action import PRUNE_RATES
 from soda_compile.errors import PlanError
-from soda_compile.plan_grid import collapse
 from soda_compile.planner.choices import history
 from soda_compile.planner.costs import Costs
 from soda_compile.planner.stale_errors import Floats, StaleErrors, history_level
-from soda_compile.plans import COMPUTE, Plan, prune
-from soda_compile.profiles import Profile
-from soda_compile.sensitivity import OPERATORS, Sensitivity
+from soda_compile.plans.actions import COMPUTE, PRUNE_RATES, prune
+from soda_compile.plans.plan import Plan
+from soda_compile.plans.plan_grid import collapse
+from soda_compile.plans.profile import Profile
+from soda_compile.plans.sensitivity import OPERATORS, Sensitivity
 
 
 def explain(plan: Plan, sensitivity: Sensitivity, profile: Profile | None = None) -> str:

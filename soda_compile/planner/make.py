@@ -6,16 +6,16 @@ from dataclasses import replace
 import numpy as np
 
 from soda_compile.errors import OptionError, PlanError
-from soda_compile.plan_file import Scalar
 from soda_compile.planner import strategies
 from soda_compile.planner.costs import Costs
 from soda_compile.planner.problem import Actions, Draft, Problem
 from soda_compile.planner.stale_errors import OperatorChoice
 from soda_compile.planner.target import Target
-from soda_compile.plans import Plan
-from soda_compile.profiles import Profile
-from soda_compile.pruning import Pruning
-from soda_compile.sensitivity import Metric, Sensitivity
+from soda_compile.plans.plan import Plan
+from soda_compile.plans.plan_file import Scalar
+from soda_compile.plans.profile import Profile
+from soda_compile.plans.pruning import Pruning
+from soda_compile.plans.sensitivity import Metric, Sensitivity
 
 INHERITED_ERROR = 0.4
 

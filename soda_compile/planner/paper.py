@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from soda_compile.action import PRUNE_RATES
 from soda_compile.planner.choices import Rows, history
 from soda_compile.planner.costs import Costs
 from soda_compile.planner.stale_errors import Floats
-from soda_compile.plans import COMPUTE, REUSE, Action, prune
+from soda_compile.plans.actions import COMPUTE, PRUNE_RATES, REUSE, Action, prune
 
 _GRID: tuple[Action, ...] = (COMPUTE, *(prune(rate) for rate in PRUNE_RATES), REUSE)
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from soda_compile.errors import OptionError
-from soda_compile.plan_file import Scalar
 from soda_compile.planner.costs import Costs
 from soda_compile.planner.stale_errors import Floats, StaleErrors
 from soda_compile.planner.target import Target
-from soda_compile.plans import Action
-from soda_compile.profiles import Profile
-from soda_compile.pruning import Pruning
-from soda_compile.sensitivity import Sensitivity
+from soda_compile.plans.actions import Action
+from soda_compile.plans.plan_file import Scalar
+from soda_compile.plans.profile import Profile
+from soda_compile.plans.pruning import Pruning
+from soda_compile.plans.sensitivity import Sensitivity
 
 Actions = tuple[tuple[Action, ...], ...]
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soda_compile.errors import OptionError
-from soda_compile.plans import FORECAST1, FORECAST2, REUSE, Action
-from soda_compile.sensitivity import METRICS, OPERATORS, Sensitivity
+from soda_compile.plans.actions import FORECAST1, FORECAST2, REUSE, Action
+from soda_compile.plans.sensitivity import METRICS, OPERATORS, Sensitivity
 
 OperatorChoice = Literal["reuse", "forecast1", "forecast2", "auto"]
 OPERATOR_CHOICES: tuple[str, ...] = get_args(OperatorChoice)

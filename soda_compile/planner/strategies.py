@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from soda_compile.errors import PlanError
-from soda_compile.plan_file import Scalar
 from soda_compile.planner.anchors import IntervalCosts, Schedules
 from soda_compile.planner.choices import Choices
 from soda_compile.planner.paper import PaperStrategy
 from soda_compile.planner.problem import Actions, Draft, Problem
 from soda_compile.planner.unified import Anchors, Goal, Solution, solve_unified
-from soda_compile.plans import COMPUTE, Action
+from soda_compile.plans.actions import COMPUTE, Action
+from soda_compile.plans.plan_file import Scalar
 
 
 def anchors_alone(problem: Problem) -> Draft:

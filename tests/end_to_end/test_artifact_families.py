@@ -17,8 +17,8 @@ pytest.importorskip("diffusers")
 from families import FAMILIES
 
 import soda_compile
-from soda_compile.artifacts.loading import open_package
 from soda_compile.digits.example import example
+from soda_compile.packages.loading import open_package
 
 # A process that only serves: it must neither find diffusers nor start the compiler.
 SERVE = """

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import soda_compile
 from soda_compile.cli import app
-from soda_compile.plans import Plan
-from soda_compile.pruning import Pruning
+from soda_compile.plans.plan import Plan
+from soda_compile.plans.pruning import Pruning
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tracing import state
 
 import soda_compile
-from soda_compile.plans import ACTIONS, Plan
+from soda_compile.plans.actions import ACTIONS
+from soda_compile.plans.plan import Plan
 
 TOKENS, WIDTH, LAYERS = 4, 8, 2
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}

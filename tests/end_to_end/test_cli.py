@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from soda_compile.cli import app
 from soda_compile.planner import explain, plan
-from soda_compile.plans import Plan
-from soda_compile.profiles import PROFILED, Profile
-from soda_compile.sensitivity import METRICS, OPERATORS, Sensitivity, SensitivityInfo
+from soda_compile.plans.plan import Plan
+from soda_compile.plans.profile import PROFILED, Profile
+from soda_compile.plans.sensitivity import METRICS, OPERATORS, Sensitivity, SensitivityInfo
 
 STEPS, REGIONS, WIDTH = 8, ("blocks.0.attn", "blocks.0.ff"), 6
 
@@ -231,7 +231,7 @@ def test_plan_by_a_profile_says_what_it_takes(folder):
 def test_profile_prints_the_costs_and_keeps_them(folder, monkeypatch):
     monkeypatch.setenv("SODA_COMPILE_CACHE", str(folder / "cache"))
     graphs_as_they_are(monkeypatch)
-    monkeypatch.setattr("soda_compile.profiling.NOISY", float("inf"))
+    monkeypatch.setattr("soda_compile.measure.profiling.NOISY", float("inf"))
     text = succeed("profile", "target.py:named", "--rounds", 1, "--out", "p.json")
     kept = Profile.load("p.json")
     assert (folder / "cache" / "profiles" / f"{kept.key}.json").exists()

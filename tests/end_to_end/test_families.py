@@ -14,9 +14,10 @@ from eager_reference import EagerReference
 from families import FAMILIES
 
 import soda_compile
-from soda_compile.plans import ACTIONS, Plan, random_plan
-from soda_compile.schedule import schedule_region
-from soda_compile.structure import Structure
+from soda_compile.compiler.schedule import schedule_region
+from soda_compile.ir.structure import Structure
+from soda_compile.plans.actions import ACTIONS
+from soda_compile.plans.plan import Plan, random_plan
 
 STEPS = 5
 # Compiled code fuses and reorders float32 sums; a wrong action shows at 1e-3 and above, see the last test.
@@ -54,7 +55,7 @@ def variants(plan: Plan, structure: Structure) -> int:
     for call in structure.calls:
         stop = start + len(call.block.regions)
         rows = [schedule_region(actions) for actions in plan.actions[start:stop]]
-        found |= {(call.block.key, *(row[step].treatment for row in rows)) for step in range(plan.steps)}
+        found |= {(call.block.key, *(row[step].mode for row in rows)) for step in range(plan.steps)}
         start = stop
     return len(found)
 

@@ -9,12 +9,12 @@ pytest.importorskip("diffusers")
 pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 
+from examples.photos.data import PHOTOGRAPHS, Photographs, load_photographs
+from examples.photos.evaluate import blurred, coloured_noise
+from examples.photos.judge import FEATURES, class_agreement, features, frechet_distance
+from examples.photos.pipeline import WEIGHTS, load
+from examples.photos.train import resumed
 from soda_compile.digits.evaluate import sample
-from soda_compile.photos.data import PHOTOGRAPHS, Photographs, load_photographs
-from soda_compile.photos.evaluate import blurred, coloured_noise
-from soda_compile.photos.judge import FEATURES, class_agreement, features, frechet_distance
-from soda_compile.photos.pipeline import WEIGHTS, load
-from soda_compile.photos.train import resumed
 
 LABELS = torch.arange(20) % len(PHOTOGRAPHS)
 

@@ -19,8 +19,8 @@ from families import Region
 
 import soda_compile
 from soda_compile.digits.pipeline import DigitsPipeline, load
-from soda_compile.plans import Plan
-from soda_compile.sensitivity import Sensitivity
+from soda_compile.plans.plan import Plan
+from soda_compile.plans.sensitivity import Sensitivity
 
 STEPS, LABELS = 6, (3, 7)
 # Six sampler steps pass float32 rounding on; a plan that is not carried out shows at 1e-2.

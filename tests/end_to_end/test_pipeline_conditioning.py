@@ -12,8 +12,8 @@ from pipelines import PIPELINES, STEPS, close
 from tracing import graphs_as_they_are
 
 import soda_compile
-from soda_compile import timetable
-from soda_compile.plans import random_plan
+from soda_compile.plans.plan import random_plan
+from soda_compile.runtime import conditioning_cache as conditioning_cache
 
 
 @pytest.fixture(autouse=True)
@@ -28,15 +28,15 @@ def eager_lowering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_generations_are_those_of_the_plan(name: str, readable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The noise scheduler tells which timesteps come, where the host cannot read them."""
     if not readable:
-        monkeypatch.setattr(timetable, "_on_host", lambda value: False)
+        monkeypatch.setattr(conditioning_cache, "_on_host", lambda value: False)
     computed = []
-    run_ahead = timetable.run_ahead
+    run_ahead = conditioning_cache.run_ahead
 
     def noted(*arguments: Any) -> Any:
         computed.append(1)
         return run_ahead(*arguments)
 
-    monkeypatch.setattr(timetable, "run_ahead", noted)
+    monkeypatch.setattr(conditioning_cache, "run_ahead", noted)
     tiny = PIPELINES[name]
     pipe = tiny.build()
     plan = random_plan(3, tuple(tiny.regions), STEPS)

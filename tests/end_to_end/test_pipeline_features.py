@@ -19,8 +19,8 @@ from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.errors import OptionError, SensitivityError, TrajectoryError
-from soda_compile.plans import Plan, compute_all_plan, random_plan
-from soda_compile.tail import tail
+from soda_compile.plans.plan import Plan, compute_all_plan, random_plan
+from soda_compile.plans.resume import tail
 
 DIT, FLUX, WAN = (PIPELINES[name] for name in ("dit", "flux", "wan"))
 

@@ -17,7 +17,7 @@ from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.errors import OptionError, PlanError, TrajectoryError
-from soda_compile.plans import Plan, random_plan
+from soda_compile.plans.plan import Plan, random_plan
 
 DIT, FLUX = PIPELINES["dit"], PIPELINES["flux"]
 

@@ -14,7 +14,7 @@ from pipelines import PIPELINES, STEPS, TinyPipeline, attributes, close, same
 from tracing import graphs_as_they_are
 
 import soda_compile
-from soda_compile.plans import Plan, compute_all_plan, random_plan
+from soda_compile.plans.plan import Plan, compute_all_plan, random_plan
 
 
 @dataclass(frozen=True)

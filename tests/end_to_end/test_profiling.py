@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from tracing import graphs_as_they_are
 
 import soda_compile
-from soda_compile import probing, profiling
-from soda_compile.action import PRUNE_RATES, prune
 from soda_compile.errors import CaptureError, OptionError, ProfileError
-from soda_compile.plans import COMPUTE, FORECAST1, FORECAST2, REUSE, Pruning
-from soda_compile.probing import Probe, Probing
-from soda_compile.profiles import PROFILED, Profile
+from soda_compile.measure import probing, profiling
+from soda_compile.measure.probing import Probe, Probing
+from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, PRUNE_RATES, REUSE, prune
+from soda_compile.plans.profile import PROFILED, Profile
+from soda_compile.plans.pruning import Pruning
 
 TOKENS, WIDTH = 8, 16
 

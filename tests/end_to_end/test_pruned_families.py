@@ -10,9 +10,10 @@ from families import FAMILIES
 from test_families import ROUNDING, STEPS, compiled_with, generate, generate_again, subject
 from tracing import graphs_as_they_are
 
-from soda_compile.plans import COMPUTE, REUSE, Plan, prune, random_plan
-from soda_compile.program import prunable_regions
-from soda_compile.pruning import Pruning
+from soda_compile.compiler.bind import prunable_regions
+from soda_compile.plans.actions import COMPUTE, REUSE, prune
+from soda_compile.plans.plan import Plan, random_plan
+from soda_compile.plans.pruning import Pruning
 
 COMPILED = ("dit",)  # by Inductor; the others run their graphs as they are
 

@@ -12,7 +12,7 @@ from models.catalogue import DENOISERS
 from pruned_branches import Branch, pruned_branches
 from tracing import trace
 
-from soda_compile.analysis import analyse
+from soda_compile.compiler.analyse import analyse
 
 CLASSES = (
     "DiTTransformer2DModel",

@@ -11,7 +11,7 @@ from torch import Tensor
 from tracing import graphs_as_they_are
 
 import soda_compile
-from soda_compile.plans import Plan, random_plan
+from soda_compile.plans.plan import Plan, random_plan
 
 STEPS = 4
 

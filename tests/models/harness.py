@@ -12,17 +12,17 @@ from torch import Tensor, fx, nn
 
 import soda_compile
 from models.base import Denoiser
-from soda_compile.backend import require_fit
-from soda_compile.conditioning import separate_conditioning
+from soda_compile.backend.graph_breaks import analyse_piece
+from soda_compile.backend.inspection import is_graph_of
+from soda_compile.compiler.bind import require_fit
+from soda_compile.compiler.conditioning import separate_conditioning
+from soda_compile.compiler.lowering import Lowering
+from soda_compile.compiler.program import build_program
+from soda_compile.compiler.variants import Piece
 from soda_compile.errors import CaptureError
-from soda_compile.inspection import is_graph_of
-from soda_compile.lowering import Lowering
-from soda_compile.pieces import analyse_piece
-from soda_compile.plans import Plan, random_plan
-from soda_compile.program import build_program
-from soda_compile.runtime import PlannedDenoiser
-from soda_compile.structure import Structure
-from soda_compile.variants import Piece
+from soda_compile.ir.structure import Structure
+from soda_compile.plans.plan import Plan, random_plan
+from soda_compile.runtime.denoiser import PlannedDenoiser
 
 STEPS = 5
 Outputs = list[tuple[Tensor, ...]]

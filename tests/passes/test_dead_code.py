@@ -3,7 +3,7 @@ from golden import golden, text
 from torch import Tensor, nn
 from tracing import trace
 
-from soda_compile.passes.base import find_node
+from soda_compile.ir.graphs import find_node
 from soda_compile.passes.dead_code import DeadCode
 
 

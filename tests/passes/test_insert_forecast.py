@@ -4,10 +4,10 @@ from golden import golden, text
 from toys import gated, joint
 from tracing import run
 
+from soda_compile.ir.roles import CoefficientInput, SlotInput
 from soda_compile.passes.dead_code import DeadCode
 from soda_compile.passes.insert_forecast import InsertForecast
-from soda_compile.schedule import lagrange
-from soda_compile.structure import CoefficientInput, SlotInput
+from soda_compile.plans.coefficients import lagrange
 
 
 def test_golden_first_order():

@@ -5,10 +5,10 @@ from torch import nn
 from toys import Gated, gated, joint, seeded
 from tracing import run
 
-from soda_compile.passes.base import find_node
+from soda_compile.ir.graphs import find_node
+from soda_compile.ir.roles import SlotInput
 from soda_compile.passes.dead_code import DeadCode
 from soda_compile.passes.insert_reuse import InsertReuse
-from soda_compile.structure import SlotInput
 
 
 def test_golden_one_cut():

@@ -5,10 +5,11 @@ from torch import Tensor, nn
 from toys import Gated, Joint, gated, joint, only, seeded
 from tracing import parameters_of, run, trace
 
+from soda_compile.analysis.cut_to_branch import cut_to_branch
+from soda_compile.analysis.regions import find_regions
 from soda_compile.passes.dead_code import DeadCode
 from soda_compile.passes.insert_reuse import InsertReuse
-from soda_compile.passes.observe import Observe, residual_head
-from soda_compile.regions import find_regions
+from soda_compile.passes.observe import Observe
 
 
 class Wide(nn.Module):
@@ -73,7 +74,7 @@ def test_no_carry_is_given_where_a_region_cannot_be_pruned():
 
 def test_golden_residual_head():
     graph, region = gated()
-    head = residual_head(graph, region)
+    head = cut_to_branch(graph, region)
     assert head.others == ("gate",)
     assert text(head.module.graph) == golden("""
         %linear: f32[2, 3, 4] = input
@@ -85,7 +86,7 @@ def test_golden_residual_head():
 
 def test_a_head_without_gate_hands_the_cuts_through():
     graph, region = joint()
-    head = residual_head(graph, region)
+    head = cut_to_branch(graph, region)
     assert head.others == ()
     assert text(head.module.graph) == golden("""
         %linear: f32[2, 3, 4] = input
@@ -115,7 +116,7 @@ def test_the_head_gives_the_branch_that_eager_adds():
     h, gate = torch.randn(2, 3, 4).bfloat16(), torch.randn(2, 1, 4)
     graph = trace(model, h, gate).graph
     region = only(find_regions(graph)[0])
-    head = residual_head(graph, region)
+    head = cut_to_branch(graph, region)
     cut = model.linear(h).detach()
     values = {"gate": gate, **parameters_of(model)}
     (branch,) = head.module(cut, *[values[name] for name in head.others])

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from toys import seeded
 from tracing import trace
 
-from soda_compile.captured import Captured
+from soda_compile.ir.captured import Captured
 from soda_compile.passes.outline_blocks import OutlineBlocks, Outlined
 
 

@@ -6,13 +6,14 @@ from golden import golden, text
 from toys import Gated, gated, joint, seeded
 from tracing import parameters_of, run
 
-from soda_compile.action import prune
+from soda_compile.analysis.token_axes import wanted_tokens
+from soda_compile.ir.roles import IndexInput, StepInput, TrackInput
 from soda_compile.passes.dead_code import DeadCode
-from soda_compile.passes.prune_tokens import PruneTokens, wanted_tokens
+from soda_compile.passes.prune_tokens import PruneTokens
 from soda_compile.passes.sink_gathers import SinkGathers
 from soda_compile.passes.track_tokens import TrackTokens
-from soda_compile.pruning import Pruning
-from soda_compile.structure import IndexInput, StepInput, TrackInput
+from soda_compile.plans.actions import prune
+from soda_compile.plans.pruning import Pruning
 
 
 def test_golden():

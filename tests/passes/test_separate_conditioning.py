@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from toys import seeded
 from tracing import trace
 
-from soda_compile.analysis import analyse
-from soda_compile.conditioning import separate_conditioning
-from soda_compile.structure import Structure
+from soda_compile.compiler.analyse import analyse
+from soda_compile.compiler.conditioning import separate_conditioning
+from soda_compile.ir.structure import Structure
 
 
 class Block(nn.Module):

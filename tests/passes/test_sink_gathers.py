@@ -8,14 +8,14 @@ from torch.nn import functional
 from toys import gated, joint
 from tracing import run, trace
 
-from soda_compile.action import prune
-from soda_compile.passes.base import add_call
+from soda_compile.ir.graphs import add_call
+from soda_compile.ir.structure import Region
 from soda_compile.passes.dead_code import DeadCode
 from soda_compile.passes.prune_tokens import PruneTokens
 from soda_compile.passes.selection import Place, Tokens, take
 from soda_compile.passes.sink_gathers import SinkGathers
-from soda_compile.pruning import Pruning
-from soda_compile.structure import Region
+from soda_compile.plans.actions import prune
+from soda_compile.plans.pruning import Pruning
 
 ROWS, COUNT, WIDTH, KEPT = 2, 6, 8, 3
 

@@ -7,12 +7,13 @@ from torch import Tensor, fx, nn
 from toys import Gated, gated, joint, only, seeded
 from tracing import parameters_of, run, trace
 
-from soda_compile.passes.base import find_node, output_of
+from soda_compile.analysis.regions import find_regions
+from soda_compile.ir.graphs import find_node, output_of
+from soda_compile.ir.roles import SlotInput
+from soda_compile.ir.structure import Region
 from soda_compile.passes.dead_code import DeadCode
 from soda_compile.passes.insert_reuse import InsertReuse
 from soda_compile.passes.write_slots import WriteSlots
-from soda_compile.regions import find_regions
-from soda_compile.structure import Region, SlotInput
 
 
 class Parts(nn.Module):

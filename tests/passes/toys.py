@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, fx, nn
 from tracing import trace
 
-from soda_compile.regions import find_regions
-from soda_compile.structure import Region
+from soda_compile.analysis.regions import find_regions
+from soda_compile.ir.structure import Region
 
 
 class Gated(nn.Module):

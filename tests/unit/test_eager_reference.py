@@ -12,7 +12,8 @@ from eager_reference import EagerReference, extrapolate
 from families import FAMILIES, Family, Region
 from torch import Tensor, nn
 
-from soda_compile.plans import ACTIONS, Plan, compute_all_plan
+from soda_compile.plans.actions import ACTIONS
+from soda_compile.plans.plan import Plan, compute_all_plan
 
 STEPS = 6
 TOY_REGIONS = {"mlp": Region(("fc2",))}

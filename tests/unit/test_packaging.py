@@ -3,9 +3,8 @@
 import tomllib
 from pathlib import Path
 
-import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 
 
@@ -38,9 +37,13 @@ def test_links_let_type_checkers_see_the_mapped_packages():
         assert link.resolve() == (ROOT / folder).resolve(), package
 
 
-@pytest.mark.parametrize("package", ["soda_compile.digits", "soda_compile.photos"])
-def test_weights_are_shipped(package: str):
+def test_the_weights_of_the_demo_are_shipped():
+    package = "soda_compile.digits"
     patterns = SETUPTOOLS["package-data"][package]
     folder = folder_of(package)
     shipped = {path for pattern in patterns for path in folder.glob(pattern)}
     assert shipped == {path for path in (folder / "weights").rglob("*") if path.is_file()}
+
+
+def test_no_other_weights_are_shipped():
+    assert set(SETUPTOOLS["package-data"]) == {"soda_compile", "soda_compile.digits"}

@@ -1,0 +1,154 @@
+"""The one line for a diffusers pipeline. Nothing is patched on classes, and nothing is global."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from soda_compile.acceleration.accelerated import Acceleration
+from soda_compile.acceleration.plan_sources import GivenPlans, SearchedPlans
+from soda_compile.acceleration.plan_store import PlanStore, Request
+from soda_compile.backend.options import Conditioning, check_options
+from soda_compile.errors import OptionError
+from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, default_of
+from soda_compile.integrations.diffusers.denoisers import denoiser_of, denoisers_of, is_pipeline, require_supported
+from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook, scheduler_config, scheduler_digest
+from soda_compile.plans.plan import Plan
+from soda_compile.storage.cache import cache_folder
+
+__all__ = [
+    "SchedulerHook",
+    "accelerate",
+    "denoiser_of",
+    "is_pipeline",
+    "restore",
+    "scheduler_config",
+    "scheduler_digest",
+]
+
+_HANDLE = "_soda_compile"
+_PlanLike = Plan | str | os.PathLike[str]
+
+
+def accelerate(
+    pipe: Any,
+    plan: _PlanLike | Mapping[str, _PlanLike] | None = None,
+    *,
+    speedup: float | None = None,
+    anchors: int | None = None,
+    calibrate_with: CalibrateWith = 4,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    pipeline_options: Mapping[str, Any] | None = None,
+    planning: Mapping[str, Any] | None = None,
+    max_interval: int = 10,
+    cache: str | os.PathLike[str] | None = None,
+    mode: str | None = None,
+    inductor: Mapping[str, Any] | None = None,
+    conditioning: Conditioning = "step",
+) -> Any:
+    """Compiles a pipeline's denoisers by a plan and ties the step clock to the pipeline's scheduler.
+
+    For example::
+
+        soda_compile.accelerate(pipe, speedup=2.0, num_inference_steps=28)
+        image = pipe("a lighthouse at dusk", num_inference_steps=28).images[0]
+
+    Exactly one of ``plan``, ``speedup`` and ``anchors`` is given. With the last two a plan is looked up for this
+    model, scheduler, number of steps and guidance scale; where none is stored, it is measured now, which takes a few
+    unaccelerated generations, and stored. Later calls of the pipeline with another number of steps (or another
+    scheduler configuration, or a LoRA) use the plan stored for that, or say that there is none before their first
+    step. Compilation happens at the first call of each input shape.
+
+    Args:
+        pipe: A diffusers pipeline.
+        plan: A plan or the path of one; for several denoisers one each, by component name.
+        speedup: FLOPs of computing everything / FLOPs of the plan, for each denoiser.
+        anchors: Number of steps that compute everything, for a pipeline with one denoiser.
+        calibrate_with: What to measure on: prompts (or other values of the pipeline's first argument, or dicts of its
+            arguments), one generation each; a number of generations from built-in prompts or class labels; or a
+            function that runs one generation from a seed.
+        num_inference_steps: What will be passed to the pipeline; its default otherwise.
+        guidance_scale: What will be passed to the pipeline; its default otherwise.
+        pipeline_options: More arguments for the generations that measure, such as ``{"height": 512}``.
+        planning: More arguments for ``soda_compile.plan``, such as ``{"operator": "reuse"}``.
+        max_interval: Longest time, in steps, that a value may be kept.
+        cache: Folder of stored measurements and plans; by default the one that the environment variable
+            SODA_COMPILE_CACHE names, or ``soda_compile`` in the user's cache directory.
+        mode: A mode of ``torch.compile``.
+        inductor: Settings for Inductor.
+        conditioning: ``trajectory`` computes modulations for all steps at once, see ``Options``.
+
+    Returns:
+        The same pipeline. ``restore(pipe)`` undoes everything.
+
+    Raises:
+        OptionError: If the options contradict each other, or the pipeline cannot be accelerated as it is.
+        PlanError: If the plan is for another scheduler, or none can be made; at ``set_timesteps`` if there is no plan
+            for those timesteps.
+        SensitivityError: If nothing can be measured.
+    """
+    if hasattr(pipe, _HANDLE):
+        raise OptionError(f"this {type(pipe).__name__} is accelerated already; call soda_compile.restore(pipe) first")
+    if sum(given is not None for given in (plan, speedup, anchors)) != 1:
+        raise OptionError(f"give exactly one of plan, speedup={speedup} and anchors={anchors}")
+    options = {"mode": mode, "inductor": dict(inductor or {}), "conditioning": conditioning}
+    check_options(options)
+    denoisers = denoisers_of(pipe)
+    for name, module in denoisers.items():
+        require_supported(name, module)
+    source: GivenPlans | SearchedPlans
+    if plan is not None:
+        source = GivenPlans(_read_plans(plan, list(denoisers)))
+        source(pipe.scheduler)
+    else:
+        if anchors is not None and len(denoisers) > 1:
+            raise OptionError(f"anchors={anchors} for the denoisers {', '.join(denoisers)}; give speedup instead")
+        wanted = {"speedup": speedup} if speedup is not None else {"anchors": anchors}
+        store = PlanStore(Path(cache) if cache is not None else cache_folder())
+        guidance = default_of(pipe, "guidance_scale") if guidance_scale is None else guidance_scale
+        source = SearchedPlans(pipe, denoisers, Request({**wanted, **(planning or {})}), store, guidance, max_interval)
+        call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        _find_or_measure(source, calibrate_with, call, pipeline_options or {})
+    setattr(pipe, _HANDLE, Acceleration.install(pipe, denoisers, source, options))
+    return pipe
+
+
+def _find_or_measure(
+    source: SearchedPlans, calibrate_with: CalibrateWith, call: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    steps = call["num_inference_steps"] or default_of(source.pipe, "num_inference_steps")
+    if steps is None:
+        raise OptionError(f"{type(source.pipe).__name__} has no default number of steps; pass num_inference_steps")
+    setting = source.setting(steps, source.guidance)
+    if source.stored(setting) is None:
+        # A function calls the pipeline with what it wants; these then only say under which key it is found.
+        given = {} if callable(calibrate_with) else {name: value for name, value in call.items() if value is not None}
+        source.measure(setting, calibrate_with, {**given, **options})
+
+
+def restore(pipe: Any) -> Any:
+    """Takes back what ``accelerate`` did.
+
+    Raises:
+        OptionError: If the pipeline is not accelerated.
+    """
+    if not hasattr(pipe, _HANDLE):
+        raise OptionError(f"this {type(pipe).__name__} is not accelerated: there is nothing to restore")
+    acceleration: Acceleration = getattr(pipe, _HANDLE)
+    acceleration.remove()
+    delattr(pipe, _HANDLE)
+    return pipe
+
+
+def _read_plans(plan: _PlanLike | Mapping[str, _PlanLike], names: list[str]) -> dict[str, Plan]:
+    given = dict(plan) if isinstance(plan, Mapping) else dict.fromkeys(names[:1], plan)
+    if set(given) != set(names):
+        raise OptionError(
+            f"plans are given for {', '.join(given) or 'nothing'}, but the pipeline has {', '.join(names)}; "
+            "pass plan={name: plan} with one for each"
+        )
+    plans = {name: check_options({"plan": value}).plan for name, value in given.items()}
+    return {name: value for name, value in plans.items() if value is not None}

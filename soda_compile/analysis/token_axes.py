@@ -1,0 +1,164 @@
+"""Which axis of a region's values runs over tokens, and which residual stream a cut's tokens belong to."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from soda_compile.ir.ancestry import ancestors_of, descendants_of
+from soda_compile.ir.aten_operators import aten, holds_tensor, tensor_of
+from soda_compile.ir.graphs import add_call
+from soda_compile.ir.structure import Region, Structure
+from soda_compile.plans.actions import Action
+
+
+def token_axis(shape: Sequence[int]) -> int | None:
+    """The token axis of a value: 1, the middle one of [batch, tokens, features]; None for every other rank."""
+    return 1 if len(shape) == 3 else None
+
+
+def carry_of_cut(graph: fx.Graph, region: Region, cut: int) -> fx.Node | None:
+    """The residual stream that a cut is added to, as it is before the region adds anything to it.
+
+    Args:
+        graph: The block graph in which the region was found.
+        region: One of its regions.
+        cut: Index into ``region.cuts``.
+
+    Returns:
+        The node that holds the region's input for the cut's tokens, the operand of the residual add whose branch
+        depends on the cut: [batch, tokens, any width], the batch and tokens of the cut. None where there is no such
+        node (the cut is no [batch, tokens, features], or its tokens are not those of one stream), so that tokens of
+        this cut cannot be ranked.
+    """
+    nodes = {node.name: node for node in graph.nodes}
+    shape = region.cuts[cut].shape
+    if token_axis(shape) is None:
+        return None
+    if joined := [node for node in graph.nodes if node.meta.get("streams_of") == region.cuts[cut].node]:
+        return joined[0]  # type: ignore[no-any-return]
+    mine = descendants_of(nodes[region.cuts[cut].node])
+    region_wide = set().union(*(descendants_of(nodes[other.node]) for other in region.cuts))
+    for branch, operand in zip(region.branches, region.carries, strict=True):
+        carry = _before_own_adds(nodes[operand], {nodes[name] for name in region.branches})
+        carry = stream_into(carry, nodes[branch])
+        if nodes[branch] in mine and carry not in region_wide and _same_tokens(carry, shape):
+            return carry
+    return None
+
+
+def carries_of(graph: fx.Graph, region: Region) -> tuple[fx.Node, ...] | None:
+    """``carry_of_cut`` of every cut; None where one has none, so that the region cannot be pruned."""
+    carries = [carry_of_cut(graph, region, cut) for cut in range(len(region.cuts))]
+    known = tuple(carry for carry in carries if carry is not None)
+    return known if len(known) == len(carries) else None
+
+
+def region_carries(structure: Structure) -> tuple[tuple[fx.Node, ...] | None, ...]:
+    """For each region the carry of each of its cuts, or None if it cannot be pruned."""
+    return structure.for_each_region(lambda block, index: carries_of(block.module.graph, block.regions[index]))
+
+
+def stream_into(operand: fx.Node, branch: fx.Node) -> fx.Node:
+    """The residual stream as a branch reads it.
+
+    That is the operand of its add, or what the operand was before a cast or before parallel branches were added.
+    """
+    read = ancestors_of(branch)
+    frontier, seen = [operand], {operand}
+    while frontier:
+        node = frontier.pop(0)
+        if node in read:
+            return node
+        for source in node.all_input_nodes:
+            if source not in seen and holds_tensor(source) and tensor_of(source).shape == tensor_of(operand).shape:
+                seen.add(source)
+                frontier.append(source)
+    return operand
+
+
+def join_streams(graph: fx.Graph, region: Region) -> None:
+    """Adds the carry of a cut that holds several streams, one after the other: their concatenation.
+
+    The new node is dead, and gone from every variant that does not rank its tokens. Where the streams do not make
+    up the cut, nothing is added.
+    """
+    nodes = {node.name: node for node in graph.nodes}
+    for number, cut in enumerate(region.cuts):
+        if token_axis(cut.shape) is None or carry_of_cut(graph, region, number) is not None:
+            continue
+        parts: dict[int, fx.Node] = {}
+        for branch, operand in zip(region.branches, region.carries, strict=True):
+            start = _token_offset(nodes[branch], nodes[cut.node])
+            if start is not None and holds_tensor(nodes[operand]):
+                parts[start] = nodes[operand]
+        streams = [parts[start] for start in sorted(parts)]
+        widths = [tuple(tensor_of(stream).shape) for stream in streams]
+        starts = [sum(width[1] for width in widths[:index]) for index in range(len(widths))]
+        whole = all(len(width) == 3 and width[0] == cut.shape[0] for width in widths)
+        if not whole or starts != sorted(parts) or sum(width[1] for width in widths) != cut.shape[1]:
+            continue
+        last = max(streams, key=list(graph.nodes).index)
+        before = (
+            next(node for node in graph.nodes if node.op != "placeholder") if last.op == "placeholder" else last.next
+        )
+        with graph.inserting_before(before):
+            joined = add_call(graph, aten.cat.default, streams, 1)
+        joined.meta["streams_of"] = cut.node
+
+
+def _token_offset(branch: fx.Node, cut: fx.Node) -> int | None:
+    """Where in the cut's tokens the branch begins; None if the branch does not depend on the cut."""
+    frontier = [(branch, 0)]
+    seen: set[fx.Node] = set()
+    while frontier:
+        node, offset = frontier.pop()
+        if node is cut:
+            return offset
+        if node in seen:
+            continue
+        seen.add(node)
+        frontier.extend((source, offset + _start(node)) for source in node.all_input_nodes)
+    return None
+
+
+def _start(node: fx.Node) -> int:
+    """The first token that a slice or a part of a split takes."""
+    if node.target is aten.slice.Tensor and len(node.args) > 2 and node.args[1] in (1, -2):
+        first = node.args[2]
+        size = tensor_of(node.all_input_nodes[0]).shape[1]
+        return slice(first, None).indices(size)[0]
+    if node.target is operator.getitem:
+        split: Any = node.args[0]
+        axis = split.args[2] if len(split.args) > 2 else 0
+        if split.target in (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default) and axis in (1, -2):
+            return sum(part.shape[1] for part in split.meta["val"][: node.args[1]])
+    return 0
+
+
+def _before_own_adds(operand: fx.Node, branches: set[fx.Node]) -> fx.Node:
+    """The stream before the adds of the same region, where its branches are added one after the other."""
+    while own := [source for source in operand.all_input_nodes if source in branches]:
+        others = [source for source in operand.all_input_nodes if source not in own]
+        if len(others) != 1:
+            break
+        operand = others[0]
+    return operand
+
+
+def _same_tokens(carry: fx.Node, shape: tuple[int, ...]) -> bool:
+    if not holds_tensor(carry):
+        return False
+    own = tuple(tensor_of(carry).shape)
+    return token_axis(own) is not None and own[:2] == shape[:2]
+
+
+def wanted_tokens(region: Region, cut: int, action: Action) -> int:
+    """How many tokens of a cut are computed: the longest stream goes by ``rate``, the others by ``side_rate``."""
+    counts = [entry.shape[1] for entry in region.cuts]
+    rate = action.rate if counts[cut] == max(counts) else action.side_rate
+    return counts[cut] - math.floor(rate * counts[cut])

@@ -1,0 +1,110 @@
+"""Options of the backend, checked before any work starts."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from soda_compile.compiler.observing import Observer
+from soda_compile.compiler.steps import Granularity
+from soda_compile.errors import OptionError
+from soda_compile.plans.plan import Plan
+from soda_compile.runtime.clock import Clock
+from soda_compile.torch_internals.inductor import inductor_options, mode_options
+
+CUDA_GRAPHS = "triton.cudagraphs"
+Conditioning = Literal["step", "trajectory"]
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """Options of ``torch.compile(model, backend="soda", options={...})``.
+
+    Attributes:
+        plan: A plan, or the path of one; None compiles with plain Inductor.
+        mode: A mode of ``torch.compile``, which itself takes either a mode or options.
+        inductor: Settings for Inductor, as ``torch.compile(options=...)`` takes them without us.
+        cuda_graphs: Whether whole steps become CUDA graphs; what mode "reduce-overhead" and Inductor's setting
+            ``triton.cudagraphs`` ask for.
+        granularity: What is compiled as one graph. ``block``: equal blocks share their code, which compiles fast.
+            ``step``: each distinct step as a whole, which compiles longer the more blocks there are, and was 2 to 3%
+            faster; see benchmarks/README.md.
+        conditioning: When modulations and whatever else follows from the timestep and small inputs alone is computed.
+            ``step``: at each step. ``trajectory``: for all steps at once at the start of a trajectory, from the
+            second on, which knows the timesteps from the one before; results differ by rounding.
+        clock: A clock that an integration ties to its scheduler; None for ``trajectory`` and counting.
+        observer: Takes measurements instead of following a plan; used by ``calibrate``.
+    """
+
+    plan: Plan | None = None
+    mode: str | None = None
+    inductor: dict[str, Any] = field(default_factory=dict)
+    cuda_graphs: bool = False
+    granularity: Granularity = "block"
+    conditioning: Conditioning = "step"
+    clock: Clock | None = None
+    observer: Observer | None = None
+
+
+def check_options(options: Mapping[str, Any] | None = None, mode: str | None = None) -> Options:
+    """Checks what would be passed to ``torch.compile`` and reads the plan, without compiling anything.
+
+    Args:
+        options: As for ``torch.compile(model, backend="soda", options=options)``.
+        mode: A mode of ``torch.compile``; its settings go to Inductor.
+
+    Raises:
+        OptionError: For an unknown option or mode, or a value of the wrong type.
+        PlanError: For a plan file that is missing, damaged or of another version.
+    """
+    given = dict(options or {})
+    taken = [entry.name for entry in fields(Options) if entry.name != "cuda_graphs"]
+    _require_known(given, taken, "option of backend 'soda'")
+    if mode is not None and given.get("mode", mode) != mode:
+        raise OptionError(f"mode is given twice: {mode!r} and, as an option, {given['mode']!r}")
+    mode = mode or given.get("mode")
+    if mode is not None and mode not in MODES:
+        raise OptionError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+    plan = given.get("plan")
+    if isinstance(plan, str | os.PathLike):
+        plan = Plan.load(plan)
+    _require_type("plan", plan, Plan, "a soda_compile.Plan or the path of one")
+    _require_type("clock", given.get("clock"), Clock, "a soda_compile.Clock")
+    _require_type("observer", given.get("observer"), Observer, "a soda_compile.Observer")
+    inductor = given.get("inductor") or {}
+    _require_type("inductor", inductor, dict, "a dict of Inductor settings")
+    known = inductor_options()
+    _require_known({name.replace("-", "_"): None for name in inductor}, known, "setting of Inductor")
+    if plan is not None and given.get("observer") is not None:
+        raise OptionError("options 'plan' and 'observer' exclude each other: measure first, then plan")
+    settings = {**mode_options(mode), **{name.replace("-", "_"): value for name, value in inductor.items()}}
+    cuda_graphs = bool(settings.get(CUDA_GRAPHS, False))
+    granularity = _one_of("granularity", given.get("granularity", "block"), get_args(Granularity))
+    conditioning = _one_of("conditioning", given.get("conditioning", "step"), get_args(Conditioning))
+    clock, observer = given.get("clock"), given.get("observer")
+    return Options(plan, mode, settings, cuda_graphs, granularity, conditioning, clock, observer)
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        raise OptionError(f"option {name!r} is {value!r}, but must be one of {', '.join(map(repr, known))}")
+    return value
+
+
+def _require_known(given: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+    names = sorted(known)
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            listed = f" Known: {', '.join(names)}" if len(names) < 20 else ""
+            raise OptionError(f"{name!r} is no {what}{hint}.{listed}")
+
+
+def _require_type(name: str, value: Any, kind: type, wanted: str) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise OptionError(f"option {name!r} is {value!r} ({type(value).__name__}), but must be {wanted}")

@@ -1,0 +1,178 @@
+"""Replaces one module's forward for a while, without touching its class or the hooks around it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+
+from soda_compile.errors import OptionError
+from soda_compile.torch_internals.tracing import capture_failures
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class ReplacedForward:
+    """What stands in for a module's forward.
+
+    A copy of the module gets the original forward back, on the copy: it must not run this module's.
+
+    Attributes:
+        module: The module.
+        original: Its own forward.
+        function: What runs instead.
+    """
+
+    module: torch.nn.Module
+    original: MethodType
+    function: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        functools.update_wrapper(self, self.original)  # pipelines look at the signature
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Runs the function."""
+        return self.function(*arguments, **options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
+        return MethodType(self.original.__func__, memo.get(id(self.module), self.module))
+
+
+@dataclass(frozen=True, eq=False)
+class _Holder:
+    """A place where a bound forward is kept: the module itself, or a hook that wraps it."""
+
+    owner: Any
+    name: str
+
+    @property
+    def value(self) -> Any:
+        return getattr(self.owner, self.name)
+
+    def set(self, value: Any) -> None:
+        setattr(self.owner, self.name, value)
+
+
+def _holders(module: torch.nn.Module) -> Iterator[_Holder]:
+    """All places, the innermost last: ``accelerate`` keeps what it wraps on the module, diffusers in its registry."""
+    yield _Holder(module, "forward")
+    if "_old_forward" in module.__dict__:
+        yield _Holder(module, "_old_forward")
+    registry = module.__dict__.get("_diffusers_hook")
+    for reference in getattr(registry, "_fn_refs", ()):
+        for name in ("forward", "original_forward"):
+            if getattr(reference, name) is not None:
+                yield _Holder(reference, name)
+
+
+def replace_forward(module: torch.nn.Module, function: Callable[..., Any]) -> ReplacedForward:
+    """Puts ``function`` where the module's own forward is; hooks that wrap it stay around it.
+
+    Raises:
+        OptionError: If the forward is replaced already, or compiled by other means.
+    """
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        raise OptionError(f"this {type(module).__name__} is compiled already; take it before .compile()")
+    for holder in _holders(module):
+        value = holder.value
+        if isinstance(value, MethodType) and value.__self__ is module and value.__func__ is _own_forward(module):
+            replaced = ReplacedForward(module, value, function)
+            holder.set(replaced)
+            return replaced
+    raise OptionError(
+        f"the forward of this {type(module).__name__} is replaced already; if soda_compile did it, call "
+        "soda_compile.restore(pipe) first"
+    )
+
+
+def restore_forward(module: torch.nn.Module, replaced: ReplacedForward) -> None:
+    """Takes back ``replace_forward``, unless somebody else has replaced the forward since."""
+    for holder in _holders(module):
+        if holder.value is replaced:
+            if holder.owner is module and holder.name == "forward":
+                del module.forward
+            else:
+                holder.set(replaced.original)
+
+
+def compile_forward(
+    module: torch.nn.Module,
+    backend: Callable[..., Any],
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> ReplacedForward:
+    """Replaces the module's forward by a compiled one.
+
+    Args:
+        module: The module.
+        backend: A backend of ``torch.compile``.
+        around: Makes a context for each call.
+
+    Raises:
+        OptionError: If the instance's forward is replaced already.
+    """
+    compiled = compiled_forward(module, backend)
+
+    def surrounded(*arguments: Any, **options: Any) -> Any:
+        with around():
+            return compiled(*arguments, **options)
+
+    return replace_forward(module, surrounded)
+
+
+def compiled_forward(module: torch.nn.Module, backend: Callable[..., Any]) -> Callable[..., Any]:
+    """The module's forward, compiled as one graph where that is possible; the module stays as it is.
+
+    Some models make tables at their first call, which cannot be captured: they are called once more. Some read data on
+    the host: they are captured in several graphs, and the reason is logged.
+    """
+    compiled = _compiled(module, backend, whole=True)
+    settled = False
+
+    def forward(*arguments: Any, **options: Any) -> Any:
+        nonlocal compiled, settled
+        if settled:
+            return compiled(*arguments, **options)
+        try:
+            result = compiled(*arguments, **options)
+        except capture_failures():
+            MethodType(_own_forward(module), module)(*arguments, **options)
+            compiled = _compiled(module, backend, whole=True)
+            try:
+                result = compiled(*arguments, **options)
+            except capture_failures() as error:
+                log.warning("%s is captured in several graphs: %s", type(module).__name__, error)
+                compiled = _compiled(module, backend, whole=False)
+                result = compiled(*arguments, **options)
+        settled = True
+        return result
+
+    return forward
+
+
+def _compiled(module: torch.nn.Module, backend: Callable[..., Any], whole: bool) -> Callable[..., Any]:
+    """Dynamo counts recompilations by code object, which all instances of a class share, and gives up after a few.
+
+    A code object of its own for each compiled instance lets any number of them live side by side.
+    """
+    function = _own_forward(module)
+    own = FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    own.__kwdefaults__ = function.__kwdefaults__
+    return torch.compile(MethodType(own, module), backend=backend, fullgraph=whole, dynamic=False)
+
+
+def _own_forward(module: torch.nn.Module) -> FunctionType:
+    forward: FunctionType = type(module).forward  # type: ignore[assignment]
+    return forward

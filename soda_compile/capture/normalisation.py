@@ -1,0 +1,199 @@
+"""From Dynamo's graph to the one IR of the compiler: functional pre-dispatch ATen with module paths."""
+
+from __future__ import annotations
+
+import operator
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export.graph_signature import InputKind, OutputKind
+
+from soda_compile.capture.capture_cache import capture_key, load_capture, store_capture
+from soda_compile.capture.higher_order import bind_operators
+from soda_compile.errors import CaptureError
+from soda_compile.ir.captured import Captured
+from soda_compile.torch_internals.tracing import known_float, refake, source_name, specialised
+
+aten = torch.ops.aten
+
+
+def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
+    """Normalises a graph from Dynamo, or finds what it gave in an earlier process.
+
+    Args:
+        module: What Dynamo hands to a backend: parameters are inputs.
+        inputs: Example inputs; tensors, or numbers for symbolic sizes, which become static.
+
+    Raises:
+        CaptureError: If the graph changes its inputs in place or cannot be exported.
+    """
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    sources = [clean_path(source_name(node) or node.name) for node in placeholders]
+    parameters = tuple(_belongs_to_model(node, value) for node, value in zip(placeholders, inputs, strict=True))
+    _detach_data(module.graph)
+    _fix_floats(module)
+    with specialised(inputs) as static:
+        key = capture_key(module, static, parameters)
+    captured = load_capture(key)
+    if captured is None:
+        captured = _normalise(_export(module, inputs), sources, parameters)
+        store_capture(key, captured)
+    return captured
+
+
+def _export(module: fx.GraphModule, inputs: Sequence[Any]) -> torch.export.ExportedProgram:
+    try:
+        with warnings.catch_warnings(), specialised(inputs) as static:
+            warnings.simplefilter("ignore", FutureWarning)  # torch.export uses deprecated parts of torch itself
+            exported: torch.export.ExportedProgram = torch.export.export(module, static, strict=False)
+            exported = exported.run_decompositions({aten.addcmul.default: _addcmul})
+    except Exception as error:
+        raise CaptureError(
+            f"torch.export could not normalise the denoiser's graph: {type(error).__name__}: {error}. "
+            "Compile the model with backend='inductor' instead, or change the operation it names."
+        ) from error
+    return exported
+
+
+def _normalise(
+    exported: torch.export.ExportedProgram, sources: Sequence[str], parameters: tuple[bool, ...]
+) -> Captured:
+    signature = exported.graph_signature
+    _refuse_mutation(signature, dict(zip(signature.user_inputs, sources, strict=True)))
+    graph = exported.graph_module.graph
+    arguments = [spec for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
+    constants = {
+        spec.arg.name: _constant(exported, spec.target)
+        for spec in signature.input_specs
+        if spec.kind != InputKind.USER_INPUT
+    }
+    _clean(graph)
+    outputs = tuple(_output_name(value) for value in next(iter(reversed(graph.nodes))).args[0])
+    names = _name_inputs(graph, [spec.arg.name for spec in arguments], sources, parameters)
+    constants = {names.get(name, name): value for name, value in constants.items()}
+    return Captured(
+        graph=graph,
+        inputs=tuple(names.get(spec.arg.name, spec.arg.name) for spec in arguments),
+        paths=tuple(sources),
+        parameters=parameters,
+        constants=constants,
+        outputs=tuple(names.get(name, name) if name else None for name in outputs),
+    )
+
+
+def clean_path(source: str) -> str:
+    """``L['self']._modules['blocks']._modules['0']`` and its relatives as ``blocks.0``."""
+    stores = "_(?:modules|parameters|buffers)"
+    path = re.sub(rf"\.__dict__\[['\"]{stores}['\"]\]|\.{stores}(?=\[)", "", source)
+    path = re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", path)
+    path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
+    return re.sub(r"^(?:self|kwargs|fn)\.", "", path)  # fn is a root that has no forward of its own: a Sequential
+
+
+def module_paths(node: fx.Node) -> tuple[str, ...]:
+    """Paths of the modules whose forward was running when the node was traced, outermost first."""
+    frames = node.meta.get("nn_module_stack") or {}
+    return tuple(clean_path(str(frame[0])) for frame in frames.values())
+
+
+def module_classes(node: fx.Node) -> tuple[str, ...]:
+    """Classes of the modules of ``module_paths``."""
+    frames = node.meta.get("nn_module_stack") or {}
+    return tuple(str(getattr(frame[1], "__qualname__", frame[1])) for frame in frames.values())
+
+
+def _addcmul(carry: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *, value: float = 1) -> torch.Tensor:
+    """A fused gate and residual add as the two operations that it is."""
+    product = gate * branch
+    return carry + (product if value == 1 else value * product)
+
+
+def _detach_data(graph: fx.Graph) -> None:
+    """``x.data`` as ``x.detach()``, the same alias, which export can follow."""
+    for node in graph.nodes:
+        if getattr(node.target, "__name__", "") == "_get_data_attr":
+            node.target = torch.detach
+
+
+def _fix_floats(module: fx.GraphModule) -> None:
+    """Puts numbers for floats that Dynamo made symbolic (the epsilon of a norm, under ``dynamic=True``)."""
+    numbers = {node: known_float(node.meta.get("example_value")) for node in module.graph.nodes}
+    known = {node: number for node, number in numbers.items() if number is not None and node.op != "placeholder"}
+
+    def put(source: fx.Node) -> Any:
+        return known.get(source, source)
+
+    for node in module.graph.nodes:
+        node.args, node.kwargs = fx.map_arg(node.args, put), fx.map_arg(node.kwargs, put)
+    for node in reversed(known):
+        module.graph.erase_node(node)
+    if known:
+        module.recompile()
+
+
+def _belongs_to_model(placeholder: fx.Node, value: Any) -> bool:
+    if isinstance(value, torch.nn.Parameter):
+        return True
+    source = source_name(placeholder)
+    return re.search(r"\b_(?:parameters|buffers)\b", source) is not None
+
+
+def _refuse_mutation(signature: torch.export.graph_signature.ExportGraphSignature, paths: Mapping[Any, str]) -> None:
+    for spec in signature.output_specs:
+        if spec.kind not in (OutputKind.USER_OUTPUT, OutputKind.TOKEN):
+            changed = paths.get(spec.target, spec.target or spec.arg.name)
+            raise CaptureError(
+                f"the denoiser changes {changed} in place ({spec.kind.name.lower()}); "
+                "a cached step would not repeat that. Make forward return the new value instead."
+            )
+
+
+def _constant(exported: torch.export.ExportedProgram, target: str | None) -> torch.Tensor:
+    store = exported.constants if target in exported.constants else exported.state_dict
+    value = store[target]
+    if not isinstance(value, torch.Tensor):
+        raise CaptureError(f"the denoiser holds {target} of type {type(value).__name__}; only tensors can be lifted")
+    return value.detach()
+
+
+def _output_name(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, fx.Node):
+        raise CaptureError(f"the denoiser returns {value!r}; only tensors and None can be returned")
+    return value.name
+
+
+def _clean(graph: fx.Graph) -> None:
+    """Drops export's checks, puts every getitem right after its producer, and notes the module path."""
+    for node in list(graph.nodes):
+        if node.target in (aten._assert_tensor_metadata.default, aten._assert_scalar.default):
+            graph.erase_node(node)
+    bind_operators(graph)
+    for node in list(graph.nodes):
+        if node.target is operator.getitem:
+            node.args[0].append(node)
+    for node in graph.nodes:
+        node.meta["val"] = refake(node.meta.get("val"))
+        node.meta["paths"], node.meta["classes"] = module_paths(node), module_classes(node)
+    graph.eliminate_dead_code()
+    graph.lint()
+
+
+def _name_inputs(
+    graph: fx.Graph, names: Sequence[str], paths: Sequence[str], parameters: Sequence[bool]
+) -> dict[str, str]:
+    """Renames placeholders after what they hold; returns the new names by old name."""
+    nodes = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    renamed: dict[str, str] = {}
+    for name, path, parameter in zip(names, paths, parameters, strict=True):
+        node = nodes[name]
+        wanted = re.sub(r"\W+", "_", path).strip("_")
+        node._rename(("p_" if parameter else "") + wanted)
+        node.target = node.name
+        renamed[name] = node.name
+    return renamed

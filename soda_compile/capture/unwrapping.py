@@ -1,0 +1,79 @@
+"""Weights that are tensor subclasses around plain tensors, such as torchao's quantised ones, as their plain tensors.
+
+Inductor takes graphs over plain tensors. Here the graph from Dynamo is given the plain tensors inside as inputs, and
+builds the subclass from them first; when it is captured, what the subclass does is traced through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from torch import fx
+
+from soda_compile.torch_internals.tracing import is_wrapper, source_name
+from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
+
+
+def unwrap_inputs(module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[fx.GraphModule, list[Any]]:
+    """The same graph over plain tensors.
+
+    Args:
+        module: Graph from Dynamo.
+        inputs: Its example inputs.
+
+    Returns:
+        The graph and its example inputs, each wrapped one replaced, where it stands, by the tensors inside.
+    """
+    graph = fx.Graph()
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    leaves = {
+        node: [_placeholder(graph, node, path) for path in _paths(value)]
+        for node, value in zip(placeholders, inputs, strict=True)
+    }
+    values: dict[fx.Node, fx.Node] = {}
+    for node, value in zip(placeholders, inputs, strict=True):
+        wrapped = is_wrapper(value)
+        values[node] = graph.call_function(_builder(value), tuple(leaves[node])) if wrapped else leaves[node][0]
+    for node in module.graph.nodes:
+        if node.op == "output":
+            graph.output(fx.map_arg(node.args[0], values.__getitem__))
+        elif node.op != "placeholder":
+            values[node] = graph.node_copy(node, values.__getitem__)
+    return fx.GraphModule(module, graph), flatten_inputs(inputs)
+
+
+def _paths(value: Any, path: str = "") -> Iterator[str]:
+    if not is_wrapper(value):
+        yield path
+        return
+    for name in value.__tensor_flatten__()[0]:
+        yield from _paths(getattr(value, name), f"{path}.{name}")
+
+
+def _builder(like: Any) -> Callable[..., Any]:
+    """A function that makes a tensor of the subclass of ``like`` around other plain tensors."""
+
+    def wrapped_tensor(*leaves: Any) -> Any:
+        return _rebuild(like, iter(leaves))
+
+    return wrapped_tensor
+
+
+def _rebuild(like: Any, leaves: Iterator[Any]) -> Any:
+    if not is_wrapper(like):
+        return next(leaves)
+    names, context = like.__tensor_flatten__()
+    inner = {name: _rebuild(getattr(like, name), leaves) for name in names}
+    return type(like).__tensor_unflatten__(inner, context, like.shape, like.stride())
+
+
+def _placeholder(graph: fx.Graph, node: fx.Node, path: str) -> fx.Node:
+    made = graph.placeholder(node.name + path.replace(".", "_"))
+    made.meta = dict(node.meta)
+    if path:
+        made.meta["grapharg"] = SimpleNamespace(source=SimpleNamespace(name=source_name(node) + path))
+        made.meta.pop("example_value", None)
+        made.meta.pop("val", None)
+    return made

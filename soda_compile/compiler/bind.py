@@ -1,0 +1,66 @@
+"""Checks that a plan fits the denoiser it is bound to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from soda_compile.analysis.token_axes import region_carries
+from soda_compile.errors import PlanError
+from soda_compile.ir.structure import Structure
+from soda_compile.plans.plan import Plan
+
+
+def require_fit(plan: Plan, structure: Structure) -> None:
+    """Checks that a plan was made for this model.
+
+    Raises:
+        PlanError: Naming the regions that differ, or that the weights' shapes do.
+    """
+    if plan.regions != structure.region_names:
+        missing = [name for name in plan.regions if name not in structure.region_names]
+        extra = [name for name in structure.region_names if name not in plan.regions]
+        raise PlanError(
+            f"the plan is for another model: it has {len(plan.regions)} regions, this graph has "
+            f"{len(structure.region_names)}"
+            + (f"; not in this graph: {_some(missing)}" if missing else "")
+            + (f"; not in the plan: {_some(extra)}" if extra else "")
+            + ". Calibrate this model; if it is the same model, look for a graph break with fullgraph=True"
+        )
+    if plan.fingerprint and plan.fingerprint != structure.fingerprint:
+        raise PlanError(
+            f"the plan is for a model with the same region names but other weights' shapes (fingerprint "
+            f"{plan.fingerprint}, this model {structure.fingerprint}). Calibrate this model"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def prunable_regions(structure: Structure) -> tuple[bool, ...]:
+    """For each region whether its tokens can be ranked: its outputs share their token axis with a residual stream."""
+    return tuple(carries is not None for carries in region_carries(structure))
+
+
+def require_token_axes(structure: Structure, plan: Plan) -> None:
+    """Checks that every region that is to be pruned can be.
+
+    Raises:
+        PlanError: Naming the first that cannot, or a batch that does not fall into the plan's groups.
+    """
+    if plan.pruning is None:
+        return
+    rows = zip(plan.regions, plan.actions, structure.regions, prunable_regions(structure), strict=True)
+    for name, actions, region, prunable in rows:
+        if not any(action.kind == "prune" for action in actions):
+            continue
+        if not prunable:
+            raise PlanError(
+                f"region {name!r} cannot prune tokens: its output {region.cuts[0].shape} has no token axis that it "
+                "shares with the residual stream; let it reuse or forecast"
+            )
+        if region.cuts[0].shape[0] % plan.pruning.groups:
+            raise PlanError(
+                f"region {name!r}: a batch of {region.cuts[0].shape[0]} does not fall into {plan.pruning.groups} "
+                "equal groups; change Pruning.groups"
+            )

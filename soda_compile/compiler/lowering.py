@@ -1,0 +1,43 @@
+"""Compiles pieces with Inductor: each distinct graph once, however often and wherever it is used."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from soda_compile.compiler.variants import Piece
+from soda_compile.storage.progress import progress_bar
+from soda_compile.torch_internals.inductor import Compiled, inductor_compile, kernels_built_together
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Lowering:
+    """A store of compiled pieces.
+
+    Attributes:
+        options: Settings for Inductor.
+        compiled: Functions by piece key.
+    """
+
+    options: dict[str, Any]
+    compiled: dict[str, Compiled] = field(default_factory=dict)
+
+    def compile(self, pieces: Iterable[Piece]) -> None:
+        """Compiles all pieces that are new, with a progress bar on a terminal."""
+        new = {piece.key: piece for piece in pieces if piece.key not in self.compiled}
+        with progress_bar() as progress, kernels_built_together() if _on_cpu(new.values()) else nullcontext():
+            for piece in progress.track(new.values(), description="compiling"):
+                started = time.perf_counter()
+                self.compiled[piece.key] = inductor_compile(piece.module, self.options)
+                log.info("made the code of %s (%s) in %.1f s", piece.name, piece.key, time.perf_counter() - started)
+
+
+def _on_cpu(pieces: Iterable[Piece]) -> bool:
+    inputs = [node for piece in pieces for node in piece.module.graph.find_nodes(op="placeholder")]
+    return all(node.meta["val"].device.type == "cpu" for node in inputs)

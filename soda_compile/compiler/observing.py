@@ -1,0 +1,104 @@
+"""Runs the original denoiser and hands the values that sensitivity is measured on to an observer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import fx
+
+from soda_compile.analysis.cut_to_branch import CutToBranch, cut_to_branch
+from soda_compile.compiler.lowering import Lowering
+from soda_compile.compiler.variants import Piece
+from soda_compile.ir.graphs import copy_graph
+from soda_compile.ir.structure import BlockGraph, Structure
+from soda_compile.passes.observe import Observe
+from soda_compile.passes.outline_blocks import canonical_key
+from soda_compile.torch_internals.inductor import Compiled
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Takes what an observed denoiser gives."""
+
+    @property
+    def wants_carries(self) -> bool:
+        """Whether the values of carries are to be handed over as well, where regions can be pruned."""
+
+    def start(self, structure: Structure) -> None:
+        """Told once, before the first call of a compiled signature."""
+
+    def begin_call(self, inputs: Mapping[str, Any]) -> None:
+        """Told before each denoiser call: the caller's inputs by name, parameters left out."""
+
+    def record(self, region: int, values: Mapping[str, torch.Tensor]) -> None:
+        """Told for each region of the call: values by the names that ``Observe`` gives them."""
+
+    def end_call(self) -> None:
+        """Told after each denoiser call."""
+
+
+@dataclass(frozen=True, eq=False)
+class ObservedBlock:
+    """A block graph compiled to give its observations as well."""
+
+    function: Compiled
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ObservedDenoiser:
+    """The original denoiser, called by Dynamo with the graph's inputs in order; it tells the observer what it sees."""
+
+    structure: Structure
+    blocks: Mapping[str, ObservedBlock]
+    observer: Observer
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        """Runs the denoiser once; inputs and outputs are those of the captured graph."""
+        structure = self.structure
+        self.observer.begin_call(
+            {
+                path: value
+                for path, value, parameter in zip(structure.paths, inputs, structure.parameters, strict=True)
+                if not parameter
+            }
+        )
+        values: dict[str, Any] = dict(zip(structure.inputs, inputs, strict=True)) | structure.constants
+        number = 0
+        for call in structure.calls:
+            block = self.blocks[call.block.key]
+            results = block.function(*[values[name] for name in call.inputs])
+            values |= zip(call.outputs, results, strict=False)
+            seen = dict(zip(block.names, results[len(call.outputs) :], strict=True))
+            for _ in call.block.regions:
+                self.observer.record(number, seen)
+                number += 1
+        self.observer.end_call()
+        return [values[name] if name else None for name in structure.outputs]
+
+
+def build_observed(structure: Structure, observer: Observer, lowering: Lowering) -> ObservedDenoiser:
+    """Compiles every distinct block graph with its observations as outputs."""
+    pieces: dict[str, tuple[Piece, tuple[str, ...]]] = {}
+    for call in structure.calls:
+        if call.block.key not in pieces:
+            pieces[call.block.key] = _observed_piece(call.name, call.block, observer.wants_carries)
+    lowering.compile(piece for piece, _ in pieces.values())
+    blocks = {key: ObservedBlock(lowering.compiled[piece.key], names) for key, (piece, names) in pieces.items()}
+    observer.start(structure)
+    return ObservedDenoiser(structure, blocks, observer)
+
+
+def _observed_piece(name: str, block: BlockGraph, carries: bool) -> tuple[Piece, tuple[str, ...]]:
+    graph = copy_graph(block.module.graph)
+    names = Observe(block.regions, carries).apply(graph).changed
+    module = fx.GraphModule(torch.nn.Module(), graph)
+    return Piece(canonical_key(graph), name, module, (), ()), names
+
+
+def cut_to_branch_graphs(structure: Structure) -> tuple[CutToBranch, ...]:
+    """For each region the graph from its cuts to its branches; regions of equal blocks share it."""
+    return structure.for_each_region(lambda block, index: cut_to_branch(block.module.graph, block.regions[index]))

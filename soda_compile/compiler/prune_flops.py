@@ -1,0 +1,37 @@
+"""How many FLOPs pruning saves in each region, as the passes do it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soda_compile.analysis.token_axes import carries_of
+from soda_compile.compiler.schedule import RegionMode
+from soda_compile.compiler.variants import make_variant
+from soda_compile.ir.aten_operators import graph_flops
+from soda_compile.ir.graphs import results_of
+from soda_compile.ir.structure import BlockGraph, Structure
+from soda_compile.plans.actions import COMPUTE, PRUNE_RATES, prune
+from soda_compile.plans.pruning import Pruning
+
+
+def prune_flops(structure: Structure) -> NDArray[np.float64]:
+    """FLOPs that pruning a region removes from one call, [regions, len(PRUNE_RATES)]; 0 where it cannot be pruned.
+
+    The longest stream of a region is pruned; its other streams are computed whole, as ``prune(rate)`` does it.
+    """
+    rows = structure.for_each_region(_of_region)
+    return np.stack(rows) if rows else np.zeros((0, len(PRUNE_RATES)))
+
+
+def _of_region(block: BlockGraph, index: int) -> NDArray[np.float64]:
+    saved = np.zeros(len(PRUNE_RATES))
+    if carries_of(block.module.graph, block.regions[index]) is None:
+        return saved
+    outputs = len(results_of(block.module.graph))
+    for position, rate in enumerate(PRUNE_RATES):
+        modes = [RegionMode(COMPUTE)] * len(block.regions)
+        modes[index] = RegionMode(prune(rate), pruning=Pruning("feature_mean"))
+        variant = make_variant(block, modes, [True] * outputs)
+        saved[position] = max(0, block.flops - graph_flops(variant.module.graph))
+    return saved

@@ -1,0 +1,135 @@
+"""Turns a plan's rows into slot traffic: what is stored where, what is read, with which coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from soda_compile.plans.actions import Action
+from soda_compile.plans.coefficients import lagrange
+from soda_compile.plans.pruning import IndexUse, Pruning
+
+
+@dataclass(frozen=True)
+class RegionMode:
+    """What a block graph does with one region.
+
+    Attributes:
+        action: The plan's action.
+        store: Whether what is computed is stored.
+        in_place: For a prune that is stored, whether it overwrites what it reads.
+        pruning: For a prune, how tokens are picked; for what is tracked, how they will be.
+        use: For a prune, where the choice of tokens comes from.
+        track: Whether a later prune scores tokens against this step.
+    """
+
+    action: Action
+    store: bool = False
+    in_place: bool = False
+    pruning: Pruning | None = None
+    use: IndexUse = "own"
+    track: bool = False
+
+    @property
+    def computes(self) -> bool:
+        """Whether the region's heavy work runs for all tokens."""
+        return self.action.kind == "compute"
+
+    @property
+    def works(self) -> bool:
+        """Whether any of the region's heavy work runs."""
+        return self.action.kind in ("compute", "prune")
+
+    @property
+    def writes(self) -> bool:
+        """Whether a slot is written."""
+        return self.store or self.track or self.use == "keep"
+
+
+@dataclass(frozen=True)
+class Access:
+    """One region at one step.
+
+    Attributes:
+        mode: Which rewrite the block graph gets.
+        places: Which of the region's slots the graph touches: the one to write for a computed region that is
+            stored; those to read, newest first, for reuse and forecast; for a prune the one to read, and the one to
+            write where that is another.
+        coefficients: Weights of the values read, for a forecast.
+    """
+
+    mode: RegionMode
+    places: tuple[int, ...] = ()
+    coefficients: tuple[float, ...] = ()
+
+
+def schedule_region(
+    actions: Sequence[Action], pruning: Pruning | None = None, uses: Sequence[IndexUse] | None = None
+) -> tuple[Access, ...]:
+    """Lays out one region's row of a plan.
+
+    Slots form a ring over the computed values that are read later, so a value is written where the oldest one was
+    and nothing is ever moved. A prune writes its mixture over the value that it reads, unless a forecast needs that
+    value later: then mixtures have a slot of their own. Forecasts read computed values, reuse and prune the newest
+    mixture.
+
+    Args:
+        actions: The row.
+        pruning: How the plan picks tokens.
+        uses: For each step where a prune's choice of tokens comes from; "own" everywhere by default.
+    """
+    reads = _reads(actions)
+    stored = {source for sources in reads for source in sources}
+    computed = sorted(source for source in stored if actions[source].kind == "compute")
+    depth = max((action.history for action in actions), default=0)
+    place = {source: index % depth for index, source in enumerate(computed)}
+    uses = uses or ["own"] * len(actions)
+    row = []
+    for step, action in enumerate(actions):
+        store = step in stored
+        track = pruning is not None and _scored_against(actions, uses, step)
+        if action.kind == "compute":
+            mode = RegionMode(action, store, pruning=pruning if track else None, track=track)
+            row.append(Access(mode, (place[step],) if store else ()))
+        elif action.kind == "prune":
+            source = reads[step][0]
+            in_place = store and not any(source in later for later in reads[step + 1 :])
+            if store:
+                place[step] = place[source] if in_place else depth
+            mode = RegionMode(action, store, in_place, pruning, uses[step], track)
+            row.append(Access(mode, (place[source], *([place[step]] if store and not in_place else []))))
+        else:
+            coefficients = lagrange(reads[step], step) if action.kind == "forecast" else ()
+            row.append(Access(RegionMode(action), tuple(place[source] for source in reads[step]), coefficients))
+    return tuple(row)
+
+
+def ring_size(row: Sequence[Access]) -> int:
+    """How many copies of the region's cuts must be kept."""
+    return max((place + 1 for access in row for place in access.places), default=0)
+
+
+def _reads(actions: Sequence[Action]) -> list[list[int]]:
+    """For each step the earlier steps whose values it reads, newest first."""
+    reads: list[list[int]] = []
+    computed: list[int] = []
+    newest = 0
+    for step, action in enumerate(actions):
+        reads.append(computed[::-1][: action.history] if action.kind == "forecast" else [newest] * action.history)
+        if action.kind == "compute":
+            computed.append(step)
+        if action.kind in ("compute", "prune"):
+            newest = step
+    return reads
+
+
+def _scored_against(actions: Sequence[Action], uses: Sequence[IndexUse], step: int) -> bool:
+    """Whether a prune that picks tokens comes after this step and before the next that computes."""
+    if actions[step].kind not in ("compute", "prune"):
+        return False
+    for later in range(step + 1, len(actions)):
+        if actions[later].kind == "compute":
+            return False
+        if actions[later].kind == "prune" and uses[later] != "take":
+            return True
+    return False

@@ -1,0 +1,112 @@
+"""The pieces that one step runs: which variants, and what of them is still needed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from soda_compile.compiler.schedule import Access, RegionMode
+from soda_compile.compiler.variants import Piece, Variant, join, make_variant
+from soda_compile.ir.structure import Structure
+
+Granularity = Literal["block", "step"]
+
+# Joining more blocks than this fuses hardly more, and makes code that only this one run can use.
+LONGEST_JOIN = 8
+
+
+@dataclass(frozen=True, eq=False)
+class StepPieces:
+    """The pieces of one step, and the slot traffic of each region."""
+
+    pieces: tuple[Piece, ...]
+    accesses: tuple[tuple[Access, ...], ...]  # [call][region]
+
+
+class StepBuilder:
+    """Builds the pieces of steps; equal steps share them.
+
+    Attributes:
+        structure: The analysed denoiser.
+        granularity: ``block`` compiles each block that computes on its own, so that equal ones share code; ``step``
+            makes one graph of each step.
+    """
+
+    def __init__(self, structure: Structure, granularity: Granularity = "block") -> None:
+        self.structure = structure
+        self.granularity = granularity
+        self._variants: dict[tuple[str, tuple[RegionMode, ...], tuple[bool, ...]], Variant] = {}
+        self._steps: dict[tuple[tuple[RegionMode, ...], ...], tuple[Piece, ...]] = {}
+
+    def pieces(self, modes: tuple[tuple[RegionMode, ...], ...]) -> tuple[Piece, ...]:
+        """The pieces for one tuple of modes for each call."""
+        if modes not in self._steps:
+            self._steps[modes] = self._build(modes, filter(None, self.structure.outputs))
+        return self._steps[modes]
+
+    def conditioning(self, read: Iterable[str]) -> tuple[Piece, ...]:
+        """The pieces of the conditioning calls alone, as far as these values need them."""
+        return self._build(((),) * self.structure.conditioning_calls, read)
+
+    def _build(self, modes: tuple[tuple[RegionMode, ...], ...], read: Iterable[str]) -> tuple[Piece, ...]:
+        """The pieces of the first calls, for one tuple of modes for each; ``read`` are the values wanted."""
+        calls = self.structure.calls
+        variants: list[Variant | None] = [None] * len(modes)
+        needed = set(read)
+        reads: list[set[str]] = [set()] * len(modes)
+        for index in reversed(range(len(modes))):
+            reads[index] = set(needed)
+            variant = self._variant(index, modes[index], tuple(name in needed for name in calls[index].outputs))
+            if variant is None:
+                continue
+            variants[index] = variant
+            needed |= {calls[index].inputs[source] for source in variant.inputs if isinstance(source, int)}
+        first = self.structure.conditioning_calls
+        live = [index for index, variant in enumerate(variants) if variant is not None]
+        ahead, rest = [index for index in live if index < first], [index for index in live if index >= first]
+        light = [_is_light(mode) for mode in modes]
+        pieces = []
+        split = self.granularity == "block"
+        for run in (*_runs(ahead, light), *(_runs(rest, light) if split else filter(None, [rest]))):
+            members = [(index, calls[index], variants[index]) for index in run]
+            pieces.append(join(members, reads[run[-1]]))
+        return tuple(pieces)
+
+    def _variant(self, index: int, modes: tuple[RegionMode, ...], needed: tuple[bool, ...]) -> Variant | None:
+        """The variant, or None where nothing of the call is read and nothing stored."""
+        if not any(needed) and not any(mode.writes for mode in modes):
+            return None
+        block = self.structure.calls[index].block
+        key = (block.key, modes, needed)
+        if key not in self._variants:
+            self._variants[key] = make_variant(block, modes, needed)
+        return self._variants[key]
+
+
+def _is_light(modes: Sequence[RegionMode]) -> bool:
+    return not any(mode.works for mode in modes)
+
+
+def _runs(calls: Sequence[int], light: Sequence[bool]) -> list[list[int]]:
+    """Blocks that compute stay alone, so that equal ones share code; runs of others become one graph.
+
+    A graph of reuses is cheap to compile, and Inductor fuses its residual adds across blocks.
+    """
+    runs: list[list[int]] = []
+    for is_light, group in itertools.groupby(calls, key=lambda index: light[index]):
+        members = list(group)
+        runs.extend(_chunks(members) if is_light else [[index] for index in members])
+    return runs
+
+
+def _chunks(run: Sequence[int]) -> list[list[int]]:
+    """A long run in even parts, which equal blocks can share; its ends, the head and tail of a model, alone."""
+    if len(run) <= LONGEST_JOIN + 2:
+        return [list(run)]
+    inner = list(run[1:-1])
+    count = math.ceil(len(inner) / LONGEST_JOIN)
+    bounds = [len(inner) * part // count for part in range(count + 1)]
+    return [[run[0]], *(inner[start:stop] for start, stop in itertools.pairwise(bounds)), [run[-1]]]

@@ -1,0 +1,180 @@
+"""Block variants: a block graph rewritten for what its regions do at a step, and joins of several in a row."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from soda_compile.analysis.token_axes import carries_of
+from soda_compile.compiler.schedule import RegionMode
+from soda_compile.ir.graphs import copy_graph, output_of, results_of
+from soda_compile.ir.roles import Role
+from soda_compile.ir.structure import BlockCall, BlockGraph, Note, Region
+from soda_compile.passes.base import Pass
+from soda_compile.passes.dead_code import DeadCode
+from soda_compile.passes.insert_forecast import InsertForecast
+from soda_compile.passes.insert_reuse import InsertReuse
+from soda_compile.passes.narrow_linear import NarrowLinear
+from soda_compile.passes.outline_blocks import canonical_key
+from soda_compile.passes.prune_tokens import PruneTokens
+from soda_compile.passes.sink_gathers import SinkGathers
+from soda_compile.passes.track_tokens import TrackTokens
+from soda_compile.passes.write_slots import WriteSlots
+from soda_compile.torch_internals.tracing import log_artifact
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A block graph for one tuple of modes and the outputs that are needed.
+
+    Attributes:
+        module: The rewritten graph; outputs that nothing needs are gone.
+        inputs: For each placeholder the index of the block's input, or its role as slot or coefficients.
+        outputs: For each result the index of the block's output, or its role as new content of a slot.
+        skipped: What the passes left alone, and why.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[int | Role, ...]
+    outputs: tuple[int | Role, ...]
+    skipped: tuple[Note, ...]
+
+
+@dataclass(frozen=True)
+class CallRole:
+    """A slot or coefficients of one call."""
+
+    call: int
+    role: Role
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A graph that one compiled function runs: one block variant, or several in a row.
+
+    Attributes:
+        key: Hash of the canonical text; pieces with equal keys share compiled code.
+        name: What it covers, for messages.
+        module: The graph.
+        inputs: For each placeholder the name of a value, or a slot or coefficients of a call.
+        outputs: For each result the name of the value, or the slot of a call that takes it.
+    """
+
+    key: str
+    name: str
+    module: fx.GraphModule
+    inputs: tuple[str | CallRole, ...]
+    outputs: tuple[str | CallRole, ...]
+
+
+def pipeline(block: BlockGraph, modes: Sequence[RegionMode]) -> tuple[Pass, ...]:
+    """The passes that turn a block graph into a variant, in order."""
+    regions = tuple(enumerate(zip(block.regions, modes, strict=True)))
+    rewrites = tuple(rewrite for index, (region, mode) in regions for rewrite in _rewrites(block, index, region, mode))
+    sinks = tuple(SinkGathers(region) for _, (region, mode) in regions if mode.action.kind == "prune")
+    if all(mode.computes for mode in modes):
+        return (*rewrites, DeadCode())
+    return (*rewrites, *sinks, DeadCode(), NarrowLinear(), DeadCode())
+
+
+def _rewrites(block: BlockGraph, index: int, region: Region, mode: RegionMode) -> Iterable[Pass]:
+    if mode.action.kind == "reuse":
+        yield InsertReuse(index, region)
+    elif mode.action.kind == "forecast":
+        yield InsertForecast(index, region, mode.action.order)
+    elif mode.action.kind == "prune":
+        yield _prune(block, index, region, mode)
+    elif mode.store:
+        yield WriteSlots(index, region)
+    if mode.computes and mode.track and mode.pruning is not None:
+        yield TrackTokens(index, region, _carries(block, region), mode.pruning)
+
+
+def _prune(block: BlockGraph, index: int, region: Region, mode: RegionMode) -> PruneTokens:
+    assert mode.pruning is not None, "a plan that prunes says how"
+    return PruneTokens(
+        index,
+        region,
+        _carries(block, region),
+        mode.action,
+        mode.pruning,
+        store=mode.store,
+        in_place=mode.in_place,
+        use=mode.use,
+        track=mode.track,
+    )
+
+
+def _carries(block: BlockGraph, region: Region) -> tuple[str, ...]:
+    carries = carries_of(block.module.graph, region)
+    assert carries is not None, "program.build_program refuses such regions"
+    return tuple(carry.name for carry in carries)
+
+
+def make_variant(block: BlockGraph, modes: Sequence[RegionMode], needed: Sequence[bool]) -> Variant:
+    """Rewrites a copy of a block graph; ``needed`` tells which of the block's outputs are read later."""
+    graph = copy_graph(block.module.graph)
+    sources = {node: index for index, node in enumerate(graph.find_nodes(op="placeholder"))}
+    output = output_of(graph)
+    output.args = (tuple(value for value, keep in zip(results_of(graph), needed, strict=True) if keep),)
+    skipped = tuple(note for step in pipeline(block, modes) for note in run_pass(step, graph))
+    return Variant(
+        module=fx.GraphModule(torch.nn.Module(), graph),
+        inputs=tuple(
+            node.meta["role"] if "role" in node.meta else sources[node] for node in graph.find_nodes(op="placeholder")
+        ),
+        outputs=(*(index for index, keep in enumerate(needed) if keep), *output.meta.get("roles", ())),
+        skipped=skipped,
+    )
+
+
+def run_pass(step: Pass, graph: fx.Graph) -> tuple[Note, ...]:
+    """Applies one pass, checks the graph, and logs what it did."""
+    result = step.apply(graph)
+    graph.lint()
+    log.debug("%s: changed %s; left %s", step.name, list(result.changed), [str(note) for note in result.skipped])
+    return result.skipped
+
+
+def join(calls: Sequence[tuple[int, BlockCall, Variant]], needed: set[str]) -> Piece:
+    """Puts the variants of consecutive calls into one graph.
+
+    Args:
+        calls: For each call its index in the structure, the call, and its variant.
+        needed: Names of the values that something after these calls reads.
+    """
+    graph = fx.Graph()
+    sources = [
+        [call.inputs[source] if isinstance(source, int) else CallRole(index, source) for source in variant.inputs]
+        for index, call, variant in calls
+    ]
+    inputs: dict[str | CallRole, fx.Node] = {}
+    made: set[str] = set()
+    for (_, call, variant), keys in zip(calls, sources, strict=True):
+        for key, node in zip(keys, variant.module.graph.find_nodes(op="placeholder"), strict=True):
+            if key not in made and key not in inputs:
+                inputs[key] = graph.placeholder(node.name)
+                inputs[key].target = inputs[key].name  # equal blocks have equal names; arguments must differ
+                inputs[key].meta = {"val": node.meta["val"]}
+        made |= {call.outputs[number] for number in variant.outputs if isinstance(number, int)}
+    values: dict[str | CallRole, fx.Node] = dict(inputs)
+    for (index, call, variant), keys in zip(calls, sources, strict=True):
+        placeholders = variant.module.graph.find_nodes(op="placeholder")
+        copies = {node: values[key] for key, node in zip(keys, placeholders, strict=True)}
+        results = graph.graph_copy(variant.module.graph, copies)
+        given = [call.outputs[to] if isinstance(to, int) else CallRole(index, to) for to in variant.outputs]
+        values |= zip(given, results, strict=True)  # type: ignore[arg-type]
+    stored = [CallRole(index, to) for index, _, variant in calls for to in variant.outputs if not isinstance(to, int)]
+    outputs: list[str | CallRole] = [*(name for name in values if name in needed and name in made), *stored]
+    graph.output(tuple(values[name] for name in outputs))
+    name = calls[0][1].name if len(calls) == 1 else f"{calls[0][1].name} to {calls[-1][1].name}"
+    module = fx.GraphModule(torch.nn.Module(), graph)
+    key = canonical_key(graph)
+    log_artifact(f"soda_piece_{key}", lambda: f"# {name}\n{module.code}")
+    return Piece(key, name, module, tuple(inputs), tuple(outputs))

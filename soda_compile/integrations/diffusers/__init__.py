@@ -1,0 +1,4 @@
+"""Diffusers' pipelines, schedulers and offloading.
+
+May import ``runtime`` and the rooms below it.
+"""

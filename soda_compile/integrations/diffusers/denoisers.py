@@ -1,0 +1,108 @@
+"""Finds the denoisers of a diffusers pipeline, tells them apart, and says which cannot be accelerated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from soda_compile.errors import OptionError
+from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
+
+DENOISERS = ("transformer", "transformer_2", "unconditional_transformer", "unet", "prior")
+_SAMPLED = 8  # values of each parameter that go into the digest
+
+
+def is_pipeline(value: Any) -> bool:
+    """Whether the value looks like a diffusers pipeline: it has a scheduler and a denoiser."""
+    return hasattr(value, "scheduler") and any(getattr(value, name, None) is not None for name in DENOISERS)
+
+
+def denoisers_of(pipe: Any) -> dict[str, torch.nn.Module]:
+    """The pipeline's denoisers by component name.
+
+    Raises:
+        OptionError: If there is none.
+    """
+    found = {name: getattr(pipe, name) for name in DENOISERS if getattr(pipe, name, None) is not None}
+    if not found or not hasattr(pipe, "scheduler"):
+        raise OptionError(
+            f"{type(pipe).__name__} has no scheduler and denoiser ({', '.join(DENOISERS)}); "
+            "compile its model by hand with torch.compile(model, backend='soda') and soda_compile.trajectory"
+        )
+    return found
+
+
+def denoiser_of(pipe: Any) -> torch.nn.Module:
+    """The pipeline's denoiser.
+
+    Raises:
+        OptionError: If there is none, or more than one.
+    """
+    found = denoisers_of(pipe)
+    if len(found) != 1:
+        raise OptionError(
+            f"{type(pipe).__name__} has {len(found)} denoisers ({', '.join(found)}), so one sensitivity will not do; "
+            "use soda_compile.accelerate(pipe, speedup=...), which measures each"
+        )
+    return next(iter(found.values()))
+
+
+def require_supported(name: str, module: torch.nn.Module) -> None:
+    """Says before any work starts what cannot be accelerated, and the way out.
+
+    Raises:
+        OptionError: For a denoiser that is compiled, cached, or kept in a way that cannot be captured.
+    """
+    if hasattr(module, "_orig_mod"):
+        raise OptionError(
+            f"pipe.{name} is compiled already; assign its _orig_mod back: soda_compile compiles it itself"
+        )
+    if any(getattr(child, "_compiled_call_impl", None) is not None for child in module.modules()):
+        raise OptionError(
+            f"pipe.{name} or a part of it is compiled already (compile() or compile_repeated_blocks()); load the "
+            "pipeline without that: soda_compile compiles it itself"
+        )
+    if getattr(module, "is_cache_enabled", False):
+        raise OptionError(f"diffusers' own cache is on; call pipe.{name}.disable_cache() first")
+    if any(parameter.device.type == "meta" for parameter in module.parameters()):
+        raise OptionError(
+            f"pipe.{name} has weights on the device meta, as sequential CPU offload leaves them, which cannot be "
+            "captured; use pipe.enable_model_cpu_offload() or pipe.enable_group_offload(...)"
+        )
+    for path, child in module.named_modules():
+        hooks = getattr(child.__dict__.get("_diffusers_hook"), "hooks", {})
+        strange = [hook for hook in hooks if "offloading" not in hook and hook != "layer_execution_tracker"]
+        if strange:
+            raise OptionError(
+                f"pipe.{name}{'.' * bool(path)}{path} has diffusers' hook {strange[0]!r}; remove it first"
+            )
+
+
+def signature(module: torch.nn.Module) -> str:
+    """Hash of the names, shapes and types of the weights and of the configuration: cheap, and told by a LoRA."""
+    weights = [(name, tuple(value.shape), str(value.dtype), type(value).__name__) for name, value in _weights(module)]
+    config = {key: value for key, value in dict(getattr(module, "config", {})).items() if not key.startswith("_")}
+    return _digest([type(module).__name__, json.dumps(config, default=str, sort_keys=True), repr(weights)])
+
+
+def model_digest(module: torch.nn.Module) -> str:
+    """Hash of the signature and of some values of every weight: another fine-tuning of a model is another model."""
+    samples: dict[torch.device, list[torch.Tensor]] = {}
+    for value in flatten_inputs([value for _, value in _weights(module)]):
+        if value.numel():
+            flat = value.detach().reshape(-1)
+            places = [number * (len(flat) - 1) // (_SAMPLED - 1) for number in range(_SAMPLED)]
+            samples.setdefault(value.device, []).append(flat[places].float())
+    parts = [torch.cat(values).cpu().numpy().tobytes().hex() for values in samples.values()]
+    return _digest([signature(module), *parts])
+
+
+def _weights(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return sorted(module.named_parameters(), key=lambda item: item[0])
+
+
+def _digest(parts: list[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

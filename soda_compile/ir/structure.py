@@ -1,0 +1,185 @@
+"""What the analysis finds in a captured denoiser: blocks, and in each block its regions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import fx
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A tensor that separates a region's heavy work from its residual add: what a slot stores.
+
+    Attributes:
+        node: Name of the node in the block graph.
+        shape: Sizes, in elements.
+        stride: Strides, in elements, as eager PyTorch would produce them.
+        dtype: Element type.
+        device: Where the tensor lives.
+        memory_bytes: Size of one stored copy.
+    """
+
+    node: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Region:
+    """One module of one block: the unit of decision.
+
+    Attributes:
+        name: Module path inside the block, such as ``attn1``; made unique within the block.
+        kind: ``attention``, ``mlp``, ``convolution`` or ``attention+mlp``.
+        cuts: Tensors to store. A joint attention has one for each stream.
+        branches: Nodes that are added to the residual stream, in graph order.
+        carries: For each branch, the operand of the residual add that it is added to.
+        flops: Work that dies when every cut is given, for one call of the block.
+        weights: Shapes of the weights whose work dies, in graph order; part of the model's fingerprint.
+    """
+
+    name: str
+    kind: str
+    cuts: tuple[Cut, ...]
+    branches: tuple[str, ...]
+    carries: tuple[str, ...]
+    flops: int
+    weights: tuple[tuple[int, ...], ...]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Size of one stored copy of all cuts."""
+        return sum(cut.memory_bytes for cut in self.cuts)
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the analysis left alone, and why."""
+
+    subject: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.reason}"
+
+
+@dataclass(frozen=True, eq=False)
+class BlockGraph:
+    """A graph that one or more equal blocks share; parameters are inputs.
+
+    Attributes:
+        key: Hash of the canonical text; equal graphs have equal keys.
+        module: The graph, with tensors as inputs and a tuple of tensors as output.
+        regions: What can be reused in it.
+        notes: Heavy work outside every region, with the reason.
+        flops: Work of one call.
+    """
+
+    key: str
+    module: fx.GraphModule
+    regions: tuple[Region, ...]
+    notes: tuple[Note, ...]
+    flops: int
+
+
+@dataclass(frozen=True, eq=False)
+class BlockCall:
+    """One use of a block graph in the denoiser: which values go in, which come out."""
+
+    name: str
+    block: BlockGraph
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """Full names of the regions, ``transformer_blocks.0.attn1``."""
+        return tuple(f"{self.name}.{region.name}" if region.name else self.name for region in self.block.regions)
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """A denoiser as a list of block calls in execution order.
+
+    Attributes:
+        calls: Block calls; work between blocks belongs to the block after it, the first and last parts of the
+            model are calls without a name in the model (``(head)``, ``(tail)``).
+        inputs: Names of the values that the caller passes, in order.
+        constants: Tensors that the model made while it ran, by value name.
+        outputs: Names of the values to return, in order (None for a None).
+        paths: For each input, its path in the model (``blocks.0.attn.weight``) or argument name.
+        parameters: Which inputs are parameters or buffers of the model.
+        conditioning_calls: How many of the first calls do nothing but conditioning; see ``conditioning``.
+        conditions: Inputs other than parameters that those calls read.
+    """
+
+    calls: tuple[BlockCall, ...]
+    inputs: tuple[str, ...]
+    constants: dict[str, torch.Tensor] = field(repr=False)
+    outputs: tuple[str | None, ...]
+    paths: tuple[str, ...]
+    parameters: tuple[bool, ...]
+    conditioning_calls: int = 0
+    conditions: tuple[str, ...] = ()
+
+    @cached_property
+    def region_names(self) -> tuple[str, ...]:
+        """Full names of all regions, in execution order."""
+        return tuple(name for call in self.calls for name in call.region_names)
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """All regions, in the order of ``region_names``."""
+        return tuple(region for call in self.calls for region in call.block.regions)
+
+    def for_each_region(self, make: Callable[[BlockGraph, int], Made]) -> tuple[Made, ...]:
+        """What ``make`` gives for each region of each block; made once for the regions of equal blocks."""
+        blocks = {call.block.key: call.block for call in self.calls}
+        made = {key: tuple(make(block, index) for index in range(len(block.regions))) for key, block in blocks.items()}
+        return tuple(result for call in self.calls for result in made[call.block.key])
+
+    @property
+    def flops(self) -> int:
+        """Work of one full call of the denoiser."""
+        return sum(call.block.flops for call in self.calls)
+
+    @cached_property
+    def conditioning(self) -> frozenset[str]:
+        """Names of the values that the conditioning calls give."""
+        return frozenset(name for call in self.calls[: self.conditioning_calls] for name in call.outputs)
+
+    @cached_property
+    def read_values(self) -> dict[str, Any]:
+        """The fake tensor, or number, of each value that a call reads."""
+        return {
+            name: node.meta["val"]
+            for call in self.calls
+            for name, node in zip(call.inputs, call.block.module.graph.find_nodes(op="placeholder"), strict=True)
+        }
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the parameters and buffers that are read."""
+        owned = [name for name, mine in zip(self.inputs, self.parameters, strict=True) if mine]
+        values = [self.read_values[name] for name in owned if name in self.read_values]
+        return sum(value.numel() * value.element_size() for value in values)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the model's regions and weights, whatever the batch size, resolution and dtype."""
+        parts = [
+            f"{name}|{region.kind}|{len(region.cuts)}|{region.weights}"
+            for name, region in zip(self.region_names, self.regions, strict=True)
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,203 @@
+"""Measures what each action of each region costs in time, as compiled, on the device at hand."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from soda_compile.backend.entry import soda
+from soda_compile.backend.options import check_options
+from soda_compile.capture.forward import compile_forward, restore_forward
+from soda_compile.capture.normalisation import capture
+from soda_compile.compiler.analyse import analyse
+from soda_compile.errors import CaptureError, OptionError
+from soda_compile.integrations.diffusers.denoisers import denoiser_of, is_pipeline
+from soda_compile.ir.structure import Structure
+from soda_compile.measure.probing import Floats, Probing
+from soda_compile.measure.profile_store import default_folder, device_name, profile_key, read_kept, versions
+from soda_compile.plans.profile import Profile
+from soda_compile.plans.pruning import Pruning
+from soda_compile.runtime.clock import trajectory
+from soda_compile.storage.progress import progress_bar
+
+Inputs = Mapping[str, Any] | Sequence[Any] | Callable[[int], Any]
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+WARM_UP_ROUNDS = 2
+NOISY = 0.2  # a spread above this makes the small differences between actions meaningless
+
+
+def profile(
+    model: Any,
+    inputs: Inputs,
+    *,
+    pruning: Pruning | None = None,
+    rounds: int = 7,
+    mode: str | None = None,
+    inductor: dict[str, Any] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    refresh: bool = False,
+) -> Profile:
+    """Times every action of every region of a denoiser, compiled, with these shapes and dtypes on this device.
+
+    Steps are compiled and run through the backend as those of a plan are, so that what is timed is what will run.
+    The result is kept in a folder under the hash of everything it depends on, and read from there the next time.
+
+    Args:
+        model: The denoiser (not compiled), or a diffusers pipeline.
+        inputs: What to call the denoiser with: a dict by name, a tuple by position, or a function that takes a seed
+            and runs a generation, of which the first denoiser call is taken.
+        pruning: How tokens are picked; None leaves pruning out.
+        rounds: How often to time each step; the rounds are interleaved, and medians are taken.
+        mode: As for ``torch.compile``.
+        inductor: Settings for Inductor, as in the backend's options.
+        folder: Where profiles are kept; by default ``profiles`` in the folder that the environment variable
+            SODA_COMPILE_CACHE names, or in ``soda_compile`` in the user's cache directory.
+        refresh: Measure anew, whatever is kept.
+
+    Raises:
+        OptionError: For arguments that make no sense.
+        CaptureError: If the model cannot be captured as one graph.
+        ProfileError: If a kept profile is damaged.
+    """
+    if hasattr(model, "_orig_mod"):
+        raise OptionError("profile takes the model before torch.compile; pass compiled._orig_mod")
+    if rounds < 1:
+        raise OptionError(f"rounds is {rounds}; it must be at least 1")
+    check_options({"inductor": inductor or {}}, mode)
+    denoiser = denoiser_of(model) if is_pipeline(model) else model
+    if not isinstance(denoiser, torch.nn.Module):
+        raise OptionError(f"model is a {type(model).__name__}; pass a torch.nn.Module or a diffusers pipeline")
+    call = _first_call(denoiser, inputs)
+    structure = _structure(denoiser, call)
+    if not structure.regions:
+        raise CaptureError(f"{type(denoiser).__name__} has no region, so there is nothing to time")
+    settings = {"pruning": pruning, "mode": mode, "inductor": inductor or {}}
+    device = device_name(structure.regions[0].cuts[0].device)
+    key = profile_key(structure, device, settings)
+    path = (Path(folder) if folder is not None else default_folder()) / f"{key}.json"
+    if path.exists() and not refresh:
+        return read_kept(path, key)
+    probing = Probing.build(structure, pruning)
+    times = probing.read(_time(denoiser, call, probing, rounds, mode, inductor))
+    made = Profile(
+        fingerprint=structure.fingerprint,
+        regions=structure.region_names,
+        device=device,
+        key=key,
+        full_us=times.full_us,
+        base_us=times.base_us,
+        cost_us=times.cost_us,
+        memory_bytes=times.memory_bytes,
+        score=pruning.score if pruning else None,
+        spread=times.spread,
+        versions=versions(),
+    )
+    if times.spread > NOISY:
+        warnings.warn(
+            f"the times of equal steps differ by {times.spread:.0%} (interquartile range over median): something else "
+            "uses the device. Measure again with refresh=True when it is idle, or take more rounds",
+            stacklevel=2,
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.save(path)
+    return made
+
+
+class _FirstCall(Exception):
+    """Ends a generation at its first denoiser call."""
+
+
+def _first_call(denoiser: torch.nn.Module, inputs: Inputs) -> Call:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if not callable(inputs):
+        return tuple(inputs), {}
+    calls: list[Call] = []
+
+    def note(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args, kwargs))
+        raise _FirstCall
+
+    hook = denoiser.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            inputs(0)
+    except _FirstCall:
+        return calls[0]
+    finally:
+        hook.remove()
+    raise OptionError("inputs(seed) did not call the model; it must call the very object that is profiled")
+
+
+def _structure(denoiser: torch.nn.Module, call: Call) -> Structure:
+    """Captures the denoiser without compiling it."""
+    found: list[Structure] = []
+
+    def look(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        found.append(analyse(capture(module, inputs)))
+        return module.forward
+
+    replaced = compile_forward(denoiser, look)
+    try:
+        with torch.no_grad():
+            denoiser(*call[0], **call[1])
+    except torch._dynamo.exc.Unsupported as error:
+        raise CaptureError(f"{type(denoiser).__name__} cannot be captured as one graph: {error}") from error
+    finally:
+        restore_forward(denoiser, replaced)
+    return found[0]
+
+
+def _time(
+    denoiser: torch.nn.Module,
+    call: Call,
+    probing: Probing,
+    rounds: int,
+    mode: str | None,
+    inductor: dict[str, Any] | None,
+) -> Floats:
+    """[rounds, steps], the time of each step in microseconds."""
+    backend = functools.partial(soda, options={"plan": probing.plan, "inductor": inductor or {}}, mode=mode)
+    replaced = compile_forward(denoiser, backend)
+    timer = _cuda_timer if probing.structure.regions[0].cuts[0].device.type == "cuda" else _host_timer
+    times = []
+    try:
+        with torch.no_grad(), progress_bar() as progress:
+            for _ in progress.track(range(WARM_UP_ROUNDS + rounds), description="profiling"):
+                with trajectory(denoiser):
+                    times.append(timer(lambda: denoiser(*call[0], **call[1]), len(probing.steps)))
+    finally:
+        restore_forward(denoiser, replaced)
+    return np.array(times[WARM_UP_ROUNDS:])
+
+
+def _host_timer(run: Callable[[], Any], steps: int) -> list[float]:
+    times = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - started) * 1e6)
+    return times
+
+
+def _cuda_timer(run: Callable[[], Any], steps: int) -> list[float]:
+    """Between events on the stream: launches run ahead as in real use, and count only where the device waits."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    events[0].record()
+    for event in events[1:]:
+        run()
+        event.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) * 1e3 for start, end in itertools.pairwise(events)]

@@ -1,0 +1,89 @@
+"""The error of pruning a region at every rate, from one sort of its tokens (SODA's Ep, arXiv 2603.07057).
+
+A pruned region computes the tokens of the highest score; the others keep the value of n steps ago. The change of the
+whole output is then the sum of the changes of the kept tokens, so one sort by score and one cumulated sum give the
+error at all rates. In a region of several streams (joint attention) only the longest is pruned, as by ``prune(rate)``:
+the others, such as text, are few tokens, and planners leave them whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+
+from soda_compile.ir.structure import Region
+from soda_compile.measure.windows import TokenStream
+from soda_compile.plans.actions import PRUNE_RATES
+
+
+def longest_streams(region: Region, streams: Sequence[TokenStream]) -> list[TokenStream]:
+    """Of a region's streams, one for each cut, those that an action's ``rate`` prunes; see ``wanted_tokens``."""
+    longest = max(cut.shape[1] for cut in region.cuts)
+    return [stream for stream, cut in zip(streams, region.cuts, strict=True) if cut.shape[1] == longest]
+
+
+def pruned_products(
+    streams: Iterable[TokenStream], scores: tuple[str, ...], max_interval: int, draws: torch.Generator
+) -> torch.Tensor:
+    """Inner products of the change that pruning leaves in a region's output.
+
+    Args:
+        streams: The streams to prune, with carries; each is ranked by itself, and the rate is the same for all.
+        scores: Names of scores.
+        max_interval: Older values are left out.
+        draws: Where the random score comes from, a generator of the CPU.
+
+    Returns:
+        float64 [3, rows, scores, lags, rates]: squared norm of the change, its product with the present value, and
+        its weighted squared norm.
+    """
+    parts = []
+    for stream in streams:
+        recent = replace(stream, past=stream.past[:max_interval])
+        products = token_products(recent)
+        kept = [kept_sums(products, token_score(name, recent, draws)) for name in scores]
+        parts.append(torch.stack(kept, dim=3).sum(4))  # [3, lags, rows, scores, rates], summed over the groups
+    return torch.stack(parts).sum(0).movedim(1, 3)
+
+
+def token_products(stream: TokenStream) -> torch.Tensor:
+    """Of each token's change since each past step: squared norm, product with the present value, weighted squared norm.
+
+    Returns:
+        float64 [3, lags, rows, G, N].
+    """
+    present = stream.present.float()
+    change = stream.past.float() - present
+    square = change.square()
+    plain = square.sum(-1)
+    weighted = plain if stream.weight is None else (square * stream.weight).sum(-1)
+    return torch.stack([plain, (change * present).sum(-1), weighted]).double()
+
+
+def token_score(name: str, stream: TokenStream, draws: torch.Generator) -> torch.Tensor:
+    """Scores of tokens, float32 [lags, rows, G, N]; those with the highest are computed."""
+    shape = stream.past.shape[:-1]
+    assert stream.carry is not None
+    carry = stream.carry.float()
+    if name == "feature_mean":
+        return carry.mean(-1).expand(shape)
+    if name == "drift":
+        assert stream.past_carry is not None
+        return (stream.past_carry.float() - carry).square().sum(-1).sqrt()
+    assert name == "random", name
+    return torch.rand(shape, generator=draws).to(carry.device)
+
+
+def kept_sums(values: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    """Sums of ``values`` [3, ..., N] over the tokens that each rate keeps: the ``floor(rate * N)`` of lowest score.
+
+    Returns:
+        [3, ..., rates].
+    """
+    order = score.argsort(dim=-1, stable=True)
+    sums = values.gather(-1, order.expand_as(values)).cumsum(-1)
+    sums = torch.nn.functional.pad(sums, (1, 0))  # no token kept
+    return sums[..., [math.floor(rate * score.shape[-1]) for rate in PRUNE_RATES]]

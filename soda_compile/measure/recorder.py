@@ -1,0 +1,225 @@
+"""The observer that calibration uses: keeps a window of past values and accumulates their errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from soda_compile.analysis.cut_to_branch import CutToBranch
+from soda_compile.analysis.token_axes import region_carries
+from soda_compile.compiler.observing import cut_to_branch_graphs
+from soda_compile.errors import SensitivityError
+from soda_compile.ir.structure import Cut, Region, Structure
+from soda_compile.measure.gram import ErrorEntries, Floats
+from soda_compile.measure.moments import Moments
+from soda_compile.measure.prune_errors import longest_streams, pruned_products
+from soda_compile.measure.residual_weight import residual_weight
+from soda_compile.measure.scoring import errors_of, prediction_products
+from soda_compile.measure.token_subsampling import thin
+from soda_compile.measure.windows import TokenStream, Window, window_bytes
+from soda_compile.plans.actions import PRUNE_RATES
+from soda_compile.runtime.clock import Clock
+
+METRICS = ("cosine", "relative", "residual")
+_DRAWS = 0x50DA  # keeps the draws of the random score apart from what ``generate`` draws with the same seed
+
+
+@dataclass(eq=False)
+class Recorder:
+    """Accumulates errors over generations.
+
+    Attributes:
+        clock: Tells the step; it begins a trajectory for each generation.
+        calls_per_step: Denoiser calls in a step, where no scheduler advances the clock.
+        entries: The predictions to score.
+        memory_bytes: Bound on the memory of all windows; tokens are subsampled to keep it.
+        prune_scores: The scores by which pruning is measured as well.
+    """
+
+    clock: Clock
+    calls_per_step: int
+    entries: ErrorEntries
+    memory_bytes: int
+    prune_scores: tuple[str, ...] = ()
+    structure: Structure | None = None
+    moments: dict[tuple[int, int], Moments] = field(default_factory=dict)  # by step and region
+    inputs: list[dict[str, float]] = field(default_factory=list)  # numbers among the inputs, by call of a generation
+    samples: int = 0
+    calls_in_a_step: int = 1
+    stride: int = 1
+    _heads: tuple[CutToBranch, ...] = ()
+    _regions: tuple[Region, ...] = ()
+    _carries: tuple[tuple[fx.Node, ...] | None, ...] = ()  # by region
+    _windows: dict[tuple[int, int], Window] = field(default_factory=dict)  # by stream and region
+    _draws: torch.Generator = field(default_factory=torch.Generator)
+    _fitted: Any = None
+    _trajectory: int = 0
+    _calls: int = 0
+    _calls_in_step: int = 0
+    _step: int = 0
+    _stream: int = 0
+    _rows: int = 1
+
+    @property
+    def wants_carries(self) -> bool:
+        """Scores of tokens are made of the carries."""
+        return bool(self.prune_scores)
+
+    def start(self, structure: Structure) -> None:
+        """Learns the regions; a second shape must be of the same model."""
+        if self.structure is not None and self.structure.fingerprint != structure.fingerprint:
+            raise SensitivityError("the calibrated model changed its structure between calls; calibrate one model")
+        if not structure.regions:
+            raise SensitivityError("no region was found in this model; soda_compile.inspect(model, ...) says why")
+        self.structure = structure
+        self._heads = cut_to_branch_graphs(structure)
+        self._regions = structure.regions
+        self._carries = region_carries(structure) if self.wants_carries else (None,) * len(structure.regions)
+
+    def begin(self, seed: int) -> None:
+        """Begins a generation; the random score draws the same for the same seed."""
+        self._draws.manual_seed(_DRAWS + seed)
+        self.clock.begin()
+
+    def begin_call(self, inputs: Mapping[str, Any]) -> None:
+        """Places the call in the trajectory."""
+        if self.clock.trajectory != self._trajectory:
+            self._trajectory, self._calls, self._calls_in_step, self._step = self.clock.trajectory, 0, 0, 0
+            self.inputs.clear()
+            self._windows.clear()
+        if self.clock.automatic:
+            step, self._stream = divmod(self._calls, self.calls_per_step)
+        else:
+            step = self.clock.step
+            self._stream = self._calls_in_step if step == self._step else 0
+        self._step = step
+        self._calls_in_step = self._stream + 1
+        self.calls_in_a_step = max(self.calls_in_a_step, self._calls_in_step)
+        self._calls += 1
+        self._rows = next(
+            (len(value) for value in inputs.values() if isinstance(value, torch.Tensor) and value.ndim > 1), 1
+        )
+        self._fit_stride()
+        if self._stream == 0:
+            self.inputs.append(
+                {name: number for name, value in inputs.items() if (number := _number(value)) is not None}
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps of the present trajectory so far."""
+        return self._step + 1 if self._calls else 0
+
+    @property
+    def width(self) -> int:
+        """Entries that are scored for each metric: those of ``entries``, then those of pruning."""
+        return len(self.entries.weights) + math.prod(self._prune_shape)
+
+    @property
+    def _prune_shape(self) -> tuple[int, int, int]:
+        return len(self.prune_scores), self.entries.max_interval, len(PRUNE_RATES)
+
+    def split(self, values: Floats) -> dict[str, Floats]:
+        """Entries in the last axis as tables: those of ``ErrorEntries.split``, and prune.<score> [..., W, rates]."""
+        predicted, pruned = np.split(values, [len(self.entries.weights)], axis=-1)
+        tables = np.moveaxis(pruned.reshape(*values.shape[:-1], *self._prune_shape), -3, 0)
+        named = {f"prune.{score}": table for score, table in zip(self.prune_scores, tables, strict=True)}
+        return {**self.entries.split(predicted), **named}
+
+    def _fit_stride(self) -> None:
+        """Thins the tokens until the windows of all streams fit; done again where a new call needs more."""
+        needs = (self.structure, self._rows, max(self.calls_per_step, self.calls_in_a_step))
+        if needs == self._fitted:
+            return
+        self._fitted = needs
+        if (least := self._window_bytes(2**62)) > self.memory_bytes:
+            raise SensitivityError(
+                f"memory_bytes is {self.memory_bytes}, but windows of one token of each region take {least}; "
+                "pass at least that, or a smaller max_interval"
+            )
+        stride = max(self.stride, math.ceil(self._window_bytes(1) / self.memory_bytes))
+        while self._window_bytes(stride) > self.memory_bytes:
+            stride += 1
+        if stride != self.stride:
+            self.stride = stride
+            self._windows.clear()  # values at the old stride cannot be compared
+
+    def _window_bytes(self, stride: int) -> int:
+        total = 0
+        for region, carries in zip(self._regions, self._carries, strict=True):
+            rows = self._rows_of(region.cuts)
+            total += window_bytes(region, carries or (), self._empty_window(), rows, stride)
+        return total * max(self.calls_per_step, self.calls_in_a_step)
+
+    def _empty_window(self) -> Window:
+        return Window(self.entries.lags, self.entries.max_interval if "drift" in self.prune_scores else 0)
+
+    def _rows_of(self, cuts: Sequence[Cut] | Sequence[torch.Tensor]) -> int:
+        """Samples in values whose first axis counts them, alone or times frames; else all is one sample."""
+        return self._rows if all(cut.shape[0] % self._rows == 0 for cut in cuts) else 1
+
+    def record(self, region: int, values: Mapping[str, torch.Tensor]) -> None:
+        """Scores all predictions of one region against its present value, and keeps that value."""
+        cuts = [values[cut.node] for cut in self._regions[region].cuts]
+        rows = self._rows_of(cuts)
+        carries = [values[node.name] for node in self._carries[region] or ()]
+        present, carries = ([thin(value, rows, self.stride) for value in group] for group in (cuts, carries))
+        window = self._windows.setdefault((self._stream, region), self._empty_window())
+        if len(window):
+            weights = self._weights(region, values, cuts)
+            streams = window.streams(present, [thin(weight, rows, self.stride) for weight in weights], carries)
+            share = sum(value.numel() for value in present) / sum(cut.numel() for cut in cuts)
+            sizes = [_by_row(values[f"|{name}|"], rows) for name in self._regions[region].carries]
+            samples = self._score(region, streams, np.sum(sizes, axis=0) * share)
+            key = (self._step, region)
+            self.moments.setdefault(key, Moments.empty(*samples.shape[1:])).add(samples)
+        if region == 0 and self._step == 0:
+            self.samples += rows
+        window.keep(present, carries)
+
+    def end_call(self) -> None:
+        """Nothing is left to do."""
+
+    def _weights(
+        self, region: int, values: Mapping[str, torch.Tensor], cuts: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        head = self._heads[region]
+        return residual_weight(head, cuts, [values[name] for name in head.others]) or []
+
+    def _score(self, region: int, streams: Sequence[TokenStream], stream_square: Floats) -> Floats:
+        """Errors [rows, metrics, entries], the entries of pruning [scores, W, rates] after the others."""
+        products, square = prediction_products(self.entries, streams)
+        if self.prune_scores:
+            products = np.concatenate([products, self._prune(region, streams, len(square))], axis=-1)
+        return errors_of(products, square, stream_square)
+
+    def _prune(self, region: int, streams: Sequence[TokenStream], rows: int) -> Floats:
+        """Products of the changes that pruning leaves [3, rows, entries]; NaN where the region cannot be pruned."""
+        products = np.full((3, rows, *self._prune_shape), np.nan)
+        if all(stream.carry is not None for stream in streams):
+            longest = longest_streams(self._regions[region], streams)
+            known = pruned_products(longest, self.prune_scores, self.entries.max_interval, self._draws)
+            products[..., : known.shape[3], :] = known.cpu().numpy()
+        return products.reshape(3, rows, -1)
+
+
+def _by_row(squares: torch.Tensor, rows: int) -> Floats:
+    """Squared sizes [rows * k] summed to [rows]."""
+    summed: Floats = squares.reshape(rows, -1).sum(1).double().cpu().numpy()
+    return summed
+
+
+def _number(value: Any) -> float | None:
+    """The number that an input holds, if all its elements are the same one."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, torch.Tensor) and value.ndim <= 1 and value.numel():
+        first = value.flatten()[0]
+        return float(first) if bool((value == first).all()) else None
+    return None

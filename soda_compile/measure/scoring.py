@@ -1,0 +1,62 @@
+"""From inner products of changes to errors under every metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from soda_compile.measure.gram import (
+    ErrorEntries,
+    Floats,
+    change_products,
+    cosine_errors,
+    difference_gram,
+    squared_errors,
+)
+from soda_compile.measure.windows import TokenStream
+
+
+def prediction_products(entries: ErrorEntries, streams: Sequence[TokenStream]) -> tuple[Floats, Floats]:
+    """Inner products of (prediction - present) for every reuse and forecast of a region.
+
+    Returns:
+        float64 [3, rows, entries]: squared norm, product with the present value, squared norm in the residual
+        stream; NaN for predictions from before the window. And float64 [rows]: squared norm of the present value.
+    """
+    present = _join([stream.present for stream in streams], 1)
+    past = _join([stream.past for stream in streams], 2)
+    available = len(past)
+    square, cross, gram = difference_gram(present, past)
+    error = squared_errors(entries, gram, available)
+    product = change_products(entries, cross, available)
+    weighted = error
+    weights = [stream.weight for stream in streams if stream.weight is not None]
+    if weights:
+        weighted = squared_errors(entries, difference_gram(present, past, _join(weights, 1))[2], available)
+    return np.stack([error, product, weighted]), square
+
+
+def errors_of(products: Floats, square: Floats, stream_square: Floats) -> Floats:
+    """Errors under the metrics cosine (the paper's), relative (L2) and residual (gated, against the residual stream).
+
+    Args:
+        products: float64 [3, rows, entries], as of ``prediction_products``.
+        square: float64 [rows], squared norm of the present value.
+        stream_square: float64 [rows], squared norm of the residual stream.
+
+    Returns:
+        float64 [rows, metrics, entries].
+    """
+    error, product, weighted = products
+    cosine = cosine_errors(square, product, error)
+    relative = np.sqrt(error / np.maximum(square, 1e-30)[:, None])
+    residual = np.sqrt(weighted / np.maximum(stream_square, 1e-30)[:, None])
+    return np.stack([cosine, relative, residual], axis=1)
+
+
+def _join(values: Sequence[torch.Tensor], start: int) -> torch.Tensor:
+    """The axes from ``start`` on as one, those of all values one after the other."""
+    flat = [value.flatten(start) for value in values]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, dim=start)

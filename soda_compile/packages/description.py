@@ -1,0 +1,66 @@
+"""What is in a package, as text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+
+from soda_compile.ir.tree import amount
+from soda_compile.packages.loading import Package
+from soda_compile.packages.manifest import CODE, REGIONS, ProgramEntry, TensorEntry
+from soda_compile.packages.sized_program import shown
+from soda_compile.packages.sizes import Point, size_at
+from soda_compile.packages.tensors import named_dtype
+
+
+def describe(package: Package, width: int | None = None) -> str:
+    """Origin, sizes, shapes, and the plan as a grid.
+
+    Args:
+        package: A verified package.
+        width: Columns of the grid, the terminal's by default.
+    """
+    return "\n".join([*_facts(package), "", package.plan.grid(width)])
+
+
+def _facts(package: Package) -> Iterator[str]:
+    manifest, made = package.manifest, package.manifest.environment
+    regions = json.loads(bytes(package.members[REGIONS]))
+    device = (
+        f"{made.device} {made.device_name} (compute capability {made.capability})" if made.capability else made.device
+    )
+    yield f"{manifest.model}: {len(regions)} blocks, {sum(len(block['regions']) for block in regions)} regions"
+    yield f"made by      soda_compile {made.soda}, torch {made.torch}, on {made.system} for {device}"
+    yield f"plan         {package.plan.digest}, {manifest.steps} steps" + (
+        f" of {manifest.scheduler}" if manifest.scheduler else ""
+    )
+    for program in package.programs:
+        arguments = (f"{name} {shown(entry)}" for name, entry in program.call.arguments.items())
+        yield f"inputs       {', '.join(arguments)}"
+        if program.dims:
+            ranges = (f"{name} from {low} to {high}" for name, (low, high) in program.dims.items())
+            yield f"for any      {', '.join(ranges)}"
+        fixed = ", ".join(f"{name}={value!r}" for name, value in program.call.constants.items() if value is not None)
+        if fixed:
+            yield f"fixed        {fixed}"
+        yield f"slots        {_slots(program)} for each stream"
+    pieces = {name.removeprefix(CODE).partition("/")[0] for name in package.members if name.startswith(CODE)}
+    code = sum(len(data) for name, data in package.members.items() if name.startswith(CODE))
+    stored = sum(memory_bytes(entry, {}) for entry in manifest.weights.values())
+    where = "inside, once" if manifest.weights_inside else "external; load needs the checkpoint"
+    yield f"weights      {len(manifest.weights)} tensors, {amount(stored, 'B')}, {where}"
+    yield f"code         {len(pieces)} pieces, {amount(code, 'B')}"
+    yield f"file         {amount(package.path.stat().st_size, 'B')}, {len(package.members)} members, checksums verified"
+
+
+def memory_bytes(entry: TensorEntry, values: Point) -> int:
+    """Size of a tensor, where the dynamic dimensions have these values."""
+    return named_dtype(entry.dtype).itemsize * math.prod(size_at(size, values) for size in entry.shape)
+
+
+def _slots(program: ProgramEntry) -> str:
+    """The memory of all slots, at the smallest and the largest sizes."""
+    ends = [{name: ends[index] for name, ends in program.dims.items()} for index in (0, 1)]
+    sizes = [sum(memory_bytes(slot, values) for slot in program.slots.values()) for values in ends]
+    return " to ".join(dict.fromkeys(amount(size, "B") for size in sizes))

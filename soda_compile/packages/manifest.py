@@ -1,0 +1,189 @@
+"""The JSON files of a package: what is inside, how the denoiser is called, and its step program."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from soda_compile.errors import PackageError
+from soda_compile.packages.environment import Environment
+
+FORMAT = "soda-package/2"
+PLAN = "extra/plan.json"
+REGIONS = "extra/regions.json"
+WEIGHTS = "extra/weights.safetensors"
+TENSORS = "extra/tensors.safetensors"
+CODE = "data/aotinductor/"
+
+Entry = TypeVar("Entry", bound="Strict")
+
+
+def program_member(number: int) -> str:
+    """Where the step program of a signature lies."""
+    return f"extra/programs/{number}.json"
+
+
+class Strict(BaseModel):
+    """Refuses unknown keys and wrong types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TensorEntry(Strict):
+    """Layout of a tensor: sizes and strides in elements, dtype by name.
+
+    Where a program is for many sizes, they are text: sums of products of its dimensions, ``4*height*width``.
+    """
+
+    shape: list[int | str]
+    stride: list[int | str]
+    dtype: str
+
+
+class FixedEntry(TensorEntry):
+    """Layout of a tensor that is the same for all sizes."""
+
+    shape: list[int]  # type: ignore[assignment]
+    stride: list[int]  # type: ignore[assignment]
+
+
+class WeightEntry(FixedEntry):
+    """A tensor of the model, stored once.
+
+    ``own`` are tensors that no checkpoint has, such as tables of positions; they are always inside the package.
+    ``aliases`` are further names of the same tensor.
+    """
+
+    kind: Literal["parameter", "buffer", "own"]
+    aliases: list[str] = []
+
+
+class InputEntry(Strict):
+    """An input register: an argument of the call by path, or a tensor of the model by name."""
+
+    kind: Literal["argument", "weight"]
+    name: str
+
+
+class CallEntry(Strict):
+    """How the denoiser is called, for one set of shapes.
+
+    Attributes:
+        signature: Parameters of its forward.
+        arguments: Tensor arguments by path.
+        unused: Tensor arguments that the graph does not read.
+        constants: All other arguments by path; the code holds for these values only.
+        inputs: What the input registers take, in order.
+        timestep: Index of the input that carries the timestep, if the plan knows it.
+        result: The form of the result; numbers are positions in the program's outputs.
+    """
+
+    signature: list[dict[str, Any]]
+    arguments: dict[str, TensorEntry]
+    unused: list[str]
+    constants: dict[str, Any]
+    inputs: list[InputEntry]
+    timestep: int | None
+    result: Any
+
+
+class PieceCall(Strict):
+    """One compiled call: the piece's key, and registers for its arguments, its results and what is free after it."""
+
+    piece: str
+    arguments: list[int]
+    results: list[int]
+    release: list[int]
+
+
+class ProgramEntry(Strict):
+    """A step program (``soda_compile.compiler.program.Program``), with equal calls listed once.
+
+    Attributes:
+        call: How the denoiser is called.
+        registers: Number of registers.
+        outputs: Registers to return.
+        slots: Layout of the slots by register.
+        tensors: Registers of constants and coefficients, with their names in ``tensors.safetensors``.
+        layouts: Layout of these tensors by register.
+        calls: All distinct calls.
+        steps: For each step the indices of its calls.
+        flops: For each step the FLOPs of what runs; for many sizes, at the smallest.
+        dims: For a program for many sizes, the smallest and largest value of each dimension.
+    """
+
+    call: CallEntry
+    registers: int
+    outputs: list[int | None]
+    slots: dict[str, TensorEntry]
+    tensors: dict[str, str]
+    layouts: dict[str, FixedEntry]
+    calls: list[PieceCall]
+    steps: list[list[int]]
+    flops: list[int]
+    dims: dict[str, list[int]] = {}
+
+
+class MemberEntry(Strict):
+    """Size and checksum of a member."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(Strict):
+    """What a package is, and what it needs.
+
+    Attributes:
+        format: Version of the package format.
+        environment: Where it was made.
+        model: Class name of the denoiser.
+        config: Its configuration, as pipelines read it.
+        weights: Its tensors by name.
+        weights_inside: Whether parameters and buffers are in the package.
+        plan_digest: Digest of the plan.
+        scheduler: Class name of the noise scheduler that the plan is for.
+        steps: Number of steps.
+        programs: Number of step programs, one for each set of shapes.
+        members: All other files.
+    """
+
+    format: Literal["soda-package/2"]
+    environment: Environment
+    model: str
+    config: dict[str, Any] | None
+    weights: dict[str, WeightEntry]
+    weights_inside: bool
+    plan_digest: str
+    scheduler: str | None
+    steps: int
+    programs: int
+    members: dict[str, MemberEntry]
+
+
+def parse(kind: type[Entry], data: bytes | memoryview, name: str) -> Entry:
+    """Reads one JSON file of a package.
+
+    Raises:
+        PackageError: It is damaged, or of another format version.
+    """
+    try:
+        content = json.loads(bytes(data))
+        if kind is Manifest and isinstance(content, dict) and content.get("format") != FORMAT:
+            raise PackageError(
+                f"{name}: the package has format {content.get('format')!r}, this version of soda_compile reads "
+                f"{FORMAT!r}; use the version that made it, or export again"
+            )
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise PackageError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (ValueError, RecursionError) as error:
+        raise PackageError(f"{name}: damaged JSON: {error}") from None
+
+
+def to_bytes(entry: Strict) -> bytes:
+    """The JSON of one file."""
+    return entry.model_dump_json(indent=None).encode()

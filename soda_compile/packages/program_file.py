@@ -1,0 +1,123 @@
+"""A step program to its file form and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from soda_compile.compiler.program import Call, Program
+from soda_compile.errors import PackageError
+from soda_compile.ir.structure import Cut
+from soda_compile.packages.aot import PieceCode
+from soda_compile.packages.manifest import CallEntry, FixedEntry, PieceCall, ProgramEntry, TensorEntry
+from soda_compile.packages.sizes import Point, size_at
+from soda_compile.packages.tensors import dtype_name, laid_out, named_dtype
+from soda_compile.torch_internals.inductor import Compiled
+
+
+def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], prefix: str) -> ProgramEntry:
+    """The file form of a program.
+
+    Args:
+        program: Its functions are ``PieceCode``.
+        call: How the denoiser is called.
+        tensors: Takes the program's constants and coefficients.
+        prefix: What their names begin with.
+    """
+    numbers: dict[tuple[object, ...], int] = {}
+    calls: list[PieceCall] = []
+    steps: list[list[int]] = []
+    for step in program.steps:
+        steps.append([])
+        for one in step:
+            assert isinstance(one.function, PieceCode)
+            key = (one.function.key, one.arguments, one.results, one.release)
+            if key not in numbers:
+                numbers[key] = len(calls)
+                calls.append(
+                    PieceCall(
+                        piece=one.function.key,
+                        arguments=list(one.arguments),
+                        results=list(one.results),
+                        release=list(one.release),
+                    )
+                )
+            steps[-1].append(numbers[key])
+    names = {register: f"{prefix}{register}" for register in program.tensors}
+    tensors |= {names[register]: tensor for register, tensor in program.tensors.items()}
+    return ProgramEntry(
+        call=call,
+        registers=program.registers,
+        outputs=list(program.outputs),
+        slots={
+            str(register): TensorEntry(shape=list(cut.shape), stride=list(cut.stride), dtype=dtype_name(cut.dtype))
+            for register, cut in program.slots.items()
+        },
+        tensors={str(register): name for register, name in names.items()},
+        layouts={
+            str(register): FixedEntry(
+                shape=list(tensor.shape), stride=list(tensor.stride()), dtype=dtype_name(tensor.dtype)
+            )
+            for register, tensor in program.tensors.items()
+        },
+        calls=calls,
+        steps=steps,
+        flops=list(program.flops),
+    )
+
+
+def decode(
+    entry: ProgramEntry, tensors: Mapping[str, torch.Tensor], code: Mapping[str, Compiled], device: torch.device
+) -> Program:
+    """The program, with compiled functions in place, and still without slots: ``with_slots`` adds them.
+
+    Raises:
+        PackageError: The entry names a register, a tensor or a piece that does not exist.
+    """
+    _check(entry, tensors, code)
+    calls = [
+        Call(code[call.piece], tuple(call.arguments), tuple(call.results), tuple(call.release)) for call in entry.calls
+    ]
+    return Program(
+        steps=tuple(tuple(calls[index] for index in step) for step in entry.steps),
+        inputs=len(entry.call.inputs),
+        outputs=tuple(entry.outputs),
+        registers=entry.registers,
+        tensors={
+            int(register): laid_out(tensors[name], tuple(entry.layouts[register].stride), device)
+            for register, name in entry.tensors.items()
+        },
+        slots={},
+        flops=tuple(entry.flops),
+    )
+
+
+def with_slots(program: Program, entry: ProgramEntry, device: torch.device, values: Point) -> Program:
+    """A program of its own for these sizes: streams keep their slots by program."""
+    return replace(program, slots={int(number): _cut(slot, device, values) for number, slot in entry.slots.items()})
+
+
+def _cut(entry: TensorEntry, device: torch.device, values: Point) -> Cut:
+    dtype = named_dtype(entry.dtype)
+    shape, stride = (tuple(size_at(size, values) for size in sizes) for sizes in (entry.shape, entry.stride))
+    return Cut("slot", shape, stride, dtype, device, math.prod(shape) * dtype.itemsize)
+
+
+def _check(entry: ProgramEntry, tensors: Mapping[str, torch.Tensor], code: Mapping[str, Compiled]) -> None:
+    """A program that was put together wrongly must not run into native code."""
+    registers = {int(register) for register in (*entry.slots, *entry.tensors)}
+    for call in entry.calls:
+        registers |= {*call.arguments, *call.results, *call.release}
+        if call.piece not in code:
+            raise PackageError(f"the step program calls piece {call.piece}, which the package does not hold")
+    registers |= {register for register in entry.outputs if register is not None}
+    if registers and not 0 <= min(registers) <= max(registers) < entry.registers:
+        raise PackageError(f"the step program uses registers up to {max(registers)}, but has {entry.registers}")
+    if any(not 0 <= index < len(entry.calls) for step in entry.steps for index in step):
+        raise PackageError("the step program lists a call that it does not define")
+    missing = sorted(set(entry.tensors.values()) - set(tensors))
+    if missing:
+        raise PackageError(f"the step program needs the tensor {missing[0]}, which the package does not hold")

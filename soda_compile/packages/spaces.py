@@ -1,0 +1,153 @@
+"""Which sizes a package is made for: the dynamic dimensions, what of the inputs has them, and sizes to try."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from soda_compile.errors import OptionError
+from soda_compile.packages.sizes import Point, Size
+from soda_compile.torch_internals.tracing import linear_dim
+
+DynamicShapes = Mapping[str, Any]
+
+MOST = 4096  # the largest value of a dimension; far more is tried than any denoiser's inputs have
+
+
+@dataclass(frozen=True)
+class Space:
+    """The sizes that one program is for.
+
+    Attributes:
+        ranges: Smallest and largest value of each dimension. None of them is 1: at size 1 a model is another graph
+            (of broadcasts), so it has a program of its own.
+        axes: Size of each dynamic axis, by argument path.
+    """
+
+    ranges: Mapping[str, tuple[int, int]]
+    axes: Mapping[str, Mapping[int, Size]]
+
+    @property
+    def varying(self) -> dict[str, tuple[int, int]]:
+        """The dimensions that have several values."""
+        return {name: (low, high) for name, (low, high) in self.ranges.items() if low < high}
+
+    def typical(self) -> dict[str, int]:
+        """Sizes in the middle of the ranges; each its own where that is possible, so that none is taken for another."""
+        sizes: dict[str, int] = {}
+        for name, (low, high) in self.varying.items():
+            middle = sorted(range(low, high + 1), key=lambda size: abs(size - (low + high + 1) // 2))
+            sizes[name] = next((size for size in middle if size not in sizes.values()), middle[0])
+        return sizes
+
+    def points(self) -> list[dict[str, int]]:
+        """Sizes to capture the model at: what they have in common holds for all sizes.
+
+        Two values of each dimension in all combinations tell how sizes depend on them, a last point checks it.
+        """
+        pairs = [sorted({low, min(low + 1, high)}) for low, high in self.ranges.values()]
+        last = tuple(min(low + 2, high) for low, high in self.ranges.values())
+        points = dict.fromkeys([*itertools.product(*pairs), last])
+        return [dict(zip(self.ranges, point, strict=True)) for point in points]
+
+    def resized(self, arguments: Mapping[str, Any], point: Point, path: str = "") -> dict[str, Any]:
+        """The arguments with their dynamic axes at these sizes; their entries are repeated."""
+        return {name: self._resized(value, point, path + name) for name, value in arguments.items()}
+
+    def _resized(self, value: Any, point: Point, path: str) -> Any:
+        if isinstance(value, Mapping):
+            return self.resized(value, point, f"{path}.")
+        if isinstance(value, list | tuple):
+            return type(value)(self._resized(item, point, f"{path}.{index}") for index, item in enumerate(value))
+        for axis, size in self.axes.get(path, {}).items():
+            value = value.index_select(axis, torch.arange(size.at(point), device=value.device) % value.shape[axis])
+        return value
+
+    def split_at_one(self) -> Iterator[Space]:
+        """Spaces that cover this one, without 1 in any range of several values."""
+        for name, (low, high) in self.ranges.items():
+            if low == 1 < high:
+                for part in ((1, 1), (2, high)):
+                    yield from replace(self, ranges={**self.ranges, name: part}).split_at_one()
+                return
+        yield self
+
+
+def space_of(leaves: Mapping[str, Any], shapes: DynamicShapes | None) -> Space:
+    """Reads what the user says is dynamic.
+
+    Args:
+        leaves: The arguments of the example call by path.
+        shapes: By argument, as torch.export takes them: ``{axis: Dim}`` or a sequence with a Dim or None per axis;
+            nested for arguments that are containers, or by path.
+
+    Raises:
+        OptionError: Naming what is not an argument, an axis or a range.
+    """
+    ranges: dict[str, tuple[int, int]] = {}
+    axes: dict[str, dict[int, Size]] = {}
+    for path, entries in _entries(shapes or {}, leaves):
+        for axis, dim in entries.items():
+            value = leaves[path]
+            if not isinstance(axis, int) or not -value.ndim <= axis < value.ndim:
+                raise OptionError(f"dynamic_shapes: {path} has no axis {axis!r}; its shape is {list(value.shape)}")
+            root, scale, shift = _linear(path, axis, dim)
+            if ranges.setdefault(root.__name__, (root.min, root.max)) != (root.min, root.max):
+                raise OptionError(f"dynamic_shapes: {root.__name__} has several ranges; use one Dim for one name")
+            terms = ((scale, (root.__name__,)), *([(shift, ())] if shift else []))
+            axes.setdefault(path, {})[axis % value.ndim] = Size(terms)
+    return Space(ranges, axes)
+
+
+def batch_shapes(leaves: Mapping[str, Any], low: int, high: int) -> dict[str, Any]:
+    """A dynamic batch: the first axis of all tensors that are as long there as the first tensor is.
+
+    Args:
+        leaves: The arguments of the example call by path.
+        low: The smallest batch.
+        high: The largest.
+
+    Returns:
+        ``dynamic_shapes`` for ``export``, by path.
+    """
+    tensors = {path: value for path, value in leaves.items() if isinstance(value, torch.Tensor) and value.ndim}
+    batch = next(iter(tensors.values())).shape[0]
+    dim = torch.export.Dim("batch", min=low, max=high)
+    return {path: {0: dim} for path, value in tensors.items() if value.shape[0] == batch}
+
+
+def _entries(shapes: Any, leaves: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[int, Any]]]:
+    for name, entry in shapes.items() if isinstance(shapes, Mapping) else enumerate(shapes):
+        path = f"{prefix}{name}"
+        if entry is None:
+            continue
+        if isinstance(leaves.get(path), torch.Tensor):
+            given = entry.items() if isinstance(entry, Mapping) else enumerate(entry)
+            yield path, {axis: dim for axis, dim in given if dim is not None}
+        elif isinstance(entry, Mapping | Sequence) and any(leaf.startswith(f"{path}.") for leaf in leaves):
+            yield from _entries(entry, leaves, f"{path}.")
+        else:
+            tensors = ", ".join(leaf for leaf, value in leaves.items() if isinstance(value, torch.Tensor))
+            raise OptionError(f"dynamic_shapes: {path} is no tensor of the example inputs, which are {tensors}")
+
+
+def _linear(path: str, axis: int, dim: Any) -> tuple[Any, int, int]:
+    form = linear_dim(dim)
+    if form is None:
+        raise OptionError(
+            f"dynamic_shapes: axis {axis} of {path} is {dim!r}; give it a name and a range: "
+            "torch.export.Dim('batch', min=1, max=8)"
+        )
+    root = form[0]
+    if not 1 <= root.min <= root.max:
+        raise OptionError(f"dynamic_shapes: {root.__name__} goes from {root.min} to {root.max}; begin with 1 or more")
+    if not isinstance(root.max, int) or root.max > MOST:
+        raise OptionError(
+            f"dynamic_shapes: {root.__name__} has no upper end below {MOST}; give it one: "
+            f"torch.export.Dim({root.__name__!r}, min={root.min}, max=...)"
+        )
+    return form

@@ -1,0 +1,211 @@
+"""Captures a denoiser as the backend would, and how calls of it are bound to the graph."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from soda_compile.capture.forward import compiled_forward
+from soda_compile.capture.normalisation import capture
+from soda_compile.capture.unwrapping import unwrap_inputs
+from soda_compile.compiler.analyse import analyse
+from soda_compile.errors import CaptureError, PackageError
+from soda_compile.ir.structure import Structure
+from soda_compile.packages.arguments import copy_tensors, encode_result, encode_signature, flatten, is_plain
+from soda_compile.packages.manifest import CallEntry, InputEntry, TensorEntry, WeightEntry
+from soda_compile.packages.tensors import dtype_name
+from soda_compile.torch_internals.tracing import capture_failures
+from soda_compile.torch_internals.wrapped_tensors import flatten_inputs, has_wrapped
+
+ExampleInputs = Mapping[str, Any] | tuple[Any, ...]
+
+
+def layout(tensor: torch.Tensor) -> TensorEntry:
+    """The tensor's layout."""
+    return TensorEntry(shape=list(tensor.shape), stride=list(tensor.stride()), dtype=dtype_name(tensor.dtype))
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and (one.data_ptr() == other.data_ptr() or torch.equal(one, other))
+
+
+@dataclass(eq=False)
+class ModelTensors:
+    """The tensors of a model that its graphs read, by name; each once, whatever the number of graphs.
+
+    Attributes:
+        tensors: The tensors.
+        entries: What the manifest says of them.
+    """
+
+    model: torch.nn.Module
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    entries: dict[str, WeightEntry] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        saved = {name for name, _ in self.model.state_dict(keep_vars=True).items()}
+        self._names: dict[int, list[tuple[str, str]]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            self._names.setdefault(id(parameter), []).append((name, "parameter" if name in saved else "own"))
+        for name, buffer in self.model.named_buffers(remove_duplicate=False):
+            self._names.setdefault(id(buffer), []).append((name, "buffer" if name in saved else "own"))
+
+    def name(self, tensor: torch.Tensor, path: str) -> str:
+        """The name of a tensor that a graph reads; ``path`` is where Dynamo found one that is not registered."""
+        (name, kind), *others = self._names.setdefault(id(tensor), [(path, "own")])
+        if name not in self.tensors:
+            self.tensors[name] = tensor.detach()
+            self.entries[name] = WeightEntry(
+                **layout(tensor).model_dump(),
+                kind=kind,  # type: ignore[arg-type]
+                aliases=[alias for alias, _ in others],
+            )
+        elif not _same(self.tensors[name], tensor):
+            raise PackageError(f"{name} is another tensor at other sizes, and a package holds one; export one size")
+        return name
+
+    def of_kind(self, *kinds: str) -> dict[str, torch.Tensor]:
+        """The tensors of these kinds."""
+        return {name: tensor for name, tensor in self.tensors.items() if self.entries[name].kind in kinds}
+
+    @property
+    def device(self) -> torch.device:
+        """Where they all lie.
+
+        Raises:
+            PackageError: There is no parameter, or there are several devices.
+        """
+        devices = {tensor.device for tensor in self.tensors.values()}
+        if not self.of_kind("parameter"):
+            raise PackageError("the denoiser has no parameters, so its calls cannot be told from another model's")
+        if len(devices) != 1:
+            raise PackageError(f"the denoiser lies on {len(devices)} devices: {', '.join(map(str, devices))}")
+        return devices.pop()
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A captured denoiser and how it is called."""
+
+    structure: Structure
+    call: CallEntry
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One graph that ran: its structure, and the very tensors that went in and came out."""
+
+    structure: Structure
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Recorder:
+    """A backend that captures as ours does, runs the graphs in eager mode, and notes what ran."""
+
+    runs: list[_Run] = field(default_factory=list)
+
+    def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        plain = unwrap_inputs(module, inputs) if has_wrapped(inputs) else (module, inputs)
+        structure = analyse(capture(*plain))
+
+        def run(*values: Any) -> Any:
+            outputs = module.forward(*values)
+            self.runs.append(_Run(structure, flatten_inputs(values), outputs))
+            return outputs
+
+        return run
+
+
+def trace(
+    model: torch.nn.Module, bound: inspect.BoundArguments, weights: ModelTensors, timestep_input: str | None
+) -> Traced:
+    """Captures one call of a denoiser; runs it once, in eager mode.
+
+    Args:
+        model: The denoiser.
+        bound: Inputs of one call, from ``bind_example``.
+        weights: Takes the model's tensors.
+        timestep_input: Which input carries the timestep.
+
+    Raises:
+        CaptureError: If Dynamo cannot capture the model as one graph.
+        PackageError: If the call takes or returns what a package cannot express.
+    """
+    arguments = copy_tensors(dict(bound.arguments))
+    bound.arguments.update(arguments)
+    recorder = _Recorder()
+    try:
+        with torch.no_grad():
+            result = compiled_forward(model, recorder)(*bound.args, **bound.kwargs)
+    except capture_failures() as error:
+        raise CaptureError(f"{type(model).__name__} cannot be captured as one graph: {error}") from error
+    if len(recorder.runs) != 1:
+        raise CaptureError(
+            f"{type(model).__name__} is captured in {len(recorder.runs)} graphs, but a package holds one; "
+            "TORCH_LOGS=graph_breaks tells where it breaks"
+        )
+    run = recorder.runs[0]
+    structure = run.structure
+    leaves = flatten(arguments)
+    tensors = {path: value for path, value in leaves.items() if isinstance(value, torch.Tensor)}
+    inputs = _inputs(run, tensors, weights)
+    read = {entry.name for entry in inputs if entry.kind == "argument"}
+    constants = {path: value for path, value in leaves.items() if path not in tensors}
+    for path, value in constants.items():
+        if not is_plain(value):
+            raise PackageError(
+                f"argument {path} is a {type(value).__name__}; a package takes tensors, numbers, strings, None and "
+                "containers of these"
+            )
+    call = CallEntry(
+        signature=encode_signature(bound.signature),
+        arguments={path: layout(value) for path, value in tensors.items()},
+        unused=[path for path in tensors if path not in read],
+        constants=constants,
+        inputs=inputs,
+        timestep=structure.paths.index(timestep_input) if timestep_input in structure.paths else None,
+        result=encode_result(result, lambda tensor: _position(run.outputs, tensor)),
+    )
+    return Traced(structure, call)
+
+
+def bind_example(model: torch.nn.Module, example: ExampleInputs) -> inspect.BoundArguments:
+    """The example inputs as arguments of the model's forward, defaults among them.
+
+    Raises:
+        PackageError: If they do not fit it.
+    """
+    signature = inspect.signature(type(model).forward.__get__(model))
+    try:
+        bound = signature.bind(**example) if isinstance(example, Mapping) else signature.bind(*example)
+    except TypeError as error:
+        raise PackageError(f"the example inputs do not fit the denoiser's forward: {error}") from None
+    bound.apply_defaults()
+    return bound
+
+
+def _inputs(run: _Run, arguments: Mapping[str, torch.Tensor], weights: ModelTensors) -> list[InputEntry]:
+    paths = {id(value): path for path, value in arguments.items()}
+    entries = []
+    for value, path in zip(run.inputs, run.structure.paths, strict=True):
+        if not isinstance(value, torch.Tensor):
+            raise PackageError(f"{path} is the number {value!r} in the graph; pass a tensor for it")
+        if id(value) in paths:
+            entries.append(InputEntry(kind="argument", name=paths[id(value)]))
+        else:
+            entries.append(InputEntry(kind="weight", name=weights.name(value, path)))
+    return entries
+
+
+def _position(outputs: Sequence[Any], tensor: torch.Tensor) -> int:
+    for index, value in enumerate(outputs):
+        if value is tensor:
+            return index
+    raise PackageError("the denoiser returns a tensor that its graph does not make, such as an input; return a copy")

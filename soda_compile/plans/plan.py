@@ -1,0 +1,302 @@
+"""A plan says what every region does at every step: compute, reuse, forecast or prune."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from soda_compile.errors import PlanError
+from soda_compile.plans import plan_file, plan_grid
+from soda_compile.plans.actions import ACTIONS, COMPUTE, FORECAST1, FORECAST2, REUSE, Action, prune
+from soda_compile.plans.plan_file import Scalar
+from soda_compile.plans.pruning import Pruning
+from soda_compile.storage.files import write_atomic
+
+__all__ = [
+    "ACTIONS",
+    "COMPUTE",
+    "FORECAST1",
+    "FORECAST2",
+    "REUSE",
+    "Action",
+    "Plan",
+    "Pruning",
+    "compute_all_plan",
+    "prune",
+    "random_plan",
+]
+
+_DECODED = {"schema_version", "steps", "timesteps", "pruning", "method", "legend", "actions"}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan:
+    """One action for every region and step, with what it was made for.
+
+    Two plans are equal when their JSON is. Validated on construction: at least one region and one step, unique
+    region names, every region computes at step 0, every forecast has enough earlier computed steps, and where a
+    region prunes, `pruning` says how tokens are picked.
+
+    Attributes:
+        fingerprint: hash of the model structure it belongs to; empty when it is tied to none.
+        regions: region names, such as "transformer_blocks.0.attn1".
+        actions: indexed [region][step].
+        timesteps: the scheduler's timesteps, one per step, as it gives them.
+        timestep_input: name of the model input that carries the timestep.
+        scheduler: class name of the noise scheduler.
+        scheduler_digest: short hash of the noise scheduler's configuration.
+        guidance: guidance scale.
+        calls_per_step: denoiser calls in one step (2 when guidance makes a second call).
+        flop_ratio: predicted FLOPs of the plan / FLOPs of computing everything.
+        predicted_error: the value of the objective that was minimised; its unit is the objective's.
+        pruning: how pruned regions pick the tokens to compute; None where none prunes.
+        method: how the plan was made, as (key, value) pairs sorted by key; a mapping is accepted too.
+
+    Raises:
+        PlanError: any of the above does not hold.
+    """
+
+    fingerprint: str
+    regions: tuple[str, ...]
+    actions: tuple[tuple[Action, ...], ...]
+    timesteps: tuple[float, ...] | None = None
+    timestep_input: str | None = None
+    scheduler: str | None = None
+    scheduler_digest: str | None = None
+    guidance: float | None = None
+    calls_per_step: int = 1
+    flop_ratio: float | None = None
+    predicted_error: float | None = None
+    pruning: Pruning | None = None
+    method: tuple[tuple[str, Scalar], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "regions", tuple(self.regions))
+        object.__setattr__(self, "actions", tuple(map(tuple, self.actions)))
+        object.__setattr__(self, "method", tuple(sorted(dict(self.method).items())))
+        if self.timesteps is not None:
+            object.__setattr__(self, "timesteps", tuple(map(float, self.timesteps)))
+        for name in ("guidance", "flop_ratio", "predicted_error"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, float(value))
+        self._check_shape()
+        self._check_numbers()
+        for region, row in zip(self.regions, self.actions, strict=True):
+            _check_row(region, row)
+        if self.pruning is None and (
+            prunes := [name for name, row in zip(self.regions, self.actions, strict=True) if _prunes(row)]
+        ):
+            raise PlanError(
+                f"region {prunes[0]!r} prunes tokens, but the plan does not say how they are picked; pass pruning"
+            )
+
+    def _check_shape(self) -> None:
+        if not self.regions or not self.actions or not self.actions[0]:
+            raise PlanError(f"a plan needs a region and a step; got {len(self.regions)} regions and no complete row")
+        if len(self.regions) != len(self.actions):
+            raise PlanError(f"{len(self.regions)} regions but {len(self.actions)} rows of actions; give one row each")
+        repeated = sorted({name for name in self.regions if self.regions.count(name) > 1})
+        if repeated:
+            raise PlanError(f"region {repeated[0]!r} appears more than once; region names must be unique")
+        for region, row in zip(self.regions, self.actions, strict=True):
+            if len(row) != self.steps:
+                raise PlanError(f"region {region!r} has {len(row)} steps but {self.regions[0]!r} has {self.steps}")
+        if self.timesteps is not None and len(self.timesteps) != self.steps:
+            raise PlanError(f"{len(self.timesteps)} timesteps for {self.steps} steps; give one per step")
+
+    def _check_numbers(self) -> None:
+        if isinstance(self.calls_per_step, bool) or self.calls_per_step < 1:
+            raise PlanError(f"calls_per_step is {self.calls_per_step!r}; it must be at least 1")
+        numbers = [self.guidance, self.flop_ratio, self.predicted_error, *(self.timesteps or ())]
+        numbers += [value for _, value in self.method if isinstance(value, float)]
+        bad = [number for number in numbers if number is not None and not math.isfinite(number)]
+        if bad:
+            raise PlanError(f"a plan holds the number {bad[0]}; all its numbers must be finite")
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.actions[0])
+
+    @cached_property
+    def anchors(self) -> tuple[int, ...]:
+        """The steps where every region computes."""
+        return tuple(step for step in range(self.steps) if all(row[step] == COMPUTE for row in self.actions))
+
+    def action(self, region_index: int, step: int) -> Action:
+        """The action of region number `region_index` at `step`."""
+        return self.actions[region_index][step]
+
+    @cached_property
+    def rows(self) -> tuple[str, ...]:
+        """Per region one string with one symbol per step."""
+        return tuple("".join(action.symbol for action in row) for row in self.actions)
+
+    @cached_property
+    def digest(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __str__(self) -> str:
+        return self.grid()
+
+    def __repr__(self) -> str:
+        anchors = len(self.anchors)
+        return f"Plan({len(self.regions)} regions, {self.steps} steps, {anchors} anchors, digest={self.digest!r})"
+
+    def grid(self, width: int | None = None) -> str:
+        """The plan as a region x step grid in plain text, at most `width` columns (the terminal's by default)."""
+        legend = {action.symbol: str(action) for action in (*ACTIONS, *self._prunes)}
+        return plan_grid.render(self.regions, self.rows, self.anchors, legend, self.flop_ratio, width)
+
+    @property
+    def _prunes(self) -> list[Action]:
+        """The ways of pruning that occur."""
+        return sorted({action for row in self.actions for action in row if action.kind == "prune"})
+
+    def to_json(self) -> str:
+        """The JSON text; equal plans give the same text."""
+        used = set("".join(self.rows))
+        legend: dict[str, object] = {action.symbol: {"kind": action.kind, "order": action.order} for action in ACTIONS}
+        legend |= {action.symbol: asdict(action) for action in self._prunes}
+        data = {
+            "schema": plan_file.SCHEMA,
+            "fingerprint": self.fingerprint,
+            "steps": self.steps,
+            "timesteps": self.timesteps,
+            "timestep_input": self.timestep_input,
+            "scheduler": self.scheduler,
+            "scheduler_digest": self.scheduler_digest,
+            "guidance": self.guidance,
+            "calls_per_step": self.calls_per_step,
+            "flop_ratio": self.flop_ratio,
+            "predicted_error": self.predicted_error,
+            "pruning": asdict(self.pruning) if self.pruning else None,
+            "method": dict(self.method),
+            "legend": {symbol: entry for symbol, entry in legend.items() if symbol in used},
+            "actions": dict(zip(self.regions, self.rows, strict=True)),
+        }
+        return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str = "plan") -> "Plan":
+        """Reads what `to_json` wrote.
+
+        Args:
+            text: the JSON text.
+            source: what to call it in an error, such as its path.
+
+        Raises:
+            PlanError: damaged JSON, unknown schema version or key, wrong type, or an invalid plan.
+        """
+        try:
+            data = plan_file.parse(text)
+            legend = {symbol: Action(**entry.model_dump()) for symbol, entry in data.legend.items()}
+            actions = tuple(_decode(region, row, legend, data.steps) for region, row in data.actions.items())
+            return cls(
+                regions=tuple(data.actions),
+                actions=actions,
+                timesteps=None if data.timesteps is None else tuple(data.timesteps),
+                pruning=Pruning(**data.pruning.model_dump()) if data.pruning else None,
+                method=tuple(data.method.items()),
+                **data.model_dump(exclude=_DECODED),
+            )
+        except PlanError as error:
+            raise PlanError(f"{source}: {error}") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the JSON to `path` atomically.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        write_atomic(path, self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Plan":
+        """Reads a file that `save` wrote.
+
+        Raises:
+            PlanError: the file is missing, unreadable or not a valid plan; the message has the path and the reason.
+        """
+        try:
+            text = Path(path).read_bytes()
+        except OSError as error:
+            raise PlanError(f"{os.fspath(path)}: cannot read the plan: {error.strerror or error}") from None
+        return cls.from_json(text, source=os.fspath(path))
+
+
+def compute_all_plan(regions: Sequence[str], steps: int, *, fingerprint: str = "") -> Plan:
+    """The plan that computes every region at every step: the unaccelerated run."""
+    return Plan(fingerprint, tuple(regions), ((COMPUTE,) * steps,) * len(regions), flop_ratio=1.0)
+
+
+def random_plan(
+    seed: int | np.random.Generator,
+    regions: Sequence[str],
+    steps: int,
+    *,
+    fingerprint: str = "",
+    compute: float = 0.4,
+    pruning: Pruning | None = None,
+    rates: Sequence[float] = (0.25, 0.5, 0.75),
+) -> Plan:
+    """A valid plan that draws every region's action at every step at random, for tests and fuzzing.
+
+    Args:
+        seed: a seed, or the generator to draw from.
+        regions: region names.
+        steps: number of steps.
+        fingerprint: hash of the model structure.
+        compute: probability of computing; the rest is shared equally by the operators that have enough history.
+        pruning: prune too, and pick tokens like this.
+        rates: for prunes.
+    """
+    rng = np.random.default_rng(seed)
+    operators = (*ACTIONS[1:], *(prune(rate) for rate in rates if pruning))
+    rows: list[tuple[Action, ...]] = []
+    for _ in regions:
+        row = [COMPUTE]
+        while len(row) < steps:
+            allowed = [action for action in operators if action.history <= row.count(COMPUTE)]
+            row.append(COMPUTE if rng.random() < compute else allowed[rng.integers(len(allowed))])
+        rows.append(tuple(row))
+    return Plan(fingerprint, tuple(regions), tuple(rows), pruning=pruning)
+
+
+def _check_row(region: str, row: tuple[Action, ...]) -> None:
+    if row[0] != COMPUTE:
+        raise PlanError(f"region {region!r}, step 0: {row[0]}, but nothing is kept yet; step 0 must compute")
+    computed = 0
+    for step, action in enumerate(row):
+        if action.history > computed:
+            raise PlanError(
+                f"region {region!r}, step {step}: {action} needs {action.history} earlier computed steps but has "
+                f"{computed}; use an operator of lower order there or compute the region at one more step before"
+            )
+        computed += action == COMPUTE
+
+
+def _prunes(row: tuple[Action, ...]) -> bool:
+    return any(action.kind == "prune" for action in row)
+
+
+def _decode(region: str, row: str, legend: dict[str, Action], steps: int) -> tuple[Action, ...]:
+    unknown = sorted(set(row) - set(legend))
+    if unknown:
+        raise PlanError(f"region {region!r} has the symbol {unknown[0]!r}, which is not in the legend")
+    if len(row) != steps:
+        raise PlanError(f"region {region!r} has {len(row)} actions for {steps} steps")
+    return tuple(legend[symbol] for symbol in row)

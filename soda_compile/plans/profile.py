@@ -1,0 +1,114 @@
+"""What each action of each region costs in time on one device: the data that ``soda_compile.profile`` measures."""
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soda_compile.errors import ProfileError
+from soda_compile.plans import profile_file
+from soda_compile.plans.actions import ACTIONS, COMPUTE, PRUNE_RATES, REUSE, Action, prune
+from soda_compile.storage.files import write_atomic
+
+PROFILED: tuple[Action, ...] = (*ACTIONS, *(prune(rate) for rate in PRUNE_RATES))
+"""The actions that can be measured: the columns of ``Profile.cost_us``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Time of one call of a denoiser, split over its regions.
+
+    A call takes ``base_us`` plus the sum over regions of the cost of what each does.
+
+    Attributes:
+        fingerprint: hash of the model structure.
+        regions: region names, in the order of the rows.
+        device: name of the device.
+        key: hash of the graphs, shapes, dtypes, device, versions and settings that the times belong to.
+        full_us: time of a call that computes everything and keeps nothing, the reference of a speedup.
+        base_us: time of a call that reuses everything.
+        cost_us: [R, 11] float64, what each action of PROFILED adds to ``base_us``; NaN where it was not measured,
+            0 for reuse.
+        memory_bytes: [R] float64, size of one kept copy of each region's cuts.
+        score: how pruned regions picked their tokens; None where pruning was not measured.
+        spread: interquartile range of the time of a full call over its median.
+        versions: versions of the packages used.
+
+    Raises:
+        ProfileError: an array's shape or a value does not fit.
+    """
+
+    fingerprint: str
+    regions: tuple[str, ...]
+    device: str
+    key: str
+    full_us: float
+    base_us: float
+    cost_us: NDArray[np.float64]
+    memory_bytes: NDArray[np.float64]
+    score: str | None = None
+    spread: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shapes = {"cost_us": (len(self.regions), len(PROFILED)), "memory_bytes": (len(self.regions),)}
+        for name, shape in shapes.items():
+            array: NDArray[Any] = getattr(self, name)
+            if array.shape != shape or array.dtype != np.float64:
+                raise ProfileError(f"{name} is {array.dtype} {array.shape}; expected float64 {shape}")
+        costs = self.column(COMPUTE), self.column(REUSE), self.memory_bytes
+        if not all(np.isfinite(values).all() for values in costs) or (np.nan_to_num(self.cost_us) < 0).any():
+            raise ProfileError(
+                "cost_us must be known for compute and reuse, and no cost or memory negative or infinite; measure again"
+            )
+        if not (0 < self.base_us < math.inf and 0 < self.full_us < math.inf):
+            raise ProfileError(f"base_us is {self.base_us} and full_us {self.full_us}; both must be positive")
+
+    def column(self, action: Action) -> NDArray[np.float64]:
+        """[R], the costs of one action; NaN where it was not measured."""
+        return np.asarray(self.cost_us[:, PROFILED.index(action)])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes JSON to `path` atomically.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        rows = zip(self.regions, self.cost_us, self.memory_bytes, strict=True)
+        entries = {name: {"cost_us": _nulls(row), "memory_bytes": float(memory)} for name, row, memory in rows}
+        own = {name: getattr(self, name) for name in profile_file.SCALARS}
+        write_atomic(path, profile_file.encode({**own, "actions": [str(a) for a in PROFILED], "regions": entries}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Profile":
+        """Reads a file that `save` wrote.
+
+        Raises:
+            ProfileError: missing, damaged, of another version, or with values that do not fit; names path and reason.
+        """
+        source = os.fspath(path)
+        try:
+            data = profile_file.parse(Path(path).read_bytes())
+            if data.actions != [str(action) for action in PROFILED]:
+                raise ProfileError("it holds other actions than this version knows; measure again")
+            costs = [entry.cost_us for entry in data.regions.values()]
+            if any(len(row) != len(PROFILED) for row in costs):
+                raise ProfileError(f"each region must have {len(PROFILED)} costs")
+            return cls(
+                regions=tuple(data.regions),
+                cost_us=np.array([[math.nan if x is None else x for x in row] for row in costs], dtype=np.float64),
+                memory_bytes=np.array([entry.memory_bytes for entry in data.regions.values()], dtype=np.float64),
+                **{name: getattr(data, name) for name in profile_file.SCALARS},
+            )
+        except OSError as error:
+            raise ProfileError(f"{source}: cannot read the profile: {error.strerror or error}") from None
+        except ProfileError as error:
+            raise ProfileError(f"{source}: {error}") from None
+
+
+def _nulls(row: NDArray[np.float64]) -> list[float | None]:
+    return [None if math.isnan(value) else float(value) for value in row]

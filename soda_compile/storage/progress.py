@@ -1,0 +1,21 @@
+"""Progress bars."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+def progress_bar() -> Progress:
+    """A bar on standard error that leaves nothing behind, and shows nothing where that is no terminal."""
+    return Progress(
+        TextColumn("soda: {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )

@@ -1,0 +1,236 @@
+"""Use of torch that is not public API, but for Inductor (``torch_inductor``). Checked with torch 2.11 and 2.13.
+
+Dynamo and Inductor are imported where they are used: they take seconds, and a process that only runs a package from
+``soda_compile.load`` needs neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]
+import torch
+from torch import fx
+from torch._logging._internal import trace_structured
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils.weak import WeakIdKeyDictionary
+
+BUILT_IN = ("aten", "prims")  # namespaces of operators that mean the same in every process
+
+__all__ = [
+    "BUILT_IN",
+    "SizeGuards",
+    "WeakIdKeyDictionary",
+    "capture_failures",
+    "fake_mode_of",
+    "inductor_cache_folder",
+    "is_wrapper",
+    "known_float",
+    "largest_size",
+    "linear_dim",
+    "log_artifact",
+    "mark_dynamic",
+    "refake",
+    "refake_mode",
+    "refused_by_caches",
+    "size_guards",
+    "source_name",
+    "specialised",
+    "tracing_state",
+]
+
+
+def capture_failures() -> tuple[type[Exception], ...]:
+    """What Dynamo raises where it cannot capture a model as one graph; for an ``except`` clause."""
+    from torch._dynamo.exc import Unsupported, UserError
+
+    return Unsupported, UserError
+
+
+def source_name(placeholder: fx.Node) -> str:
+    """Where Dynamo found this graph input, as a Python expression; empty when it does not say."""
+    argument = placeholder.meta.get("grapharg")
+    name = getattr(getattr(argument, "source", None), "name", "")
+    return str(name() if callable(name) else name)  # a method up to torch 2.9, a property after
+
+
+def is_wrapper(value: Any) -> bool:
+    """Whether a value is a tensor subclass around plain tensors, such as a quantised weight."""
+    return bool(is_traceable_wrapper_subclass(value))
+
+
+@contextmanager
+def specialised(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Example inputs with the sizes that they have now, each guarded: other sizes compile again.
+
+    Where Dynamo made sizes symbolic, its tracing context is hidden, which knows guards on its symbols.
+    """
+    from torch._guards import tracing
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv, guard_int
+
+    sizes = [size for value in inputs if isinstance(value, torch.Tensor) for size in (*value.shape, *value.stride())]
+    if not any(isinstance(value, torch.SymInt) for value in (*inputs, *sizes)):
+        yield tuple(inputs)
+        return
+    fake_mode = FakeTensorMode(shape_env=ShapeEnv(tracked_fakes=[]))
+
+    def fixed(value: Any) -> Any:
+        if isinstance(value, torch.SymInt):
+            return guard_int(value)
+        if not isinstance(value, FakeTensor):
+            return value
+        shape, stride = [guard_int(size) for size in value.shape], [guard_int(size) for size in value.stride()]
+        with fake_mode:
+            return torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device)
+
+    static = tuple(fixed(value) for value in inputs)
+    with tracing(None):
+        yield static
+
+
+def refake(value: Any) -> Any:
+    """Fake tensors as members of the fake mode that is being traced under, so that graphs of one model can be mixed."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if isinstance(value, list | tuple):
+        return type(value)(refake(item) for item in value)
+    mode = _home_mode()
+    if mode is None or not isinstance(value, FakeTensor) or value.fake_mode is mode:
+        return value
+    with mode:
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+
+
+def refake_mode() -> AbstractContextManager[Any]:
+    """The fake mode that is being traced under; a new one where nothing is."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return _home_mode() or FakeTensorMode()
+
+
+def _home_mode() -> Any:
+    from torch._guards import TracingContext
+
+    context = TracingContext.try_get()
+    return context.fake_mode if context else None
+
+
+def tracing_state() -> list[str]:
+    """The settings of the process that what a trace gives can depend on, a line each."""
+    from torch.overrides import _get_current_function_mode_stack
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    modes = [
+        *_get_current_function_mode_stack(),  # type: ignore[no-untyped-call]
+        *_get_current_dispatch_mode_stack(),
+    ]
+    casts = {
+        device: torch.get_autocast_dtype(device)
+        for device in torch._C._autocast_supported_devices()
+        if torch.is_autocast_enabled(device)
+    }
+    attention = [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "math")]
+    return [
+        f"grad {torch.is_grad_enabled()}, inference {torch.is_inference_mode_enabled()}, autocast {casts}",
+        f"defaults {torch.get_default_dtype()} {torch.get_default_device()}, modes {[type(mode) for mode in modes]}",
+        f"deterministic {torch.are_deterministic_algorithms_enabled()}, attention {attention}",
+    ]
+
+
+def refused_by_caches(module: fx.GraphModule) -> str:
+    """Why PyTorch's own caches of graphs would not keep this one; empty if they would."""
+    from torch._functorch._aot_autograd.autograd_cache import check_cacheable
+    from torch._inductor import config
+
+    if config.force_disable_caches:
+        return "caches are disabled"
+    try:
+        check_cacheable(module)
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+def inductor_cache_folder() -> str:
+    """Where Inductor keeps its caches."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()
+
+
+def known_float(value: Any) -> float | None:
+    """The number behind a symbolic float that Dynamo knows, with a guard; None for anything else."""
+    from torch.fx.experimental.symbolic_shapes import guard_float
+
+    return guard_float(value) if isinstance(value, torch.SymFloat) and value.node.has_hint() else None
+
+
+def largest_size(size: torch.SymInt) -> int:
+    """The largest value of a size that depends on data, such as the tokens that a mask keeps; 0 if unbounded."""
+    upper = size.node.shape_env.bound_sympy(size.node.expr).upper
+    return int(upper) if upper.is_Integer else 0
+
+
+@dataclass(frozen=True)
+class SizeGuards:
+    """Conditions on symbolic sizes, as sympy expressions.
+
+    Attributes:
+        conditions: What must be true.
+        symbols: The symbols, by a name for each.
+    """
+
+    conditions: tuple[Any, ...]
+    symbols: Mapping[Any, Any]
+
+    def holds(self, condition: Any, values: Mapping[Any, int]) -> bool:
+        """Whether a condition surely holds where the symbols have these values, by name."""
+        numbers = {self.symbols[name]: sympy.Integer(value) for name, value in values.items()}
+        return bool(condition.xreplace(numbers) == sympy.true)
+
+    def about(self, condition: Any) -> set[Any]:
+        """Names of the symbols in a condition."""
+        return {name for name, symbol in self.symbols.items() if symbol in condition.free_symbols}
+
+
+def size_guards(sizes: Mapping[Any, Any]) -> SizeGuards:
+    """What was taken for granted about symbolic sizes so far; numbers among them are taken as they are."""
+    symbolic = {name: size.node for name, size in sizes.items() if isinstance(size, torch.SymInt)}
+    if not symbolic:
+        return SizeGuards((), {})
+    shape_env = next(iter(symbolic.values())).shape_env
+    return SizeGuards(
+        conditions=tuple(dict.fromkeys(guard.expr for guard in shape_env.guards)),
+        symbols={name: node._expr for name, node in symbolic.items()},
+    )
+
+
+def mark_dynamic(tensor: torch.Tensor, axis: int) -> None:
+    """Makes Dynamo take the size of this axis as symbolic."""
+    import torch._dynamo
+
+    torch._dynamo.mark_dynamic(tensor, axis)
+
+
+def linear_dim(dim: Any) -> tuple[Any, int, int] | None:
+    """A ``torch.export.Dim`` as ``scale * root + shift``; None for anything else."""
+    if not isinstance(dim, torch.export.Dim):
+        return None
+    root, function = getattr(dim, "root", dim), getattr(dim, "fn", int)  # a multiple of another has both
+    return root, function(1) - function(0), function(0)
+
+
+def fake_mode_of(values: Any) -> AbstractContextManager[Any]:
+    """The fake mode that the fake tensors among ``values`` belong to; nothing if there are none."""
+    from torch._guards import detect_fake_mode
+
+    return detect_fake_mode(values) or nullcontext()
+
+
+def log_artifact(name: str, text: Callable[[], str]) -> None:
+    """Adds a text to the trace that ``TORCH_TRACE`` writes and tlparse shows."""
+    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": "string"}, payload_fn=text)

@@ -1,0 +1,26 @@
+"""Tensor subclasses around plain tensors, such as quantised weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from soda_compile.torch_internals.tracing import is_wrapper
+
+
+def has_wrapped(inputs: Sequence[Any]) -> bool:
+    """Whether an input is a tensor subclass around plain tensors."""
+    return any(is_wrapper(value) for value in inputs)
+
+
+def flatten_inputs(inputs: Sequence[Any]) -> list[Any]:
+    """Each wrapped tensor replaced, where it stands, by the plain tensors inside: inputs for the unwrapped graph."""
+    return [leaf for value in inputs for leaf in _leaves(value)]
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if not is_wrapper(value):
+        yield value
+        return
+    for name in value.__tensor_flatten__()[0]:
+        yield from _leaves(getattr(value, name))

@@ -1,0 +1,107 @@
+"""A compiled forward comes and goes without a trace."""
+
+import copy
+
+import pytest
+import torch
+
+from soda_compile.capture.forward import compile_forward, restore_forward
+from soda_compile.errors import OptionError
+
+
+class Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, hidden: torch.Tensor, *, scale: float = 2.0) -> torch.Tensor:
+        return self.linear(hidden) * scale
+
+
+def backend(module, inputs):
+    return module.forward
+
+
+def test_any_number_of_compiled_instances_live_side_by_side():
+    """More than Dynamo's limit of recompilations for one code object."""
+    hidden = torch.ones(1, 4)
+    models = [Model() for _ in range(2 * torch._dynamo.config.recompile_limit)]
+    with torch.no_grad():
+        for model in models:
+            expected = model(hidden)
+            compile_forward(model, lambda module, inputs: module.forward)
+            torch.testing.assert_close(model(hidden), expected)
+
+
+def test_the_original_comes_back():
+    model = Model()
+    compiled = compile_forward(model, backend)
+    assert "forward" in model.__dict__
+    restore_forward(model, compiled)
+    assert "forward" not in model.__dict__
+
+
+def test_a_replaced_forward_is_not_replaced_again():
+    model = Model()
+    compile_forward(model, backend)
+    with pytest.raises(OptionError, match=r"forward of this Model is replaced already.*restore"):
+        compile_forward(model, backend)
+
+
+def test_somebody_elses_forward_is_left_alone():
+    model = Model()
+    compiled = compile_forward(model, backend)
+    model.forward = other = lambda hidden: hidden
+    restore_forward(model, compiled)
+    assert model.forward is other
+
+
+class Broken(Model):
+    """Does something in the middle that no graph can hold."""
+
+    def forward(self, hidden: torch.Tensor, *, scale: float = 2.0) -> torch.Tensor:
+        hidden = hidden.sin()
+        torch._dynamo.graph_break()
+        return super().forward(hidden, scale=scale)
+
+
+class Table(Model):
+    """Makes a table at its first call, in a way that cannot be captured."""
+
+    def forward(self, hidden: torch.Tensor, *, scale: float = 2.0) -> torch.Tensor:
+        if not hasattr(self, "table"):
+            torch._dynamo.graph_break()
+            self.table = torch.ones(4)
+        return super().forward(hidden * self.table, scale=scale)
+
+
+@pytest.mark.parametrize(("kind", "told"), [(Model, False), (Table, False), (Broken, True)])
+def test_one_graph_where_possible(kind, told: bool, caplog: pytest.LogCaptureFixture):
+    model, hidden, seen = kind(), torch.ones(1, 4), []
+
+    def look(module, inputs):
+        seen.append(module)
+        return module.forward
+
+    compile_forward(model, look)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(model(hidden), kind.forward(model, hidden))
+    assert any("linear" in str(module.graph) for module in seen)
+    assert ("captured in several graphs" in caplog.text) is told
+
+
+def test_hooks_around_a_forward_stay_and_copies_are_not_replaced():
+    model, around = Model(), []
+    model._old_forward = model.forward  # as the library accelerate wraps it
+    model.forward = lambda *arguments, **options: (around.append(1), model._old_forward(*arguments, **options))[1]
+    hidden = torch.ones(1, 4)
+    expected, replaced = model(hidden), compile_forward(model, backend)
+    assert model._old_forward is replaced
+    assert model._old_forward.__wrapped__.__func__ is Model.forward
+    torch.testing.assert_close(model(hidden), expected)
+    assert len(around) == 2
+    copied = copy.deepcopy(model)
+    assert copied._old_forward.__self__ is copied
+    restore_forward(model, replaced)
+    assert model._old_forward.__func__ is Model.forward

@@ -1,0 +1,257 @@
+"""Conditioning apart from the blocks, and ahead of the steps."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from tracing import graphs_as_they_are
+
+import soda_compile
+from soda_compile.backend.inspection import inspect
+from soda_compile.backend.options import check_options
+from soda_compile.compiler.conditioning import separate_conditioning
+from soda_compile.errors import CaptureError, OptionError
+from soda_compile.plans.plan import Plan, compute_all_plan, random_plan
+from soda_compile.runtime import conditioning_cache, execution
+
+STEPS = 6
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs_as_they_are(monkeypatch)
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of steps that were given their conditioning, run after run."""
+    steps: list[int] = []
+    run_step = execution.run_step
+
+    def noted(made: Any, step: int, registers: Any, inputs: Any, given: Any = None, **options: Any) -> Any:
+        if given is not None:
+            steps.append(step)
+        return run_step(made, step, registers, inputs, given, **options)
+
+    monkeypatch.setattr("soda_compile.runtime.denoiser.run_step", noted)
+    return steps
+
+
+def subject(name: str = "dit") -> tuple[nn.Module, list[dict[str, Any]], Plan]:
+    """A small denoiser, the inputs of its steps, and a plan."""
+    model, calls = FAMILIES[name].build(), list(FAMILIES[name].trajectory(STEPS))
+    return model, calls, random_plan(1, inspect(model, **calls[0]).region_names, STEPS)
+
+
+def compiled_with(model: nn.Module, plan: Plan, conditioning: str = "trajectory", **options: Any) -> Any:
+    torch._dynamo.reset()
+    options = {"plan": plan, "conditioning": conditioning, **options}
+    return torch.compile(model, backend="soda", options=options, fullgraph=True, dynamic=False)
+
+
+def generate(model: nn.Module, compiled: Any, calls: Any, timesteps: Any = None) -> list[Tensor]:
+    with torch.no_grad(), soda_compile.trajectory(model, timesteps=timesteps):
+        return [leaf for inputs in calls for leaf in tree_leaves(compiled(**inputs))]
+
+
+def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, **CLOSE)
+
+
+def test_whole_steps_too(eager: None, ahead: list[int]):
+    model, calls, plan = subject()
+    expected = generate(model, compiled_with(model, plan, conditioning="step"), calls)
+    compiled = compiled_with(model, plan, granularity="step")
+    for _ in range(2):
+        assert_close(generate(model, compiled, calls), expected)
+    assert ahead == list(range(STEPS))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_trajectories_give_what_steps_alone_give(name: str, eager: None, ahead: list[int]):
+    model, calls, plan = subject(name)
+    structure = inspect(model, **calls[0])
+    apart = separate_conditioning(structure)
+    assert apart.conditioning_calls > 0
+    assert "timestep" in apart.conditions
+    assert (apart.region_names, apart.fingerprint) == (structure.region_names, structure.fingerprint)
+    expected = generate(model, compiled_with(model, plan, conditioning="step"), calls)
+    compiled = compiled_with(model, plan)
+    for expected_steps in ([], list(range(STEPS)), list(range(STEPS))):
+        ahead.clear()
+        assert_close(generate(model, compiled, calls), expected)
+        assert ahead == expected_steps
+
+
+def test_as_compiled_by_inductor(ahead: list[int]):
+    model, calls, _ = subject()
+    plan = compute_all_plan(inspect(model, **calls[0]).region_names, STEPS)
+    plain = torch.compile(model, fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        expected = [leaf for inputs in calls for leaf in tree_leaves(plain(**inputs))]
+    compiled = compiled_with(model, plan)
+    for _ in range(2):
+        assert_close(generate(model, compiled, calls), expected)
+    assert ahead == list(range(STEPS))
+
+
+def test_what_steps_are_given_is_compared(eager: None, ahead: list[int]):
+    model, calls, plan = subject()
+
+    def changed(name: str, change: Any, first: int = 0) -> list[dict[str, Any]]:
+        return [{**call, name: change(call[name])} if step >= first else call for step, call in enumerate(calls)]
+
+    every = list(range(STEPS))
+    runs = [
+        (calls, []),
+        (changed("class_labels", lambda labels: (labels + 1) % 3), every),  # another request
+        (changed("class_labels", Tensor.clone), every),  # equal labels in new tensors
+        (changed("class_labels", lambda labels: (labels + 1) % 3, 3), every[:3]),  # labels change on the way
+        (calls, []),
+        (calls, every),
+        (changed("timestep", lambda time: time - 1, 4), every[:4]),  # timesteps change on the way
+        (changed("timestep", lambda time: time - 1), []),  # another schedule
+        (changed("timestep", lambda time: time - 1), every),
+    ]
+    reference = compiled_with(model, plan, conditioning="step")
+    expected = [generate(model, reference, run) for run, _ in runs]
+    compiled = compiled_with(model, plan)
+    for (run, steps), theirs in zip(runs, expected, strict=True):
+        ahead.clear()
+        assert_close(generate(model, compiled, run), theirs)
+        assert ahead == steps
+
+
+def test_labels_that_are_overwritten_are_noticed(eager: None, ahead: list[int]):
+    model, calls, plan = subject()
+    compiled = compiled_with(model, plan)
+    generate(model, compiled, calls)
+    labels = calls[0]["class_labels"].clone()
+    with torch.no_grad(), soda_compile.trajectory(model):
+        for step, call in enumerate(calls):
+            if step == 2:
+                labels += 1
+            compiled(**{**call, "class_labels": labels})
+    assert ahead == [0, 1]
+
+
+def test_where_the_host_cannot_read_it_takes_a_schedule(eager: None, ahead: list[int], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(conditioning_cache, "_on_host", lambda value: False)
+    model, calls, plan = subject()
+    same = [{**call, "class_labels": calls[0]["class_labels"]} for call in calls]
+    compiled = compiled_with(model, plan)
+    times = [float(call["timestep"][0]) for call in calls]
+    every = list(range(STEPS))
+    copies = [{**call, "class_labels": call["class_labels"].clone()} for call in calls]
+    for run, schedule, steps in [
+        (same, None, []),
+        (same, None, []),  # nobody says which timesteps come
+        (same, times, []),
+        (same, torch.tensor(times), every),
+        (copies, times, [0]),  # a new tensor could hold anything
+        (same, times, []),
+        (same, [*times[:-1], 0.5], []),  # another schedule
+    ]:
+        ahead.clear()
+        generate(model, compiled, run, schedule)
+        assert ahead == steps
+
+
+def test_conditioning_is_left_out_of_the_steps(eager: None):
+    model, calls, _ = subject()
+    structure = inspect(model, **calls[0])
+    apart = separate_conditioning(structure)
+    names = [call.name for call in apart.calls[: apart.conditioning_calls]]
+    assert names[0] == "transformer_blocks.0 (conditioning)"
+    assert sum(call.block.flops for call in apart.calls) == structure.flops
+    inside = [node.name for call in apart.calls[apart.conditioning_calls :] for node in call.block.module.graph.nodes]
+    assert not any("silu" in name or "embedding" in name for name in inside)
+
+
+class Plain(nn.Module):
+    """A block without a timestep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def test_a_model_without_conditioning_stays_as_it_is(eager: None, caplog: pytest.LogCaptureFixture):
+    model, x = Plain(), torch.randn(2, 4, 8)
+    structure = inspect(model, x)
+    assert separate_conditioning(structure) is structure
+    compiled = compiled_with(model, compute_all_plan(structure.region_names, 2))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+    assert "conditioning='trajectory' changes nothing" in caplog.text
+
+
+class Rows(Plain):
+    """Its sample has as many axes as a pooled text."""
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x + timestep[:, None])
+
+
+def test_a_sample_of_two_axes_is_not_taken_for_conditioning(eager: None):
+    structure = inspect(Rows(), torch.randn(4, 8), torch.ones(4))
+    assert structure.region_names
+    assert separate_conditioning(structure) is structure
+
+
+@pytest.mark.parametrize("around", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_other_modes_of_torch(around: Any, eager: None, ahead: list[int]):
+    model, calls, plan = subject()
+    with around():
+        expected = generate(model, compiled_with(model, plan, conditioning="step"), calls)
+        compiled = compiled_with(model, plan)
+        for _ in range(2):
+            for ours, theirs in zip(generate(model, compiled, calls), expected, strict=True):
+                assert (ours - theirs).norm() < 0.05 * theirs.norm()  # bfloat16 is 2% off float32 here
+    assert ahead == list(range(STEPS))
+
+
+def test_what_cannot_be_stacked_is_refused(eager: None, monkeypatch: pytest.MonkeyPatch):
+    def refuses(*arguments: Any) -> None:
+        raise RuntimeError("vmap: no rule for aten::example")
+
+    monkeypatch.setattr("soda_compile.compiler.all_steps.add_axis", refuses)
+    model, calls, plan = subject()
+    compiled = compiled_with(model, plan)
+    with pytest.raises(Exception, match=r"no rule for aten::example. Compile with conditioning='step'") as raised:
+        generate(model, compiled, calls)
+    assert isinstance(raised.value.__cause__ or raised.value, CaptureError) or "CaptureError" in str(raised.value)
+
+
+def test_more_than_the_weights_is_not_kept(eager: None, ahead: list[int], monkeypatch: pytest.MonkeyPatch, caplog: Any):
+    monkeypatch.setattr("soda_compile.compiler.all_steps.MOST", 1e-3)
+    model, calls, plan = subject()
+    expected = generate(model, compiled_with(model, plan, conditioning="step"), calls)
+    compiled = compiled_with(model, plan)
+    for _ in range(2):
+        assert_close(generate(model, compiled, calls), expected)
+    assert not ahead
+    assert "conditioning is computed at each step: for all 6 it takes" in caplog.text
+
+
+def test_an_unknown_value_is_refused():
+    with pytest.raises(OptionError, match=r"'conditioning' is 'layer', but must be one of 'step', 'trajectory'"):
+        check_options({"conditioning": "layer"})

@@ -1,0 +1,236 @@
+"""Packages for a range of sizes: one step program from several fixed sizes; pieces run in eager mode here."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import artifact_tools as toy
+import pytest
+import sympy
+import torch
+from torch.export import Dim
+from typer.testing import CliRunner
+
+import soda_compile
+from soda_compile import OptionError, PackagedDenoiser, PackageError
+from soda_compile.cli import app
+from soda_compile.packages.conditions import broken
+from soda_compile.packages.sizes import Size, fit, fit_number, read_size
+from soda_compile.packages.spaces import space_of
+from soda_compile.packages.trace import ModelTensors
+from soda_compile.plans.pruning import Pruning
+from soda_compile.torch_internals.tracing import SizeGuards
+
+BATCH = Dim("batch", min=2, max=6)
+SHAPES = {"hidden_states": {0: BATCH}, "timestep": [BATCH]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def eager() -> Iterator[None]:
+    with toy.eager_pieces():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sizes")
+
+
+@pytest.fixture(scope="module")
+def package(folder: Path) -> Path:
+    """For a batch from 1 on, with every action."""
+    batch = Dim("batch", min=1, max=6)
+    shapes = {"hidden_states": {0: batch}, "timestep": {0: batch}}
+    structure = soda_compile.inspect(toy.Denoiser(), **toy.inputs())
+    return toy.export(folder / "batch.soda.pt2", plan=mixed_plan(structure), dynamic_shapes=shapes)
+
+
+@pytest.fixture
+def denoiser(package: Path) -> PackagedDenoiser:
+    return soda_compile.load(package)
+
+
+def mixed_plan(structure: Any) -> soda_compile.Plan:
+    settings = {"timesteps": toy.TIMESTEPS, "timestep_input": "timestep", "pruning": Pruning("drift")}
+    return toy.structure_plan(["CCr1", "Cprp"], structure, **settings)
+
+
+def fixed(folder: Path, plan: soda_compile.Plan, example: Any, model: Any = None) -> PackagedDenoiser:
+    """A package for the example's sizes only; other tests hold such a package against the JIT."""
+    return soda_compile.load(toy.export(folder / "fixed.soda.pt2", model, plan=plan, example=example))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 6])
+def test_any_batch_gives_what_a_package_for_it_gives(denoiser: PackagedDenoiser, folder: Path, batch: int) -> None:
+    wanted = toy.generate(fixed(folder, denoiser.plan, toy.inputs(batch=batch)), toy.trajectory(batch=batch))
+    assert torch.equal(toy.generate(denoiser, toy.trajectory(batch=batch)), wanted)
+
+
+def test_sizes_have_slots_of_their_own(denoiser: PackagedDenoiser) -> None:
+    some, others = toy.trajectory(batch=3), toy.trajectory(batch=4)
+    wanted = toy.generate(denoiser, some), toy.generate(denoiser, others)
+    with torch.no_grad(), soda_compile.trajectory(denoiser, manual=True) as clock:
+        for step in range(toy.STEPS):
+            for calls, expected in zip((some, others), wanted, strict=True):
+                assert torch.equal(denoiser(**calls[step]).sample, expected[step])
+            clock.advance()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"batch": 7}, r"hidden_states is float32\[7, 4, 8\], but was float32\[batch, 4, 8\] with batch from 2 to 6"),
+        ({"timestep": torch.ones(3)}, r"timestep is float32\[3\], but was float32\[batch\] at batch=2"),
+        ({"hidden_states": torch.ones(2, 5, 8)}, r"is float32\[2, 5, 8\], but was float32\[batch, 4, 8\] at batch=2"),
+        ({"hidden_states": torch.ones(2, 4)}, r"hidden_states is a tensor float32\[2, 4\], but was float32\[batch, 4"),
+    ],
+)
+def test_other_sizes_are_refused(denoiser: PackagedDenoiser, changes: dict[str, Any], reason: str) -> None:
+    with torch.no_grad(), pytest.raises(PackageError, match=reason):
+        denoiser(**toy.inputs(**changes))
+
+
+def test_the_command_line_makes_shows_and_runs_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    Path("target.py").write_text("import artifact_tools as toy\ndef call():\n    return toy.Denoiser(), toy.inputs()\n")
+    toy.PLAN.save("plan.json")
+
+    def succeed(*arguments: str) -> str:
+        done = CliRunner().invoke(app, list(arguments))
+        assert done.exit_code == 0, done.output
+        return str(done.stdout)
+
+    made = succeed("export", "target.py:call", "--plan", "plan.json", "--out", "cli.soda.pt2", "--batch", "2:6")
+    assert made.startswith(succeed("info", "cli.soda.pt2").rstrip())
+    for text in ("hidden_states float32[batch, 4, 8]", "for any      batch from 2 to 6", "1.02 kB to 3.07 kB"):
+        assert text in made, made
+    assert "hidden_states [2, 4, 8]" in succeed("run", "cli.soda.pt2", "--rounds", "1")
+    assert "hidden_states [5, 4, 8]" in succeed("run", "cli.soda.pt2", "--rounds", "1", "--size", "batch=5")
+    refused = CliRunner().invoke(app, ["run", "cli.soda.pt2", "--size", "batch=7"])
+    assert refused.exit_code == 2
+    assert "no program of cli.soda.pt2 is for batch=7" in refused.stderr
+
+
+class Grid(toy.Denoiser):
+    """Takes [batch, width, height, columns] and makes height * columns tokens."""
+
+    most = 99
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> Any:  # type: ignore[override]
+        batch, width, height, columns = hidden_states.shape
+        gate = 1 + torch.cos(timestep / 1000)[:, None, None] * (columns / 4)
+        x = hidden_states[:, :, : self.most].reshape(batch, width, -1).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x, gate)
+        return (self.out(x).transpose(1, 2).reshape(batch, width, height, columns),)
+
+
+def grid_inputs(step: int, *sizes: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(step)
+    values = torch.randn(sizes[0], toy.WIDTH, *sizes[1:], generator=generator)
+    return {"hidden_states": values, "timestep": torch.full((sizes[0],), toy.TIMESTEPS[step])}
+
+
+HALF, COLUMNS = Dim("half", min=2, max=5), Dim("columns", min=3, max=7)
+
+
+def test_resolution_and_batch_at_once(folder: Path) -> None:
+    shapes = {"hidden_states": {0: BATCH, 2: 2 * HALF, 3: COLUMNS}, "timestep": {0: BATCH}}
+    path = toy.export(folder / "grid.soda.pt2", Grid(), example=grid_inputs(0, 2, 4, 4), dynamic_shapes=shapes)
+    loaded = soda_compile.load(path)
+    calls = [grid_inputs(step, 5, 10, 7) for step in range(toy.STEPS)]
+    one_size = fixed(folder, toy.PLAN, calls[0], Grid())
+    for ours, wanted in zip(toy.outputs(loaded, calls), toy.outputs(one_size, calls), strict=True):
+        assert torch.equal(ours, wanted)
+    with torch.no_grad(), pytest.raises(PackageError, match=r"2\*half, columns\] with half from 2 to 5"):
+        loaded(**grid_inputs(0, 2, 7, 4))
+
+
+@pytest.mark.parametrize(
+    ("most", "row", "sizes", "reason"),
+    [
+        (
+            8,
+            "CCr1",
+            {2: Dim("rows", min=3, max=12)},
+            r"at rows=12 the model is not the same as at rows=3, since s\d+ < 8",
+        ),
+        (99, "CCr1", {3: 2}, r"axis 3 of hidden_states is 2; give it a name and a range"),
+        (99, "CCr1", {4: COLUMNS}, "hidden_states has no axis 4"),
+        (99, "CCr1", {3: Dim("columns", min=2)}, "columns has no upper end"),
+        (99, "CCr1", {3: Dim("columns", max=5)}, "columns goes from 0 to 5; begin with 1 or more"),
+        (99, "CpCp", {2: COLUMNS}, r"size that is no sum of products of the dynamic dimensions|other arguments"),
+    ],
+)
+def test_what_is_not_one_program_is_refused(folder: Path, most: int, row: str, sizes: Any, reason: str) -> None:
+    model, call = Grid(), grid_inputs(0, 2, 4, 5)
+    model.most = most
+    structure = soda_compile.inspect(model, **call)
+    settings = {"timesteps": toy.TIMESTEPS, "timestep_input": "timestep", "pruning": Pruning("drift")}
+    plan = toy.structure_plan([row] * 2, structure, **settings)
+    with pytest.raises((PackageError, OptionError), match=reason):
+        toy.export(folder / "bad.soda.pt2", model, example=call, plan=plan, dynamic_shapes={"hidden_states": sizes})
+    assert not (folder / "bad.soda.pt2").exists()
+
+
+def test_code_for_some_sizes_only_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    symbol = sympy.Symbol("s", integer=True)
+
+    def compile_for_few(module: Any, options: Any, folder: str, hints: Any) -> tuple[list[str], SizeGuards]:
+        return [], SizeGuards((symbol < 5,), {"batch": symbol})
+
+    monkeypatch.setattr("soda_compile.packages.aot.aot_compile", compile_for_few)
+    with pytest.raises(PackageError, match="Inductor's code rests on s < 5, which does not hold at batch=5"):
+        toy.export(folder / "few.soda.pt2", dynamic_shapes=SHAPES)
+
+
+def test_a_condition_is_tried_at_both_ends() -> None:
+    symbol, other = sympy.Symbol("s", integer=True), sympy.Symbol("unknown", integer=True)
+    space = space_of({"x": torch.ones(3)}, {"x": {0: BATCH}})
+    guards = SizeGuards((symbol < 4, sympy.Ne(symbol, 3), symbol > 1, sympy.Eq(other, symbol)), {"x": symbol})
+    found = broken(guards, {"x": Size(((1, ("batch",)),))}, space)
+    assert [(str(condition), point["batch"]) for condition, point in found] == [
+        *[("s < 4", 4), ("s < 4", 6), ("Ne(s, 3)", 3)],
+        *[("Eq(unknown, s)", 2), ("Eq(unknown, s)", 6)],
+    ]
+
+
+def test_typical_sizes_differ() -> None:
+    few = Dim("few", min=4, max=5)
+    space = space_of({"x": torch.ones(3, 3, 3)}, {"x": [BATCH, Dim("rows", min=2, max=6), few]})
+    assert space.typical() == {"batch": 4, "rows": 3, "few": 5}
+
+
+def test_a_tensor_that_changes_with_the_sizes_is_refused() -> None:
+    weights = ModelTensors(toy.Denoiser())
+    table = torch.ones(3)
+    assert weights.name(table, "table") == weights.name(table.clone(), "table") == "table"
+    with pytest.raises(PackageError, match="table is another tensor at other sizes"):
+        weights.name(torch.ones(4), "table")
+
+
+def test_names_must_be_those_of_tensors() -> None:
+    leaves = {"x": torch.ones(2, 3), "more.bias": torch.ones(2), "flag": True}
+    assert space_of(leaves, {"more": {"bias": {0: BATCH}}}).axes == {"more.bias": {0: Size(((1, ("batch",)),))}}
+    assert space_of(leaves, {"x": None}).ranges == {}
+    for wrong in ({"y": {0: BATCH}}, {"flag": {0: BATCH}}):
+        with pytest.raises(OptionError, match=r"is no tensor of the example inputs, which are x, more\.bias"):
+            space_of(leaves, wrong)
+    with pytest.raises(OptionError, match="batch has several ranges"):
+        space_of(leaves, {"x": {0: BATCH, 1: Dim("batch", min=2, max=3)}})
+
+
+def test_sizes_are_found_and_written() -> None:
+    points = [{"a": a, "b": b} for a in (2, 3) for b in (5, 6)] + [{"a": 4, "b": 7}]
+    size = fit(points, [4 * p["a"] * p["b"] - p["b"] + 3 for p in points])
+    assert isinstance(size, Size)
+    assert str(size) == "4*a*b + -1*b + 3"
+    assert read_size(str(size)) == size
+    assert size.at({"a": 10, "b": 1}) == 42
+    assert fit(points, [p["a"] // 2 for p in points]) is None
+    assert fit(points, [7] * 5) == 7
+    scale = fit_number(points, [p["a"] / 12 + 0.5 for p in points])
+    assert scale is not None
+    assert [scale.at(p) for p in points] == pytest.approx([p["a"] / 12 + 0.5 for p in points], rel=1e-12)
+    assert fit_number(points, [1 / p["a"] for p in points]) is None
+    assert Size(((2, ("a",)), (1, ()))).linear == ("a", 2, 1)

@@ -1,0 +1,187 @@
+"""Profiles: their files, what they refuse, and plans for measured time."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from planner_tables import make_sensitivity
+
+from soda_compile.errors import OptionError, PlanError, ProfileError
+from soda_compile.planner import fixed_interval_plan, plan, slot_memory_bytes
+from soda_compile.planner.costs import Costs
+from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, PRUNE_RATES, REUSE, prune
+from soda_compile.plans.profile import PROFILED, Profile
+from soda_compile.plans.pruning import Pruning
+
+
+def make_profile(sensitivity, seed=0, measured_rates=PRUNE_RATES, score="drift", **fields):
+    """Random costs: forecasts cost little, pruning less at higher rates; a constant part on top."""
+    rng = np.random.default_rng(seed)
+    count = len(sensitivity.info.regions)
+    cost_us = np.full((count, len(PROFILED)), np.nan)
+    compute = rng.random(count) * 50 + 50
+    cost_us[:, PROFILED.index(COMPUTE)] = compute
+    cost_us[:, PROFILED.index(REUSE)] = 0.0
+    cost_us[:, PROFILED.index(FORECAST1)], cost_us[:, PROFILED.index(FORECAST2)] = compute * 0.01, compute * 0.02
+    for rate in measured_rates:
+        cost_us[:, PROFILED.index(prune(rate))] = compute * (1.1 - rate)
+    base_us = 30.0
+    known = {"full_us": base_us + compute.sum(), "base_us": base_us, "memory_bytes": np.arange(1.0, count + 1) * 100}
+    return Profile(
+        sensitivity.info.fingerprint,
+        sensitivity.info.regions,
+        "a device",
+        "0123",
+        **known | {"cost_us": cost_us, "score": score, "versions": {"torch": "2"}} | fields,
+    )
+
+
+@pytest.fixture(scope="module")
+def sensitivity():
+    return make_sensitivity(0, steps=14, regions=3, width=6, scores=["drift", "random"], calls_per_step=2)
+
+
+def predicted_us(profile, made):
+    """One stream, added up step by step."""
+    total = made.steps * profile.base_us
+    for region, row in enumerate(made.actions):
+        total += sum(profile.cost_us[region, PROFILED.index(action)] for action in row)
+    return total
+
+
+def test_a_file_gives_back_what_was_saved(sensitivity, tmp_path):
+    made = make_profile(sensitivity, measured_rates=PRUNE_RATES[:2])
+    made.save(tmp_path / "p.json")
+    read = Profile.load(tmp_path / "p.json")
+    assert np.array_equal(read.cost_us, made.cost_us, equal_nan=True)
+    assert np.array_equal(read.memory_bytes, made.memory_bytes)
+    for name in ("fingerprint", "regions", "device", "key", "full_us", "base_us", "score", "spread", "versions"):
+        assert getattr(read, name) == getattr(made, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.update(schema="soda-profile/9"), r"schema: .*soda-profile/1"),
+        (lambda data: data.update(more=1), "more: Extra"),
+        (lambda data: data.pop("base_us"), "base_us: Field required"),
+        (lambda data: data["actions"].reverse(), "other actions"),
+        (lambda data: data["regions"]["blocks.0.attn"]["cost_us"].pop(), "must have 11 costs"),
+        (lambda data: data["regions"]["blocks.0.attn"]["cost_us"].__setitem__(0, None), "known for compute and reuse"),
+        (lambda data: data["regions"]["blocks.0.attn"]["cost_us"].__setitem__(2, -1.0), "negative"),
+        (lambda data: data.update(full_us=0.0), "must be positive"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_reason(sensitivity, tmp_path, change, message):
+    path = tmp_path / "p.json"
+    make_profile(sensitivity).save(path)
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(ProfileError, match=rf"p\.json: .*{message}"):
+        Profile.load(path)
+
+
+def test_an_unreadable_file_is_named(tmp_path):
+    (tmp_path / "p.json").write_text("{")
+    for name, reason in (("p.json", "damaged JSON"), ("absent.json", "cannot read the profile")):
+        with pytest.raises(ProfileError, match=rf"{name}: {reason}"):
+            Profile.load(tmp_path / name)
+
+
+def test_arrays_must_fit(sensitivity):
+    with pytest.raises(ProfileError, match=r"cost_us is float64 \(3, 4\); expected float64 \(3, 11\)"):
+        make_profile(sensitivity, cost_us=np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("options", [{}, {"unified": True}, {"pruning": Pruning("drift")}])
+def test_speedup_is_that_of_measured_time(sensitivity, options):
+    profile = make_profile(sensitivity)
+    for speedup in (1.3, 2.0, 2.6):
+        made = plan(sensitivity, speedup=speedup, profile=profile, **options)
+        time_us = predicted_us(profile, made)
+        assert time_us * speedup <= made.steps * profile.full_us * (1 + 1e-9)
+        method = dict(made.method)
+        assert method["latency_predicted_ms"] == pytest.approx(2 * time_us / 1000)
+        assert method["speedup_predicted"] == pytest.approx(made.steps * profile.full_us / time_us)
+        assert method["device"] == "a device"
+        same = plan(
+            sensitivity, latency_ms=2 * made.steps * profile.full_us / speedup / 1000, profile=profile, **options
+        )
+        assert same.actions == made.actions
+
+
+def test_time_and_flops_ask_for_different_plans(sensitivity):
+    """Where one region is slow for its FLOPs, the others are computed more often: they cost next to nothing."""
+    cost_us = make_profile(sensitivity).cost_us
+    cost_us[0] *= 20
+    slow = make_profile(sensitivity, cost_us=cost_us, full_us=30.0 + cost_us[:, 0].sum())
+    by_time = plan(sensitivity, speedup=2.0, unified=True, profile=slow)
+    by_flops = plan(sensitivity, speedup=2.0, unified=True)
+    for region in (1, 2):
+        assert by_time.actions[region].count(COMPUTE) > by_flops.actions[region].count(COMPUTE)
+    assert predicted_us(slow, by_time) * 2 <= by_time.steps * slow.full_us
+    assert by_time.flop_ratio > 0.5
+
+
+def test_anchors_alone_take_as_many_as_the_time_allows(sensitivity):
+    profile = make_profile(sensitivity)
+    times = {count: predicted_us(profile, plan(sensitivity, anchors=count)) for count in range(3, 14)}
+    for make in (plan, fixed_interval_plan):
+        made = make(sensitivity, speedup=2.0, profile=profile)
+        assert len(made.anchors) == max(count for count, time in times.items() if time * 2 <= 14 * profile.full_us)
+    with pytest.raises(PlanError, match=r"speedup of 50 by measured time is out of reach: the most is"):
+        plan(sensitivity, speedup=50, profile=profile)
+    with pytest.raises(PlanError, match=r"latency_ms=0\.5 is out of reach: the least is 2\.\d+ ms, with 3 of 14"):
+        plan(sensitivity, latency_ms=0.5, profile=profile)
+
+
+def test_everything_computed_keeps_nothing(sensitivity):
+    """Keeping values takes time; a plan that computes everything does not pay it."""
+    made = make_profile(sensitivity)
+    kept = replace(made, full_us=made.full_us * 0.97)
+    for options in ({}, {"unified": True}):
+        assert len(plan(sensitivity, speedup=1.0, profile=kept, **options).anchors) == 14
+
+
+def test_pruning_that_is_slow_on_the_device_is_left_out(sensitivity):
+    profile = make_profile(sensitivity)
+    options = {"speedup": 1.8, "pruning": Pruning("drift"), "inherited_error": 0.0}
+    assert plan(sensitivity, profile=profile, **options).pruning is not None
+    cost_us = profile.cost_us.copy()
+    cost_us[:, 4:] = cost_us[:, :1] * 1.01
+    slow = replace(profile, cost_us=cost_us)
+    assert plan(sensitivity, profile=slow, **options).pruning is None
+    assert plan(sensitivity, **options).pruning is not None
+
+
+def test_what_was_not_measured_follows_from_flops(sensitivity):
+    profile = make_profile(sensitivity, measured_rates=(0.5,))
+    costs = Costs.read(sensitivity, profile)
+    assert np.array_equal(costs.column(prune(0.5)), profile.column(prune(0.5)))
+    left = 1 - sensitivity.region_prune_flops[:, 1] / sensitivity.region_flops
+    assert costs.column(prune(0.25)) == pytest.approx(profile.column(COMPUTE) * left)
+    assert costs.full == profile.full_us
+
+
+def test_memory_is_kept_by_lower_orders(sensitivity):
+    profile = make_profile(sensitivity)
+    needs = []
+    for order, operator in enumerate(("reuse", "forecast1", "forecast2")):
+        free = plan(sensitivity, anchors=6, operator=operator, profile=profile)
+        needs.append(slot_memory_bytes(profile, free.actions))
+        assert needs[-1] == 600 * (order + 1)
+        fit = plan(sensitivity, anchors=6, operator="forecast2", memory_bytes=needs[-1], profile=profile)
+        assert fit.actions == free.actions
+    with pytest.raises(PlanError, match="memory_bytes is 599, but even a plan without forecasts keeps 600 bytes"):
+        plan(sensitivity, anchors=6, memory_bytes=599, profile=profile)
+    made = plan(sensitivity, speedup=2.0, memory_bytes=900, profile=profile, pruning=Pruning("drift"))
+    assert slot_memory_bytes(profile, made.actions) <= 900
+
+
+def test_a_profile_of_something_else_is_refused(sensitivity):
+    with pytest.raises(PlanError, match="profile is for another model"):
+        plan(sensitivity, anchors=3, profile=replace(make_profile(sensitivity), fingerprint="other"))
+    with pytest.raises(OptionError, match="measured pruning by 'drift' but the plan is to prune by 'random'"):
+        plan(sensitivity, speedup=2.0, pruning=Pruning("random"), profile=make_profile(sensitivity))

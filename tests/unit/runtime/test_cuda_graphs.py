@@ -1,0 +1,211 @@
+"""Recorded steps, with a recorder that keeps addresses as CUDA graphs do, on the CPU."""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from tracing import graphs_as_they_are, state
+
+import soda_compile
+from soda_compile.backend.inspection import inspect
+from soda_compile.backend.options import check_options
+from soda_compile.compiler.bind import prunable_regions
+from soda_compile.plans.actions import COMPUTE, REUSE, Action, prune
+from soda_compile.plans.plan import Plan
+from soda_compile.plans.pruning import Pruning
+from soda_compile.runtime import cuda_graphs
+
+
+class Tape(TorchDispatchMode):
+    """Notes every operator with the tensors it took and gave, and what tensors held before they were written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self.before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.made: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function._schema.is_mutable and id(args[0]) not in self.made:
+            self.before.setdefault(id(args[0]), (args[0], args[0].clone()))
+        result = function(*args, **(kwargs or {}))
+        self.made |= {id(leaf) for leaf in tree_leaves(result) if not any(leaf is given for given in args)}
+        self.calls.append((function, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        """Runs the operators again on the same memory."""
+        for function, args, kwargs, result in self.calls:
+            aliases = any(returned.alias_info is not None for returned in function._schema.returns)
+            again = function(*args, **kwargs) if not aliases or function._schema.is_mutable else result
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old is not new:
+                    old.copy_(new)
+
+
+class TapeRecorder:
+    """Records by running once and undoing what was written, as capturing runs nothing."""
+
+    def __init__(self) -> None:
+        self.tapes: list[Tape] = []
+
+    def record(self, body: Callable[[], None]) -> Callable[[], None]:
+        tape = Tape()
+        with tape:
+            body()
+        for tensor, before in tape.before.values():
+            tensor.copy_(before)
+        self.tapes.append(tape)
+        return tape.replay
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[TapeRecorder]:
+    torch._dynamo.reset()
+    made = TapeRecorder()
+    graphs_as_they_are(monkeypatch)
+    monkeypatch.setattr(cuda_graphs, "recorder_for", lambda device: made)
+    yield made
+    torch._dynamo.reset()
+
+
+def plan_for(model: torch.nn.Module, inputs: dict[str, Any], score: Any = "random") -> Plan:
+    """Anchors, reuses, forecasts and prunes, so that slots are written and read at many steps."""
+    structure = inspect(model, **inputs)
+    forecast = Action("forecast", 1)
+    linear = (COMPUTE, COMPUTE, forecast, COMPUTE, forecast, forecast, COMPUTE, REUSE)
+    half = (COMPUTE, prune(0.5), prune(0.5), COMPUTE, REUSE, prune(0.5), COMPUTE, REUSE)
+    rows = tuple(
+        half if prunable and number % 2 else linear for number, prunable in enumerate(prunable_regions(structure))
+    )
+    return Plan("", structure.region_names, rows, pruning=Pruning(score))
+
+
+def trajectories(
+    model: torch.nn.Module, plan: Plan, calls: list[dict[str, Any]], mode: str | None, **more: Any
+) -> list[Any]:
+    options = {"plan": plan, "mode": mode, **more}
+    compiled = torch.compile(model, backend="soda", options=options, fullgraph=True, dynamic=False)
+    results = []
+    with torch.no_grad():
+        for number in range(3):
+            with soda_compile.trajectory(model):
+                for inputs in calls:
+                    fresh = {
+                        name: value + number if name == "hidden_states" else value for name, value in inputs.items()
+                    }
+                    results.append(tree_leaves(compiled(**fresh)))
+    return results
+
+
+def assert_equal(got: list[Any], wanted: list[Any]) -> None:
+    for ours, theirs in zip(got, wanted, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("score", ["random", "drift"])
+@pytest.mark.parametrize("name", ["dit", "flux"])
+def test_recorded_steps_give_the_same(recorder: TapeRecorder, name: str, score: str):
+    family = FAMILIES[name]
+    model, calls = family.build(), list(family.trajectory(8))
+    plan = plan_for(model, calls[0], score)
+    wanted = trajectories(model, plan, calls, None)
+    assert not recorder.tapes
+    torch._dynamo.reset()
+    got = trajectories(model, plan, calls, "reduce-overhead")
+    assert recorder.tapes, "from the second trajectory on"
+    assert_equal(got, wanted)
+
+
+def test_recorded_steps_take_conditioning_that_was_computed_ahead(recorder: TapeRecorder):
+    family = FAMILIES["dit"]
+    model, calls = family.build(), list(family.trajectory(8))
+    plan = plan_for(model, calls[0])
+    wanted = trajectories(model, plan, calls, None, conditioning="trajectory")
+    torch._dynamo.reset()
+    got = trajectories(model, plan, calls, "reduce-overhead", conditioning="trajectory")
+    assert recorder.tapes
+    assert_equal(got, wanted)
+
+
+@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
+def test_what_a_stream_keeps_ends_with_its_program(recorder: TapeRecorder, mode: str | None):
+    family = FAMILIES["dit"]
+    model, calls = family.build(), list(family.trajectory(8))
+    plan = plan_for(model, calls[0])
+    trajectories(model, plan, calls, mode, conditioning="trajectory")
+    recorder.tapes.clear()  # what a device keeps is freed with the graphs
+    frames = state(model, plan).frames
+    assert len(frames) == 1
+    torch._dynamo.reset()
+    gc.collect()
+    assert len(frames) == 0
+
+
+def test_equal_steps_share_a_graph(recorder: TapeRecorder):
+    family = FAMILIES["dit"]
+    model, calls = family.build(), list(family.trajectory(6))
+    row = (COMPUTE, REUSE, REUSE, COMPUTE, REUSE, REUSE)
+    regions = inspect(model, **calls[0]).region_names
+    trajectories(model, Plan("", regions, (row,) * len(regions)), calls, "reduce-overhead")
+    assert len(recorder.tapes) == 2, "anchors and reuses"
+
+
+def test_weights_that_move_are_recorded_anew(recorder: TapeRecorder):
+    family = FAMILIES["dit"]
+    model, calls = family.build(), list(family.trajectory(8))
+    plan = plan_for(model, calls[0])
+    before = trajectories(model, plan, calls, "reduce-overhead")
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 1.5
+    recorded = len(recorder.tapes)
+    got = trajectories(model, plan, calls, "reduce-overhead")
+    assert len(recorder.tapes) > recorded
+    torch._dynamo.reset()
+    wanted = trajectories(model, plan, calls, None)
+    assert not torch.equal(got[-1][0], before[-1][0])
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert torch.equal(ours[0], theirs[0])
+
+
+def test_inputs_elsewhere_are_named(recorder: TapeRecorder, caplog: pytest.LogCaptureFixture):
+    assert not recorder.tapes
+    recording = cuda_graphs.Recording((True, False))
+    program: Any = type("Program", (), {"tensors": {}})()
+    inputs = [torch.zeros(2, device="meta"), torch.zeros(3)]
+    with caplog.at_level(logging.WARNING, "soda_compile"):
+        assert recording.start(program, [], inputs) is None
+        assert recording.start(program, [], inputs) is None
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "steps run without CUDA graphs: input 1 (torch.float32, shape (3,)) lies on cpu, the model on meta; "
+        "move it there"
+    )
+
+
+def test_what_cannot_be_recorded_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, recorder: TapeRecorder):
+    def fail(body: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(recorder, "record", fail)
+    family = FAMILIES["dit"]
+    model, calls = family.build(), list(family.trajectory(8))
+    with pytest.raises(soda_compile.CaptureError, match=r"step \d cannot be recorded .* not permitted .* mode=None"):
+        trajectories(model, plan_for(model, calls[0]), calls, "reduce-overhead")
+
+
+def test_modes_that_record():
+    assert check_options(mode="reduce-overhead").cuda_graphs
+    assert check_options({"inductor": {"triton.cudagraphs": True}}).cuda_graphs
+    assert not check_options(mode="max-autotune-no-cudagraphs").cuda_graphs
+    with pytest.raises(soda_compile.OptionError, match="given twice"):
+        check_options({"mode": "default"}, "reduce-overhead")
+    with pytest.raises(soda_compile.OptionError, match="no option of backend 'soda'"):
+        check_options({"cuda_graphs": True})
