@@ -10,14 +10,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from soda_compile.errors import PlanError, SensitivityError
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.sensitivity import Sensitivity
 from soda_compile.storage.files import write_atomic
+from soda_compile.storage.json_reader import read_json
 
 log = logging.getLogger(__name__)
 
 _VERSION = 1  # of the layout and of what a key means
+
+
+class _SettingFile(BaseModel):
+    measured: list[str]
 
 
 @dataclass(frozen=True)
@@ -119,13 +126,13 @@ class PlanStore:
 
     def _measured(self, setting: Setting) -> list[str]:
         try:
-            names: list[str] = json.loads((self.folder_of(setting) / "setting.json").read_bytes())["measured"]
+            text = (self.folder_of(setting) / "setting.json").read_bytes()
+            return read_json(_SettingFile, text, SensitivityError, "calibrate again").measured
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, SensitivityError) as error:
             log.warning("%s is damaged, so it is measured again: %s", self.folder_of(setting), error)
             return []
-        return names
 
     def _table_path(self, setting: Setting, name: str) -> Path:
         return self.folder_of(setting) / f"{name}.sensitivity.safetensors"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from soda_compile.errors import PackageError
 from soda_compile.packages.environment import Environment
+from soda_compile.storage.json_reader import read_json
 
 FORMAT = "soda-package/2"
 PLAN = "extra/plan.json"
@@ -169,19 +169,7 @@ def parse(kind: type[Entry], data: bytes | memoryview, name: str) -> Entry:
     Raises:
         PackageError: It is damaged, or of another format version.
     """
-    try:
-        content = json.loads(bytes(data))
-        if kind is Manifest and isinstance(content, dict) and content.get("format") != FORMAT:
-            raise PackageError(
-                f"{name}: the package has format {content.get('format')!r}, this version of soda_compile reads "
-                f"{FORMAT!r}; use the version that made it, or export again"
-            )
-        return kind.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise PackageError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (ValueError, RecursionError) as error:
-        raise PackageError(f"{name}: damaged JSON: {error}") from None
+    return read_json(kind, data, PackageError, "export again, or use the version that made it", name)
 
 
 def to_bytes(entry: Strict) -> bytes:

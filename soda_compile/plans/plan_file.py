@@ -1,11 +1,11 @@
 """The JSON form of a plan: which keys there are, and what makes a file unreadable."""
 
-import json
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from soda_compile.errors import PlanError
+from soda_compile.storage.json_reader import read_json
 
 SCHEMA = "soda-plan/1"
 Scalar = str | int | float | bool | None
@@ -61,28 +61,4 @@ def parse(text: str | bytes) -> PlanFile:
     Raises:
         PlanError: not JSON, an unknown schema version, an unknown or missing key, or a value of a wrong type.
     """
-    try:
-        data = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
-        return PlanFile.model_validate(data)
-    except ValidationError as error:
-        raise PlanError(_first_problem(error)) from None
-    except (ValueError, RecursionError) as error:
-        raise PlanError(f"damaged JSON: {error}") from None
-
-
-def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"repeated key {next(key for key in keys if keys.count(key) > 1)!r}")
-    return result
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The schema version first: under another version all the other complaints mean nothing."""
-    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["loc"] != ("schema",))
-    first = problems[0]
-    where = ".".join(map(str, first["loc"])) or "the file"
-    if where == "schema" and first["type"] == "literal_error":
-        return f"schema {first['input']!r} is not known; this version reads {SCHEMA!r}, so make the plan again"
-    return f"{where}: {first['msg']}"
+    return read_json(PlanFile, text, PlanError, "make the plan again")

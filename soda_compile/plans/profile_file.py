@@ -3,9 +3,10 @@
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from soda_compile.errors import ProfileError
+from soda_compile.storage.json_reader import read_json
 
 SCHEMA = "soda-profile/1"
 SCALARS = ("fingerprint", "device", "key", "full_us", "base_us", "score", "spread", "versions")
@@ -49,10 +50,4 @@ def parse(text: bytes) -> ProfileFile:
     Raises:
         ProfileError: not JSON, another schema version, an unknown or missing key, or a value of a wrong type.
     """
-    try:
-        return ProfileFile.model_validate(json.loads(text))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ProfileError(f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}; measure again") from None
-    except (ValueError, RecursionError) as error:
-        raise ProfileError(f"damaged JSON: {error}; measure again") from None
+    return read_json(ProfileFile, text, ProfileError, "measure again")

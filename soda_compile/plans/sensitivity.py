@@ -14,18 +14,26 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from soda_compile.errors import SensitivityError
 from soda_compile.plans import sensitivity_file
 from soda_compile.plans.actions import PRUNE_RATES
 from soda_compile.plans.sensitivity_info import METRICS, OPERATORS, PRUNE_OPERATORS, Metric, Operator, SensitivityInfo
 from soda_compile.storage.files import write_atomic
+from soda_compile.storage.json_reader import read_json
 
 __all__ = ["METRICS", "OPERATORS", "PRUNE_OPERATORS", "Metric", "Operator", "Sensitivity", "SensitivityInfo", "merge"]
 
 _SUMMED = ("generations", "samples", "seeds")
 _FREE_TO_DIFFER = ("versions", "notes")
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    info: SensitivityInfo
+    total_flops: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,9 +220,6 @@ class Sensitivity:
             return cls._from_parts(*sensitivity_file.decode(Path(path).read_bytes()))
         except OSError as error:
             raise SensitivityError(f"{source}: cannot read the sensitivity data: {error.strerror or error}") from None
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise SensitivityError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         except SensitivityError as error:
             raise SensitivityError(f"{source}: {error}") from None
 
@@ -223,15 +228,11 @@ class Sensitivity:
         mean = {name[5:]: array for name, array in arrays.items() if name.startswith("mean.")}
         variance = {name[9:]: array for name, array in arrays.items() if name.startswith("variance.")}
         others = {name for name in arrays if not name.startswith(("mean.", "variance."))}
-        if others - {"region_prune_flops"} != {"step_weights", "region_flops"} or set(header) != {
-            "info",
-            "total_flops",
-        }:
-            raise SensitivityError(f"an entry is missing or unknown; it holds {sorted(others)} and {sorted(header)}")
-        info = TypeAdapter(SensitivityInfo).validate_json(json.dumps(header["info"]))
-        total_flops = TypeAdapter(float).validate_python(header["total_flops"])
-        single = (arrays["step_weights"], arrays["region_flops"], total_flops, arrays.get("region_prune_flops"))
-        return cls(info, mean, variance, *single)
+        if others - {"region_prune_flops"} != {"step_weights", "region_flops"}:
+            raise SensitivityError(f"an entry is missing or unknown; it holds {sorted(others)}")
+        about = read_json(_Header, json.dumps(header), SensitivityError, "calibrate again")
+        single = (arrays["step_weights"], arrays["region_flops"], about.total_flops, arrays.get("region_prune_flops"))
+        return cls(about.info, mean, variance, *single)
 
 
 def _choices(operator: str, width: int) -> tuple[int, ...]:

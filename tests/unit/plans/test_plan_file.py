@@ -66,7 +66,7 @@ def test_the_legend_decides():
         ({"guidance": True}, "guidance: Input should be a valid number"),
         ({"guidance": float("nan")}, "guidance: Input should be a finite number"),
         ({"timesteps": [1.0]}, "1 timesteps for 12 steps"),
-        ({"timesteps": 5}, "timesteps: Input should be a valid list"),
+        ({"timesteps": 5}, "timesteps: Input should be a valid array"),
         ({"fingerprint": None}, "fingerprint: Input should be a valid string"),
         ({"method": {"a": [1]}}, "method.a"),
         ({"actions": {}}, "needs a region and a step"),
