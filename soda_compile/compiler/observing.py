@@ -36,9 +36,6 @@ class Observer(Protocol):
     def record(self, region: int, values: Mapping[str, torch.Tensor]) -> None:
         """Told for each region of the call: values by the names that ``Observe`` gives them."""
 
-    def end_call(self) -> None:
-        """Told after each denoiser call."""
-
 
 @dataclass(frozen=True, eq=False)
 class ObservedBlock:
@@ -76,7 +73,6 @@ class ObservedDenoiser:
             for _ in call.block.regions:
                 self.observer.record(number, seen)
                 number += 1
-        self.observer.end_call()
         return [values[name] if name else None for name in structure.outputs]
 
 

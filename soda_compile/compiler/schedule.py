@@ -104,11 +104,6 @@ def schedule_region(
     return tuple(row)
 
 
-def ring_size(row: Sequence[Access]) -> int:
-    """How many copies of the region's cuts must be kept."""
-    return max((place + 1 for access in row for place in access.places), default=0)
-
-
 def _reads(actions: Sequence[Action]) -> list[list[int]]:
     """For each step the earlier steps whose values it reads, newest first."""
     reads: list[list[int]] = []

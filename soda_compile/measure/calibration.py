@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,9 +21,10 @@ from soda_compile.integrations.diffusers.group_offload import offload_groups, on
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook, Stage, scheduler_config, scheduler_digest
 from soda_compile.integrations.diffusers.step_weights import probe_step_weights
 from soda_compile.measure.gram import ErrorEntries, Floats
-from soda_compile.measure.recorder import METRICS, Recorder
+from soda_compile.measure.profile_store import versions
+from soda_compile.measure.recorder import Recorder
 from soda_compile.plans.pruning import SCORES
-from soda_compile.plans.sensitivity import Sensitivity, SensitivityInfo, merge
+from soda_compile.plans.sensitivity import METRICS, Sensitivity, SensitivityInfo, merge
 from soda_compile.runtime.clock import Clock
 from soda_compile.storage.progress import progress_bar
 
@@ -286,7 +286,7 @@ def _assemble(
         guidance=guidance,
         calls_per_step=recorder.calls_in_a_step,
         tokens={"stride": recorder.stride},
-        versions={name: importlib.metadata.version(name) for name in ("torch", "soda-compile")},
+        versions=versions(),
         notes={"seconds": f"{seconds:.1f}", "device": str(structure.regions[0].cuts[0].device), **part.notes},
     )
     region_flops = np.array([region.flops for region in structure.regions], dtype=np.float64)

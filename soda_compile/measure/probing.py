@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from soda_compile.compiler.prune_flops import prune_flops
 from soda_compile.ir.structure import Structure
+from soda_compile.measure.gram import Floats
 from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, PRUNE_RATES, REUSE, Action, prune
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import PROFILED
@@ -16,8 +16,6 @@ from soda_compile.plans.pruning import Pruning
 
 # The last full steps, whose values nothing reads.
 UNKEPT = 3
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

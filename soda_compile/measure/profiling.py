@@ -23,7 +23,8 @@ from soda_compile.compiler.analyse import analyse
 from soda_compile.errors import CaptureError, OptionError
 from soda_compile.integrations.diffusers.denoisers import denoiser_of, is_pipeline
 from soda_compile.ir.structure import Structure
-from soda_compile.measure.probing import Floats, Probing
+from soda_compile.measure.gram import Floats
+from soda_compile.measure.probing import Probing
 from soda_compile.measure.profile_store import default_folder, device_name, profile_key, read_kept, versions
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.pruning import Pruning

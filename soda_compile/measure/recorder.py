@@ -26,7 +26,6 @@ from soda_compile.measure.windows import TokenStream, Window, window_bytes
 from soda_compile.plans.actions import PRUNE_RATES
 from soda_compile.runtime.clock import Clock
 
-METRICS = ("cosine", "relative", "residual")
 _DRAWS = 0x50DA  # keeps the draws of the random score apart from what ``generate`` draws with the same seed
 
 
@@ -182,9 +181,6 @@ class Recorder:
         if region == 0 and self._step == 0:
             self.samples += rows
         window.keep(present, carries)
-
-    def end_call(self) -> None:
-        """Nothing is left to do."""
 
     def _weights(
         self, region: int, values: Mapping[str, torch.Tensor], cuts: Sequence[torch.Tensor]

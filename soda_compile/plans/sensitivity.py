@@ -180,22 +180,6 @@ class Sensitivity:
         rates = (PRUNE_RATES.index(rate),) if operator in PRUNE_OPERATORS else ()
         return float(table[(*(value - 1 for value in ages), *rates)])
 
-    def require_matches(
-        self, *, fingerprint: str | None = None, steps: int | None = None, scheduler_digest: str | None = None
-    ) -> None:
-        """Checks that the data was measured for this use; None leaves a check out.
-
-        Raises:
-            SensitivityError: it was not; names the field and both values.
-        """
-        wanted = {"fingerprint": fingerprint, "steps": steps, "scheduler_digest": scheduler_digest}
-        for name, value in wanted.items():
-            if value is not None and getattr(self.info, name) != value:
-                raise SensitivityError(
-                    f"the sensitivity data has {name} {getattr(self.info, name)!r} but {value!r} is needed; "
-                    "calibrate again for this model and sampler setting"
-                )
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file atomically.
 

@@ -5,12 +5,17 @@ import random
 
 import pytest
 
-from soda_compile.compiler.schedule import Access, RegionMode, ring_size, schedule_region
+from soda_compile.compiler.schedule import Access, RegionMode, schedule_region
 from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, REUSE, Action, prune
 from soda_compile.plans.coefficients import lagrange
 from soda_compile.plans.pruning import Pruning
 
 SYMBOLS = {action.symbol: action for action in (COMPUTE, REUSE, FORECAST1, FORECAST2)}
+
+
+def ring_size(row):
+    """Copies of the region's cuts that must be kept."""
+    return max((place + 1 for access in row for place in access.places), default=0)
 
 
 def actions(row: str) -> list[Action]:

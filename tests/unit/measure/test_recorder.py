@@ -12,7 +12,8 @@ from soda_compile.errors import SensitivityError
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.gram import ErrorEntries
 from soda_compile.measure.moments import Moments
-from soda_compile.measure.recorder import METRICS, Recorder
+from soda_compile.measure.recorder import Recorder
+from soda_compile.plans.sensitivity_info import METRICS
 from soda_compile.runtime.clock import Clock
 
 ROWS, TOKENS, WIDTH, STEPS, INTERVAL = 2, 6, 4, 5, 2
@@ -62,7 +63,6 @@ def feed(recorder: Recorder, *streams: dict[str, Tensor]) -> None:
         recorder.begin_call({"h": stream["cut"][step], "t": float(STEPS - step)})
         named = {region.cuts[0].node: stream["cut"][step], "gate": stream["gate"][step], "|h|": stream["carry"][step]}
         recorder.record(0, named)
-        recorder.end_call()
 
 
 def expected(stream: dict[str, Tensor], step: int, metric: str, stride: int = 1) -> dict[str, np.ndarray]:

@@ -153,9 +153,7 @@ def test_newer_and_unknown_formats_are_refused(package: Path, tmp_path: Path, no
     def newer(members: dict[str, bytes]) -> None:
         edited(members, MANIFEST, lambda manifest: manifest.update(format="soda-package/3", novelty=1))
 
-    refused(
-        rebuilt(package, tmp_path / "newer.soda.pt2", newer), "format 'soda-package/3' is not known; .* reads"
-    )
+    refused(rebuilt(package, tmp_path / "newer.soda.pt2", newer), "format 'soda-package/3' is not known; .* reads")
 
     def unknown(members: dict[str, bytes]) -> None:
         edited(members, MANIFEST, lambda manifest: manifest.update(novelty=1))

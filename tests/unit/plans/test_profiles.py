@@ -63,7 +63,7 @@ def test_a_file_gives_back_what_was_saved(sensitivity, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.update(schema="soda-profile/9"), r"schema: .*soda-profile/1"),
+        (lambda data: data.update(schema="soda-profile/9"), r"schema .*soda-profile/1"),
         (lambda data: data.update(more=1), "more: Extra"),
         (lambda data: data.pop("base_us"), "base_us: Field required"),
         (lambda data: data["actions"].reverse(), "other actions"),

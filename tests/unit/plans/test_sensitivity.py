@@ -34,15 +34,6 @@ def test_lookups_of_pruning():
     assert make_sensitivity().prune_scores == ()
 
 
-def test_require_matches():
-    sensitivity = make_sensitivity(steps=6)
-    sensitivity.require_matches()
-    sensitivity.require_matches(fingerprint="abc", steps=6, scheduler_digest="d1")
-    for name, value in {"fingerprint": "xyz", "steps": 7, "scheduler_digest": "d2"}.items():
-        with pytest.raises(SensitivityError, match=f"has {name} .* but {value!r} is needed; calibrate again"):
-            sensitivity.require_matches(**{name: value})
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
