@@ -72,6 +72,13 @@ class Profile:
         """[R], the costs of one action; NaN where it was not measured."""
         return np.asarray(self.cost_us[:, PROFILED.index(action)])
 
+    def __repr__(self) -> str:
+        return (
+            f"<Profile of {len(self.regions)} regions on {self.device}: a full call takes {self.full_us / 1000:.3g} ms "
+            f"(spread {self.spread:.1%}), all reused {self.base_us / 1000:.3g} ms, "
+            f"pruning {f'by {self.score}' if self.score else 'not measured'}>"
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON to `path` atomically.
 

@@ -180,6 +180,15 @@ class Sensitivity:
         rates = (PRUNE_RATES.index(rate),) if operator in PRUNE_OPERATORS else ()
         return float(table[(*(value - 1 for value in ages), *rates)])
 
+    def __repr__(self) -> str:
+        info = self.info
+        sampler = f" of {info.scheduler}" if info.scheduler else ""
+        operators = sorted({key.partition(".")[2] for key in self.mean})
+        return (
+            f"<Sensitivity of {len(info.regions)} regions at {info.steps} steps{sampler}, to age {info.max_interval}, "
+            f"over {info.samples} samples: {', '.join(operators)}>"
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file atomically.
 

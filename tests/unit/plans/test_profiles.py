@@ -185,3 +185,11 @@ def test_a_profile_of_something_else_is_refused(sensitivity):
         plan(sensitivity, anchors=3, profile=replace(make_profile(sensitivity), fingerprint="other"))
     with pytest.raises(OptionError, match="measured pruning by 'drift' but the plan is to prune by 'random'"):
         plan(sensitivity, speedup=2.0, pruning=Pruning("random"), profile=make_profile(sensitivity))
+
+
+def test_prints_its_device_and_times_not_its_arrays(sensitivity):
+    assert str(make_profile(sensitivity, full_us=1234.5, spread=0.021)) == (
+        "<Profile of 3 regions on a device: a full call takes 1.23 ms (spread 2.1%), all reused 0.03 ms, "
+        "pruning by drift>"
+    )
+    assert repr(make_profile(sensitivity, score=None)).endswith("pruning not measured>")

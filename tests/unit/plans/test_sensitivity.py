@@ -225,3 +225,9 @@ def test_info_is_normalised():
     assert info.scheduler_config == {"a": [1, 2]}
     assert (info.seeds, info.timesteps) == ((3,), (2.0, 1.0))
     assert isinstance(make_sensitivity(0), Sensitivity)
+
+
+def test_prints_the_setting_and_its_tables_not_their_numbers():
+    assert str(make_sensitivity(steps=6)) == (
+        "<Sensitivity of 2 regions at 6 steps of DDIMScheduler, to age 5, over 4 samples: forecast1, forecast2, reuse>"
+    )
