@@ -6,7 +6,8 @@ from itertools import combinations
 import numpy as np
 
 from soda_compile.plans.actions import PRUNE_RATES
-from soda_compile.plans.sensitivity import METRICS, OPERATORS, Sensitivity, SensitivityInfo
+from soda_compile.plans.operators import OPERATORS
+from soda_compile.plans.sensitivity import METRICS, Sensitivity, SensitivityInfo
 
 
 def make_sensitivity(seed=0, steps=6, regions=2, width=5, holes=0.0, first_seed=0, samples=4, scores=(), **info):
@@ -17,7 +18,7 @@ def make_sensitivity(seed=0, steps=6, regions=2, width=5, holes=0.0, first_seed=
     rng = np.random.default_rng(seed)
     mean, variance = {}, {}
     for metric in METRICS:
-        for order, operator in enumerate(OPERATORS):
+        for order, operator in enumerate(operator.name for operator in OPERATORS):
             shape = (steps, regions, width) + ((width,) if order else ())
             table = rng.random(shape).astype(np.float32)
             table[rng.random(shape) < holes] = np.nan

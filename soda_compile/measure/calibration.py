@@ -22,9 +22,9 @@ from soda_compile.integrations.diffusers.group_offload import offload_groups, on
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook, Stage, scheduler_config, scheduler_digest
 from soda_compile.integrations.diffusers.step_weights import probe_step_weights
 from soda_compile.measure.gram import ErrorEntries, Floats
-from soda_compile.measure.recorder import METRICS, Recorder
+from soda_compile.measure.recorder import Recorder
 from soda_compile.plans.pruning import SCORES
-from soda_compile.plans.sensitivity import Sensitivity, SensitivityInfo, merge
+from soda_compile.plans.sensitivity import METRICS, Sensitivity, SensitivityInfo, merge
 from soda_compile.runtime.clock import Clock
 from soda_compile.storage.progress import progress_bar
 

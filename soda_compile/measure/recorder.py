@@ -26,7 +26,6 @@ from soda_compile.measure.windows import TokenStream, Window, window_bytes
 from soda_compile.plans.actions import PRUNE_RATES
 from soda_compile.runtime.clock import Clock
 
-METRICS = ("cosine", "relative", "residual")
 _DRAWS = 0x50DA  # keeps the draws of the random score apart from what ``generate`` draws with the same seed
 
 

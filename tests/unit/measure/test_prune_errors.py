@@ -17,10 +17,11 @@ from soda_compile.errors import SensitivityError
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.gram import ErrorEntries
 from soda_compile.measure.prune_errors import kept_sums, pruned_products
-from soda_compile.measure.recorder import METRICS, Recorder
+from soda_compile.measure.recorder import Recorder
 from soda_compile.measure.windows import TokenStream
 from soda_compile.plans.actions import PRUNE_RATES, prune
 from soda_compile.plans.pruning import SCORES
+from soda_compile.plans.sensitivity_info import METRICS
 from soda_compile.runtime.clock import Clock
 
 ROWS, FRAMES, STEPS, INTERVAL, FEATURES = 2, 3, 5, 2, 4

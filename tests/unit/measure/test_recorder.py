@@ -12,7 +12,8 @@ from soda_compile.errors import SensitivityError
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.gram import ErrorEntries
 from soda_compile.measure.moments import Moments
-from soda_compile.measure.recorder import METRICS, Recorder
+from soda_compile.measure.recorder import Recorder
+from soda_compile.plans.sensitivity_info import METRICS
 from soda_compile.runtime.clock import Clock
 
 ROWS, TOKENS, WIDTH, STEPS, INTERVAL = 2, 6, 4, 5, 2
