@@ -55,5 +55,6 @@ OPERATORS = (
     Operator("reuse", symbol="r", colour="#f2e3c6", order=0),
     Operator("forecast1", symbol="1", colour="#f0b35a", order=1),
     Operator("forecast2", symbol="2", colour="#d9793b", order=2),
+    Operator("forecast3", symbol="3", colour="#a8481f", order=3, default=False),
 )
 """By order, from 0 without a gap: where history is short, the operator before takes an operator's place."""
