@@ -82,3 +82,15 @@ def test_a_plan_from_a_later_step_on_has_the_highest_order_that_is_left(computed
     legend = {action.symbol: action for action in ACTIONS}
     made = Plan("", ("a",), (tuple(legend[symbol] for symbol in row),))
     assert tail(made, len(OPERATORS)).actions[0][-1] == STALE[computed - 1]
+
+
+@pytest.mark.parametrize("unified", [False, True])
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_no_operator_is_planned_before_it_has_its_history(unified, width):
+    """A plan refuses actions that read more values than were computed before."""
+    used = set()
+    for seed in range(8):
+        sensitivity = make_sensitivity(seed, steps=14, regions=2, width=width)
+        made = plan(sensitivity, speedup=1.2, operator=OPERATORS[-1].name, unified=unified, inherited_error=0.0)
+        used |= {action for row in made.actions for action in row}
+    assert STALE[-1] in used
