@@ -6,7 +6,8 @@ from itertools import combinations
 import numpy as np
 
 from soda_compile.plans.actions import PRUNE_RATES
-from soda_compile.plans.sensitivity import METRICS, OPERATORS, Sensitivity, SensitivityInfo
+from soda_compile.plans.operators import OPERATORS
+from soda_compile.plans.sensitivity import METRICS, Sensitivity, SensitivityInfo
 
 
 def make_sensitivity(seed=0, steps=6, regions=2, width=5, holes=0.0, first_seed=0, samples=4, scores=(), **info):
@@ -17,16 +18,17 @@ def make_sensitivity(seed=0, steps=6, regions=2, width=5, holes=0.0, first_seed=
     rng = np.random.default_rng(seed)
     mean, variance = {}, {}
     for metric in METRICS:
-        for order, operator in enumerate(OPERATORS):
-            shape = (steps, regions, width) + ((width,) if order else ())
-            table = rng.random(shape).astype(np.float32)
-            table[rng.random(shape) < holes] = np.nan
+        for operator in OPERATORS:
+            order, shape = operator.order, (steps, regions, *operator.shape(width))
+            draw = rng if operator.default else np.random.default_rng([seed, order])  # further ones change no others
+            table = draw.random(shape).astype(np.float32)
+            table[draw.random(shape) < holes] = np.nan
             step, age = np.arange(steps)[:, None, None], np.arange(1, width + 1)[:, None]
             spacing = np.arange(1, width + 1)
             undefined = step - age - order * spacing < 0 if order else (step - age < 0)[..., 0]
             table[np.broadcast_to(undefined[:, None], shape)] = np.nan
-            mean[f"{metric}.{operator}"] = table
-            variance[f"{metric}.{operator}"] = (table * rng.random(shape)).astype(np.float32)
+            mean[f"{metric}.{operator.name}"] = table
+            variance[f"{metric}.{operator.name}"] = (table * draw.random(shape)).astype(np.float32)
     known = {
         "fingerprint": "abc",
         "regions": tuple(f"blocks.{index}.attn" for index in range(regions)),
@@ -72,7 +74,12 @@ def plain_cost(sensitivity, anchors, operator, objective="residual", weighted=Tr
             enough.append("forecast1")
         if len(past) > 2 and past[0] - 2 * spacing >= 0:
             enough.append("forecast2")
-        ordered = ["reuse", "forecast1", "forecast2"]
+        # Four anchors for certain: the one before the last lies too far from the first for a single interval.
+        if "forecast2" in enough and past[0] - 3 * spacing >= 0 and past[1] > info.max_interval + 1:
+            enough.append("forecast3")
+        ordered = ["reuse", "forecast1", "forecast2", "forecast3"]
+        if operator == "auto":
+            enough = [name for name in enough if name != "forecast3"]
         allowed = enough if operator == "auto" else [enough[min(len(enough) - 1, ordered.index(operator))]]
         for region in info.regions:
             errors = [sensitivity.error(objective, name, step, region, age, spacing) for name in allowed]

@@ -54,7 +54,7 @@ def plan(
         latency_ms=latency_ms,
         max_error=max_error,
         memory_bytes=memory_bytes,
-        operator=operator,  # type: ignore[arg-type]
+        operator=operator,
         objective=objective,  # type: ignore[arg-type]
         step_weights=step_weights,
         pruning=None if pruning is None else Pruning(pruning),  # type: ignore[arg-type]

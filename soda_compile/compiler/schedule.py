@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from soda_compile.plans.actions import Action
-from soda_compile.plans.coefficients import lagrange
+from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.pruning import IndexUse, Pruning
 
 
@@ -99,7 +99,7 @@ def schedule_region(
             mode = RegionMode(action, store, in_place, pruning, uses[step], track)
             row.append(Access(mode, (place[source], *([place[step]] if store and not in_place else []))))
         else:
-            coefficients = lagrange(reads[step], step) if action.kind == "forecast" else ()
+            coefficients = OPERATORS[action.order].coefficients(reads[step], step) if action.kind == "forecast" else ()
             row.append(Access(RegionMode(action), tuple(place[source] for source in reads[step]), coefficients))
     return tuple(row)
 

@@ -16,12 +16,13 @@ from matplotlib.patches import Patch
 
 from soda_compile.demo.measure import Method, labels
 from soda_compile.plans.actions import ACTIONS
+from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.plan import Plan
 from soda_compile.storage.files import write_atomic
 
 COLUMNS = 12
 # By action symbol; dark is work, light is none.
-COLORS = {"C": "#1f3a5f", "r": "#f2e3c6", "1": "#f0b35a", "2": "#d9793b"}
+COLORS = {"C": "#1f3a5f", **{operator.symbol: operator.colour for operator in OPERATORS}}
 SYMBOLS = tuple(action.symbol for action in ACTIONS)
 
 

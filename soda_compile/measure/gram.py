@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from soda_compile.plans.coefficients import lagrange
+from soda_compile.plans.operators import OPERATORS, Operator
 
 Floats = npt.NDArray[np.float64]
 
@@ -27,7 +29,7 @@ class ErrorEntries:
 
     @property
     def lags(self) -> int:
-        """How far back values are kept; the second-order entries beyond it stay undefined."""
+        """How far back values are kept, bounded for memory; entries that reach further stay undefined."""
         return 2 * self.max_interval
 
     @cached_property
@@ -35,18 +37,17 @@ class ErrorEntries:
         """float64 [entries, lags]: weight of the value that is (column + 1) steps old; NaN rows are beyond reach."""
         width = self.max_interval
         rows = []
-        for order, spacings in ((0, 1), (1, width), (2, width)):
+        for operator in OPERATORS:
             for age in range(1, width + 1):
-                for spacing in range(1, spacings + 1):
-                    rows.append(self._row(age, spacing, order))
+                for spacing in range(1, operator.spacings(width) + 1):
+                    rows.append(self._row(operator, operator.ages(age, spacing)))
         return np.stack(rows)
 
-    def _row(self, age: int, spacing: int, order: int) -> Floats:
+    def _row(self, operator: Operator, ages: Sequence[int]) -> Floats:
         row = np.zeros(self.lags)
-        ages = [age + spacing * k for k in range(order + 1)]
         if ages[-1] > self.lags:
             return np.full(self.lags, np.nan)
-        row[[value - 1 for value in ages]] = lagrange([-value for value in ages], 0)
+        row[[value - 1 for value in ages]] = operator.coefficients([-value for value in ages], 0)
         return row
 
     @cached_property
@@ -58,13 +59,12 @@ class ErrorEntries:
         return oldest
 
     def split(self, values: Floats) -> dict[str, Floats]:
-        """Entries in the last axis as tables: reuse [..., W], forecast1 and forecast2 [..., W, W]."""
-        width = self.max_interval
-        shape = (*values.shape[:-1], width, width)
+        """Entries in the last axis as the operators' tables: reuse [..., W], forecasts [..., W, W]."""
+        shapes = [operator.shape(self.max_interval) for operator in OPERATORS]
+        parts = np.split(values, np.cumsum([math.prod(shape) for shape in shapes])[:-1], axis=-1)
         return {
-            "reuse": values[..., :width],
-            "forecast1": values[..., width : width + width**2].reshape(shape),
-            "forecast2": values[..., width + width**2 :].reshape(shape),
+            operator.name: part.reshape(*values.shape[:-1], *shape)
+            for operator, part, shape in zip(OPERATORS, parts, shapes, strict=True)
         }
 
 

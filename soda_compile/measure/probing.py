@@ -9,7 +9,7 @@ import numpy as np
 from soda_compile.compiler.prune_flops import prune_flops
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.gram import Floats
-from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, PRUNE_RATES, REUSE, Action, prune
+from soda_compile.plans.actions import ACTIONS, COMPUTE, PRUNE_RATES, REUSE, STALE, Action, prune
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import PROFILED
 from soda_compile.plans.pruning import Pruning
@@ -62,7 +62,7 @@ class Probing:
         kinds = tuple(map(frozenset, groups.values()))
         everything = frozenset(range(len(structure.regions)))
         full, reuse = Probe(COMPUTE, everything), Probe(REUSE, everything)
-        steps = [full, full, full, Probe(FORECAST2, everything), Probe(FORECAST1, everything), reuse]
+        steps = [full] * STALE[-1].history + [Probe(action, everything) for action in reversed(STALE)]
         saves = prune_flops(structure) > 0 if pruning else np.zeros((len(everything), len(PRUNE_RATES)), dtype=bool)
         for kind in kinds:
             rates = [rate for rate, fits in zip(PRUNE_RATES, saves[min(kind)], strict=True) if fits]
@@ -93,7 +93,7 @@ class Probing:
         Args:
             times_us: [rounds, steps], microseconds.
         """
-        whole = {action: self._median(times_us, action) for action in (COMPUTE, REUSE, FORECAST1, FORECAST2)}
+        whole = {action: self._median(times_us, action) for action in ACTIONS}
         base_us = whole[REUSE]
         saved: dict[tuple[Action, frozenset[int]], float] = {
             (probe.action, probe.regions): float(np.median(times_us[:, step - 1] - times_us[:, step]))
@@ -104,8 +104,7 @@ class Probing:
         scale = max(0.0, whole[COMPUTE] - base_us) / total if total else 0.0
         memory = np.array([region.memory_bytes for region in self.structure.regions], dtype=np.float64)
         cost_us = np.full((len(memory), len(PROFILED)), np.nan)
-        cost_us[:, PROFILED.index(REUSE)] = 0.0
-        for action in (FORECAST1, FORECAST2):
+        for action in STALE:
             cost_us[:, PROFILED.index(action)] = max(0.0, whole[action] - base_us) * memory / memory.sum()
         for (action, kind), saved_us in saved.items():
             left_us = saved[REUSE, kind] - (0.0 if action == REUSE else saved_us)
@@ -133,7 +132,7 @@ class Times:
     Attributes:
         full_us: A step that computes everything and keeps nothing.
         base_us: A step that reuses everything.
-        cost_us: [R, 11], what each action of PROFILED adds; NaN where it was not probed.
+        cost_us: [R, A], what each action of PROFILED adds; NaN where it was not probed.
         memory_bytes: [R], size of one kept copy.
         spread: Interquartile range of the full steps over their median.
     """

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from soda_compile.planner.stale_errors import Floats, StaleErrors, history_level
+from soda_compile.planner.stale_errors import Floats, StaleErrors
+from soda_compile.plans.operators import OPERATORS
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class IntervalCosts:
     def build(cls, errors: StaleErrors, weights: Floats) -> "IntervalCosts":
         """Sums over regions and over the stale steps of each interval, each step times its weight [T]."""
         steps, width = len(weights), errors.width
-        summed = np.stack([errors.summed(level) for level in range(3)]) * weights[:, None, None]
+        summed = np.stack([errors.summed(level) for level in range(len(OPERATORS))]) * weights[:, None, None]
         anchor, spacing, age = np.ogrid[:steps, : width + 2, 1 : width + 1]
         step = anchor + age
-        level = history_level(anchor, spacing)
+        level = errors.level(anchor, spacing)
         stale = summed[level, np.minimum(step, steps - 1), age - 1, np.maximum(spacing, 1) - 1]
         stale = np.where((step < steps) & np.isfinite(stale), stale, np.inf)
         table = np.full((steps, width + 2, width + 2), np.inf)

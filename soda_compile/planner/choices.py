@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soda_compile.planner.costs import Costs
-from soda_compile.planner.stale_errors import Floats, StaleErrors, history_level
-from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, PRUNE_RATES, REUSE, Action, prune
+from soda_compile.planner.stale_errors import Floats, StaleErrors
+from soda_compile.plans.actions import COMPUTE, PRUNE_RATES, Action, prune
 from soda_compile.plans.sensitivity import Sensitivity
 
 Mask = NDArray[np.bool_]
@@ -88,7 +88,7 @@ class Choices:
         scale = 1.0 / (steps * costs.full)
         found = [
             Option(action, values, costs.column(action) * scale)
-            for action, values in zip((REUSE, FORECAST1, FORECAST2), _stale(errors, weights), strict=False)
+            for action, values in zip(errors.menu, _stale(errors, weights), strict=True)
         ]
         least = np.minimum.reduce([option.errors for option in found])
         known = np.isfinite(least)
@@ -148,14 +148,13 @@ class Choices:
 
 
 def _stale(errors: StaleErrors, weights: Floats) -> Iterator[Floats]:
-    """For each order of `errors` the weighted errors [T, S, W, R] as in `Option`."""
+    """For each action of `errors` the weighted errors [T, S, W, R] as in `Option`."""
     steps, width = len(weights), errors.width
     anchor, age = np.ogrid[:steps, 1 : width + 1]
     spacing = np.arange(width + 2)[:, None]
     step, inside = np.minimum(anchor + age, steps - 1), anchor + age < steps
-    level = history_level(anchor[..., None], spacing[None])
-    for order, table in enumerate(errors.tables):
-        allowed = np.isin(level, [known for known in range(3) if order in errors.candidates(known)])
+    for index, table in enumerate(errors.tables):
+        allowed = errors.runs(index, anchor[..., None], spacing[None])
         values = table[step[:, None], :, age[:, None] - 1, np.maximum(spacing, 1)[None] - 1]
         known = (inside[:, None] & allowed)[..., None] & np.isfinite(values)
         yield np.where(known, values * weights[step][:, None, :, None], np.inf)

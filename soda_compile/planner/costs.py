@@ -7,7 +7,7 @@ import numpy as np
 
 from soda_compile.errors import PlanError
 from soda_compile.planner.stale_errors import Floats
-from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, PRUNE_RATES, REUSE, Action, prune
+from soda_compile.plans.actions import COMPUTE, PRUNE_RATES, Action, prune
 from soda_compile.plans.profile import PROFILED, Profile
 from soda_compile.plans.sensitivity import Sensitivity
 
@@ -20,7 +20,7 @@ class Costs:
         unit: "FLOPs" or "us" (microseconds).
         full: cost of a call that computes everything, the reference of a speedup.
         base: cost of a call that reuses everything.
-        table: [R, 11] float64, what each action of PROFILED adds; infinite where a region cannot do it.
+        table: [R, A] float64, what each action of PROFILED adds; infinite where a region cannot do it.
     """
 
     unit: str
@@ -68,11 +68,10 @@ def _column(action: Action) -> int:
 
 
 def _flops(sensitivity: Sensitivity) -> Floats:
-    """[R, 11], the FLOPs that each action adds to those of a call that reuses everything."""
+    """[R, A], the FLOPs that each action adds to those of a call that reuses everything."""
     region = sensitivity.region_flops[:, None]
     table = np.zeros((len(region), len(PROFILED)))
     table[:, [_column(COMPUTE)]] = region
-    table[:, [_column(action) for action in (REUSE, FORECAST1, FORECAST2)]] = 0.0
     removed = sensitivity.region_prune_flops
     removed = np.zeros((len(region), len(PRUNE_RATES))) if removed is None else removed
     # Pruning a region can remove more than reusing it: work of a region nested in it.

@@ -9,12 +9,12 @@ import numpy as np
 from soda_compile.errors import PlanError
 from soda_compile.planner.choices import history
 from soda_compile.planner.costs import Costs
-from soda_compile.planner.stale_errors import Floats, StaleErrors, history_level
+from soda_compile.planner.stale_errors import OPERATOR_CHOICES, Floats, StaleErrors
 from soda_compile.plans.actions import COMPUTE, PRUNE_RATES, prune
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.plan_grid import collapse
 from soda_compile.plans.profile import Profile
-from soda_compile.plans.sensitivity import OPERATORS, Sensitivity
+from soda_compile.plans.sensitivity import Sensitivity
 
 
 def explain(plan: Plan, sensitivity: Sensitivity, profile: Profile | None = None) -> str:
@@ -63,17 +63,16 @@ class _Grounds:
     def read(cls, plan: Plan, sensitivity: Sensitivity, profile: Profile | None) -> "_Grounds":
         method = dict(plan.method)
         objective, operator = str(method.get("objective", "residual")), str(method.get("operator", "auto"))
-        errors = StaleErrors.read(sensitivity, operator if operator in (*OPERATORS, "auto") else "auto", objective)
+        errors = StaleErrors.read(sensitivity, operator if operator in OPERATOR_CHOICES else "auto", objective)
         computed = np.array([[action == COMPUTE for action in row] for row in plan.actions])
         last, spacing = history(computed)
         step, region = np.arange(plan.steps), np.arange(len(computed))[:, None]
         age = step - last
         known = (age >= 1) & (age <= errors.width)
         index = np.clip(age, 1, errors.width) - 1
-        level = history_level(last, spacing)
         values = []
-        for order, table in enumerate(errors.tables):
-            allowed = np.isin(level, [known for known in range(3) if order in errors.candidates(known)])
+        for number, table in enumerate(errors.tables):
+            allowed = errors.runs(number, last, spacing)
             value = table[step, region, index, np.clip(spacing, 1, errors.width + 1) - 1]
             values.append(np.where(allowed & known, value, np.nan))
         score = plan.pruning.score if plan.pruning else method.get("score")

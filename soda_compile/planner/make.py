@@ -9,7 +9,6 @@ from soda_compile.errors import OptionError, PlanError
 from soda_compile.planner import strategies
 from soda_compile.planner.costs import Costs
 from soda_compile.planner.problem import Actions, Draft, Problem
-from soda_compile.planner.stale_errors import OperatorChoice
 from soda_compile.planner.target import Target
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.plan_file import Scalar
@@ -28,7 +27,7 @@ def plan(
     latency_ms: float | None = None,
     max_error: float | None = None,
     memory_bytes: int | None = None,
-    operator: OperatorChoice | None = None,
+    operator: str | None = None,
     objective: Metric = "residual",
     step_weights: bool = False,
     pruning: Pruning | None = None,
@@ -59,8 +58,9 @@ def plan(
         max_error: the largest summed error, in the unit of `Plan.predicted_error`, to be kept at the least cost.
         memory_bytes: the most that kept values may take, for one stream; the order of forecasts is lowered until
             they fit. What the scores of pruning keep comes on top.
-        operator: what stale regions do: "reuse", "forecast1", "forecast2", or "auto" for the one with the smallest
-            measured error per step and region. "forecast1" by default, "auto" in the unified strategy.
+        operator: what stale regions do: the name of one of `OPERATORS`, or "auto" for the one with the smallest
+            measured error per step and region, among those offered by default. "forecast1" by default, "auto" in the
+            unified strategy.
         objective: the metric that is summed: "residual", "relative" or "cosine".
         step_weights: weight each step by how far an error there moves the sample. Off by default: on the digits
             model (benchmarks/results) unweighted residual errors came closer to the original in every comparison.
@@ -111,7 +111,7 @@ def fixed_interval_plan(
     *,
     anchors: int | None = None,
     speedup: float | None = None,
-    operator: OperatorChoice = "forecast1",
+    operator: str = "forecast1",
     objective: Metric = "residual",
     step_weights: bool = False,
     profile: Profile | None = None,
@@ -153,7 +153,7 @@ def _within_memory(problem: Problem, strategy: Callable[[Problem], Draft], memor
         return strategy(problem)
     if problem.profile is None:
         raise OptionError("memory_bytes needs to know the regions' sizes; pass profile=soda_compile.profile(...) too")
-    for order in reversed(range(len(problem.errors.tables))):
+    for order in reversed([action.order for action in problem.errors.menu]):
         draft = strategy(problem.restricted(order))
         least = slot_memory_bytes(problem.profile, draft.actions)
         if least <= memory_bytes:

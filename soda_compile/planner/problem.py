@@ -99,7 +99,7 @@ class Problem:
 
     def restricted(self, order: int) -> "Problem":
         """The same with forecasts of at most this order."""
-        return replace(self, errors=replace(self.errors, tables=self.errors.tables[: order + 1]))
+        return replace(self, errors=self.errors.up_to(order))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,12 +4,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from soda_compile.errors import PlanError
+from soda_compile.plans.operators import OPERATORS
 
 Kind = Literal["compute", "reuse", "forecast", "prune"]
 
 # Rates lie on a small grid, so that few variants exist and every action has a symbol of its own.
 PRUNE_RATES = tuple(eighths / 8 for eighths in range(1, 8))
 SIDE_RATES = (0.0, 0.25, 0.5, 0.75)
+_ORDERS = {
+    "compute": (0,),
+    **{each.kind: tuple(other.order for other in OPERATORS if other.kind == each.kind) for each in OPERATORS},
+    "prune": (0,),
+}
 _PRUNE_SYMBOLS = "abcdefghijklmnopqstuvwxyzABD"
 
 
@@ -21,7 +27,7 @@ class Action:
         kind: "compute" (run the module and keep its output), "reuse" (take the kept output as it is), "forecast"
             (extrapolate the last `order + 1` computed outputs by the polynomial of degree `order` through them) or
             "prune" (compute some tokens and take the others from the kept output).
-        order: 1 or 2 for forecast, 0 otherwise.
+        order: for forecast that of one of OPERATORS, 0 otherwise.
         rate: for prune, the share of tokens that keep their old value, one of PRUNE_RATES; 0 otherwise. In a region
             of several streams (joint attention) it is the rate of the longest stream.
         side_rate: for prune, the rate of the other streams of the region, one of SIDE_RATES.
@@ -33,11 +39,10 @@ class Action:
     side_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        orders = {"compute": (0,), "reuse": (0,), "forecast": (1, 2), "prune": (0,)}
-        if self.kind not in orders:
-            raise PlanError(f"action kind {self.kind!r} is not known; use one of {', '.join(orders)}")
-        if isinstance(self.order, bool) or self.order not in orders[self.kind]:
-            raise PlanError(f"action {self.kind} has order {self.order!r}; it can be one of {orders[self.kind]}")
+        if self.kind not in _ORDERS:
+            raise PlanError(f"action kind {self.kind!r} is not known; use one of {', '.join(_ORDERS)}")
+        if isinstance(self.order, bool) or self.order not in _ORDERS[self.kind]:
+            raise PlanError(f"action {self.kind} has order {self.order!r}; it can be one of {_ORDERS[self.kind]}")
         allowed = (PRUNE_RATES, SIDE_RATES) if self.kind == "prune" else ((0.0,), (0.0,))
         for name, values in zip(("rate", "side_rate"), allowed, strict=True):
             if isinstance(value := getattr(self, name), bool) or value not in values:
@@ -46,21 +51,21 @@ class Action:
 
     @property
     def symbol(self) -> str:
-        """The one character that stands for it in grids and files: C, r, 1, 2, or a letter for each pair of rates."""
+        """The one character that stands for it in grids and files; prunes have a letter for each pair of rates."""
         if self.kind == "prune":
             return _PRUNE_SYMBOLS[SIDE_RATES.index(self.side_rate) * len(PRUNE_RATES) + PRUNE_RATES.index(self.rate)]
-        return str(self.order) if self.kind == "forecast" else {"compute": "C", "reuse": "r"}[self.kind]
+        return "C" if self.kind == "compute" else OPERATORS[self.order].symbol
 
     @property
     def history(self) -> int:
         """How many earlier computed outputs it reads."""
-        return 0 if self.kind == "compute" else self.order + 1
+        return 0 if self.kind == "compute" else OPERATORS[self.order].history
 
     def __str__(self) -> str:
         if self.kind == "prune":
             side = f"/{self.side_rate:.3g}" if self.side_rate else ""
             return f"prune {self.rate:.3g}{side}"
-        return f"{self.kind}{self.order or ''}"
+        return self.kind if self.kind == "compute" else OPERATORS[self.order].name
 
 
 def prune(rate: float, side_rate: float = 0.0) -> Action:
@@ -69,8 +74,10 @@ def prune(rate: float, side_rate: float = 0.0) -> Action:
 
 
 COMPUTE = Action("compute")
-REUSE = Action("reuse")
-FORECAST1 = Action("forecast", 1)
-FORECAST2 = Action("forecast", 2)
-ACTIONS = (COMPUTE, REUSE, FORECAST1, FORECAST2)
+STALE = tuple(Action(operator.kind, operator.order) for operator in OPERATORS)  # type: ignore[arg-type]
+"""The actions of the operators, by order."""
+REUSE, FORECAST1, FORECAST2, *_ = STALE
+ACTIONS = (COMPUTE, *STALE)
 """The actions that treat all tokens alike."""
+DEFAULT_ACTIONS = (COMPUTE, *(action for action in STALE if OPERATORS[action.order].default))
+"""Those that menus offer where nobody asks for others."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from soda_compile.errors import PlanError
 from soda_compile.plans import plan_file, plan_grid
-from soda_compile.plans.actions import ACTIONS, COMPUTE, FORECAST1, FORECAST2, REUSE, Action, prune
+from soda_compile.plans.actions import ACTIONS, COMPUTE, DEFAULT_ACTIONS, FORECAST1, FORECAST2, REUSE, Action, prune
 from soda_compile.plans.plan_file import Scalar
 from soda_compile.plans.pruning import Pruning
 from soda_compile.storage.files import write_atomic
@@ -158,7 +158,9 @@ class Plan:
 
     def grid(self, width: int | None = None) -> str:
         """The plan as a region x step grid in plain text, at most `width` columns (the terminal's by default)."""
-        legend = {action.symbol: str(action) for action in (*ACTIONS, *self._prunes)}
+        used = set("".join(self.rows))
+        listed = (action for action in ACTIONS if action in DEFAULT_ACTIONS or action.symbol in used)
+        legend = {action.symbol: str(action) for action in (*listed, *self._prunes)}
         return plan_grid.render(self.regions, self.rows, self.anchors, legend, self.flop_ratio, width)
 
     @property
@@ -260,12 +262,12 @@ def random_plan(
         regions: region names.
         steps: number of steps.
         fingerprint: hash of the model structure.
-        compute: probability of computing; the rest is shared equally by the operators that have enough history.
+        compute: probability of computing; the rest is shared equally by the default operators that have enough history.
         pruning: prune too, and pick tokens like this.
         rates: for prunes.
     """
     rng = np.random.default_rng(seed)
-    operators = (*ACTIONS[1:], *(prune(rate) for rate in rates if pruning))
+    operators = (*DEFAULT_ACTIONS[1:], *(prune(rate) for rate in rates if pruning))
     rows: list[tuple[Action, ...]] = []
     for _ in regions:
         row = [COMPUTE]

@@ -31,7 +31,7 @@ class Profile:
         key: hash of the graphs, shapes, dtypes, device, versions and settings that the times belong to.
         full_us: time of a call that computes everything and keeps nothing, the reference of a speedup.
         base_us: time of a call that reuses everything.
-        cost_us: [R, 11] float64, what each action of PROFILED adds to ``base_us``; NaN where it was not measured,
+        cost_us: [R, A] float64, what each action of PROFILED adds to ``base_us``; NaN where it was not measured,
             0 for reuse.
         memory_bytes: [R] float64, size of one kept copy of each region's cuts.
         score: how pruned regions picked their tokens; None where pruning was not measured.
@@ -92,7 +92,7 @@ class Profile:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Profile":
-        """Reads a file that `save` wrote.
+        """Reads a file that `save` wrote; actions that it does not hold were not measured.
 
         Raises:
             ProfileError: missing, damaged, of another version, or with values that do not fit; names path and reason.
@@ -100,14 +100,18 @@ class Profile:
         source = os.fspath(path)
         try:
             data = profile_file.parse(Path(path).read_bytes())
-            if data.actions != [str(action) for action in PROFILED]:
+            names = [str(action) for action in PROFILED]
+            if len(set(data.actions) & set(names)) != len(data.actions):
                 raise ProfileError("it holds other actions than this version knows; measure again")
-            costs = [entry.cost_us for entry in data.regions.values()]
-            if any(len(row) != len(PROFILED) for row in costs):
-                raise ProfileError(f"each region must have {len(PROFILED)} costs")
+            rows = [entry.cost_us for entry in data.regions.values()]
+            if any(len(row) != len(data.actions) for row in rows):
+                raise ProfileError(f"each region must have {len(data.actions)} costs")
+            cost_us = np.full((len(rows), len(names)), math.nan)
+            for column, name in enumerate(data.actions):
+                cost_us[:, names.index(name)] = [math.nan if row[column] is None else row[column] for row in rows]
             return cls(
                 regions=tuple(data.regions),
-                cost_us=np.array([[math.nan if x is None else x for x in row] for row in costs], dtype=np.float64),
+                cost_us=cost_us,
                 memory_bytes=np.array([entry.memory_bytes for entry in data.regions.values()], dtype=np.float64),
                 **{name: getattr(data, name) for name in profile_file.SCALARS},
             )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from soda_compile.errors import PlanError
-from soda_compile.plans.actions import COMPUTE, FORECAST1, REUSE, Action
+from soda_compile.plans.actions import COMPUTE, STALE, Action
 from soda_compile.plans.plan import Plan
 
 
@@ -39,6 +39,6 @@ def _tail_row(row: tuple[Action, ...]) -> tuple[Action, ...]:
     for action in row[1:]:
         computed = shortened.count(COMPUTE)
         if action.history > computed:
-            action = FORECAST1 if computed > 1 else REUSE
+            action = STALE[computed - 1]
         shortened.append(action)
     return tuple(shortened)

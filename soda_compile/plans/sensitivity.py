@@ -19,12 +19,14 @@ from pydantic import BaseModel, ConfigDict
 from soda_compile.errors import SensitivityError
 from soda_compile.plans import sensitivity_file
 from soda_compile.plans.actions import PRUNE_RATES
-from soda_compile.plans.sensitivity_info import METRICS, OPERATORS, PRUNE_OPERATORS, Metric, Operator, SensitivityInfo
+from soda_compile.plans.operators import OPERATORS
+from soda_compile.plans.sensitivity_info import METRICS, PRUNE_OPERATORS, Metric, SensitivityInfo
 from soda_compile.storage.files import write_atomic
 from soda_compile.storage.json_reader import read_json
 
-__all__ = ["METRICS", "OPERATORS", "PRUNE_OPERATORS", "Metric", "Operator", "Sensitivity", "SensitivityInfo", "merge"]
+__all__ = ["METRICS", "PRUNE_OPERATORS", "Metric", "Sensitivity", "SensitivityInfo", "merge"]
 
+_OPERATORS = {operator.name: operator for operator in OPERATORS}
 _SUMMED = ("generations", "samples", "seeds")
 _FREE_TO_DIFFER = ("versions", "notes")
 
@@ -40,11 +42,11 @@ class _Header(BaseModel):
 class Sensitivity:
     """Mean and variance of the errors, per metric and operator, under keys such as "residual.forecast1".
 
-    The operators are OPERATORS and PRUNE_OPERATORS, "prune.drift" and so on for the scores by which tokens are ranked.
+    Operators are those of OPERATORS by name and PRUNE_OPERATORS, "prune.drift" and so on for the scores of tokens.
     With T steps, R regions and W = `info.max_interval`, entry [t, r, ...] is the error at step t of region r:
 
     - reuse tables are [T, R, W], index n-1: the value kept at step t-n is used;
-    - forecast tables are [T, R, W, W], index [n-1, N-1]: the values kept at t-n, t-n-N (and t-n-2N for order 2);
+    - forecast tables are [T, R, W, W], index [n-1, N-1]: the values kept at t-n, t-n-N, ... (order + 1 of them);
     - prune tables are [T, R, W, 7], index [n-1, i]: the share PRUNE_RATES[i] of the tokens, those of lowest score,
       keeps the value of step t-n, and the others are fresh. Where a region has several streams, only the longest
       is pruned, as by the action ``prune(rate)``.
@@ -80,8 +82,9 @@ class Sensitivity:
                 f"tables of the mean {sorted(self.mean)} and variance {sorted(self.variance)} differ"
             )
         for name, array in self.arrays().items():
-            choices = _choices(name.split(".", 2)[2], width)
-            self._check_array(name, array, (steps, regions, width, *choices), np.float32)
+            operator = _OPERATORS.get(name.split(".", 2)[2])
+            axes = (width, len(PRUNE_RATES)) if operator is None else operator.shape(width)
+            self._check_array(name, array, (steps, regions, *axes), np.float32)
         object.__setattr__(self, "total_flops", float(self.total_flops))
         self._check_array("step_weights", self.step_weights, (steps,), np.float64)
         self._check_array("region_flops", self.region_flops, (regions,), np.float64)
@@ -131,7 +134,7 @@ class Sensitivity:
         Raises:
             SensitivityError: a key is not a metric and an operator.
         """
-        known = {f"{metric}.{operator}" for metric in METRICS for operator in (*OPERATORS, *PRUNE_OPERATORS)}
+        known = {f"{metric}.{operator}" for metric in METRICS for operator in (*_OPERATORS, *PRUNE_OPERATORS)}
         if unknown := sorted(set(self.mean) - known):
             raise SensitivityError(f"table {unknown[0]!r} is not known; tables are {sorted(known)}")
         tables = {"mean": self.mean, "variance": self.variance}
@@ -166,7 +169,7 @@ class Sensitivity:
 
         Args:
             metric: one of METRICS.
-            operator: one of OPERATORS or PRUNE_OPERATORS.
+            operator: name of one of OPERATORS, or one of PRUNE_OPERATORS.
             step: the step that uses the value.
             region: region name.
             age: n, steps since the region last computed.
@@ -174,7 +177,7 @@ class Sensitivity:
             rate: share of the tokens that keep the old value, one of PRUNE_RATES; only pruning has it.
         """
         table = self.table(metric, operator)[step, self.info.regions.index(region)]
-        ages = (age, spacing) if operator.startswith("forecast") else (age,)
+        ages = (age, spacing) if operator in _OPERATORS and _OPERATORS[operator].order else (age,)
         if not all(1 <= value <= self.info.max_interval for value in ages):
             return math.nan
         rates = (PRUNE_RATES.index(rate),) if operator in PRUNE_OPERATORS else ()
@@ -226,13 +229,6 @@ class Sensitivity:
         about = read_json(_Header, json.dumps(header), SensitivityError, "calibrate again")
         single = (arrays["step_weights"], arrays["region_flops"], about.total_flops, arrays.get("region_prune_flops"))
         return cls(about.info, mean, variance, *single)
-
-
-def _choices(operator: str, width: int) -> tuple[int, ...]:
-    """The axes of an operator's table behind step, region and age."""
-    if operator == "reuse":
-        return ()
-    return (len(PRUNE_RATES),) if operator in PRUNE_OPERATORS else (width,)
 
 
 def merge(a: Sensitivity, b: Sensitivity) -> Sensitivity:

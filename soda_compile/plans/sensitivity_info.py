@@ -10,9 +10,7 @@ from soda_compile.errors import SensitivityError
 from soda_compile.plans.pruning import SCORES
 
 Metric = Literal["cosine", "relative", "residual"]
-Operator = Literal["reuse", "forecast1", "forecast2"]
 METRICS: tuple[Metric, ...] = ("cosine", "relative", "residual")
-OPERATORS: tuple[Operator, ...] = ("reuse", "forecast1", "forecast2")
 PRUNE_OPERATORS = tuple(f"prune.{score}" for score in SCORES)
 
 

@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from soda_compile.cli import app
 from soda_compile.planner import explain, plan
+from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import PROFILED, Profile
-from soda_compile.plans.sensitivity import METRICS, OPERATORS, Sensitivity, SensitivityInfo
+from soda_compile.plans.sensitivity import METRICS, Sensitivity, SensitivityInfo
 
 STEPS, REGIONS, WIDTH = 8, ("blocks.0.attn", "blocks.0.ff"), 6
 
@@ -88,8 +89,8 @@ def folder(tmp_path, monkeypatch):
 
 def sensitivity():
     rng = np.random.default_rng(0)
-    shapes = {operator: (STEPS, 2, WIDTH) + (WIDTH,) * (operator != "reuse") for operator in OPERATORS}
-    tables = {f"{m}.{o}": rng.random(shapes[o]).astype(np.float32) for m in METRICS for o in OPERATORS}
+    shapes = {operator.name: (STEPS, 2, *operator.shape(WIDTH)) for operator in OPERATORS}
+    tables = {f"{m}.{o}": rng.random(shapes[o]).astype(np.float32) for m in METRICS for o in shapes}
     info = SensitivityInfo("abc", REGIONS, STEPS, WIDTH, 1, 4, (0,), scheduler="DDIMScheduler", guidance=1.5)
     return Sensitivity(info, tables, tables, np.linspace(2, 1, STEPS), np.array([3.0, 6.0]), 10.0)
 

@@ -13,7 +13,7 @@ import soda_compile
 from soda_compile.errors import CaptureError, OptionError, ProfileError
 from soda_compile.measure import probing, profiling
 from soda_compile.measure.probing import Probe, Probing
-from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, PRUNE_RATES, REUSE, prune
+from soda_compile.plans.actions import ACTIONS, COMPUTE, PRUNE_RATES, REUSE, prune
 from soda_compile.plans.profile import PROFILED, Profile
 from soda_compile.plans.pruning import Pruning
 
@@ -94,7 +94,7 @@ def test_probes_cover_every_action_of_every_kind_of_region(model, inputs):
     rates = [prune(rate) for rate in PRUNE_RATES]
     assert paired == {(action, kind) for action in (REUSE, *rates) for kind in ((0, 2), (1, 3))}
     everything = {probe.action for probe in found.steps if len(probe.regions) == 4}
-    assert everything == {COMPUTE, REUSE, FORECAST1, FORECAST2}
+    assert everything == set(ACTIONS)
     for step, probe in enumerate(found.steps):
         if probe.paired:
             assert found.steps[step - 1] == Probe(COMPUTE, frozenset(range(4)))
@@ -107,7 +107,7 @@ def test_probes_cover_every_action_of_every_kind_of_region(model, inputs):
 def test_times_are_split_over_the_regions(model, inputs):
     """Step times that are exact sums give back their parts."""
     found = probing_of(model, inputs, Pruning("drift"))
-    compute, forecast = {0: 30.0, 1: 50.0, 2: 30.0, 3: 50.0}, {1: 2.0, 2: 3.0}
+    compute, forecast = {0: 30.0, 1: 50.0, 2: 30.0, 3: 50.0}, {1: 2.0, 2: 3.0, 3: 4.0}
 
     def cost(action, number):
         parts = {"compute": compute[number], "reuse": 0.0, "prune": 5.0 + (1 - action.rate) * compute[number]}
@@ -146,7 +146,7 @@ def test_it_measures_keeps_and_reads_again(model, inputs, few_rates, tmp_path, m
     assert "forward" not in vars(model)
     assert made.regions == ("blocks.0.attn", "blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp")
     known = {str(action) for action in PROFILED if not np.isnan(made.column(action)).any()}
-    assert known == {"compute", "reuse", "forecast1", "forecast2", "prune 0.5"}
+    assert known == {"compute", "reuse", "forecast1", "forecast2", "forecast3", "prune 0.5"}
     assert made.full_us > 0
     assert (made.score, made.versions["torch"]) == ("drift", torch.__version__)
     (path,) = tmp_path.iterdir()

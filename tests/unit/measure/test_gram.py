@@ -33,11 +33,16 @@ def predict(past: Array, operator: str, age: int, spacing: int) -> Array:
         return newest + age * slope
     oldest = past[age + 2 * spacing - 1]
     bend = ((newest - older) - (older - oldest)) / spacing**2
-    return newest + age * slope + age * (age + spacing) / 2 * bend
+    parabola = newest + age * slope + age * (age + spacing) / 2 * bend
+    if operator == "forecast2":
+        return parabola
+    last = past[age + 3 * spacing - 1]
+    twist = (bend - ((older - oldest) - (oldest - last)) / spacing**2) / spacing
+    return parabola + age * (age + spacing) * (age + 2 * spacing) / 6 * twist
 
 
 def reach(operator: str, age: int, spacing: int) -> int:
-    return age + {"reuse": 0, "forecast1": 1, "forecast2": 2}[operator] * spacing
+    return age + {"reuse": 0, "forecast1": 1, "forecast2": 2, "forecast3": 3}[operator] * spacing
 
 
 def tables(present: torch.Tensor, past: torch.Tensor, weight: torch.Tensor | None = None) -> dict[str, Array]:
@@ -58,7 +63,7 @@ def check(available: int, weight: torch.Tensor | None = None) -> None:
     found = tables(present, past, weight)
     now, before = present.double().numpy(), past.double().numpy()
     factor = np.ones((ROWS, FEATURES)) if weight is None else np.broadcast_to(weight.double().numpy(), now.shape)
-    for operator, age, spacing in product(("reuse", "forecast1", "forecast2"), *[range(1, WIDTH + 1)] * 2):
+    for operator, age, spacing in product(("reuse", "forecast1", "forecast2", "forecast3"), *[range(1, WIDTH + 1)] * 2):
         index = (slice(None), age - 1) if operator == "reuse" else (slice(None), age - 1, spacing - 1)
         squared, cosine = (found[f"{metric}.{operator}"][index] for metric in ("squared", "cosine"))
         if reach(operator, age, spacing) > min(available, ENTRIES.lags):
@@ -86,7 +91,7 @@ def test_weights_of_the_features(shape: tuple[int, ...]):
 def test_the_weights_of_every_prediction_sum_to_one():
     known = ~np.isnan(ENTRIES.weights).any(axis=1)
     np.testing.assert_allclose(ENTRIES.weights[known].sum(1), 1, rtol=1e-12)
-    assert ENTRIES.weights.shape == (WIDTH + 2 * WIDTH**2, 2 * WIDTH)
+    assert ENTRIES.weights.shape == (WIDTH + 3 * WIDTH**2, 2 * WIDTH)
 
 
 def test_small_changes_of_large_values_are_not_lost_in_rounding():

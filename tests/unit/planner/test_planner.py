@@ -100,6 +100,7 @@ def _smooth(steps=12, width=11):
         "reuse": age[:, 0],
         "forecast1": age * (age + spacing) / 100,
         "forecast2": age * (age + spacing) ** 2 / 5000,
+        "forecast3": age * (age + spacing) ** 3 / 100000,
     }
     scale = np.random.default_rng(0).random(steps) + 0.5
     mean = {}
@@ -176,7 +177,7 @@ def test_bad_options():
         plan(sensitivity)
     with pytest.raises(OptionError, match="exactly one"):
         plan(sensitivity, anchors=3, speedup=2.0)
-    with pytest.raises(OptionError, match=r"operator 'linear' .* reuse, forecast1, forecast2, auto"):
+    with pytest.raises(OptionError, match=r"operator 'linear' .* reuse, forecast1, forecast2, forecast3, auto"):
         plan(sensitivity, anchors=3, operator="linear")
     with pytest.raises(OptionError, match=r"objective 'l2' .* cosine, relative, residual"):
         plan(sensitivity, anchors=3, objective="l2")

@@ -59,7 +59,7 @@ def test_accepts_forecasts_as_soon_as_there_is_history():
 
 
 @pytest.mark.parametrize(
-    ("kind", "order"), [("skip", 0), ("forecast", 0), ("forecast", 3), ("reuse", 1), ("compute", True)]
+    ("kind", "order"), [("skip", 0), ("forecast", 0), ("forecast", 4), ("reuse", 1), ("compute", True)]
 )
 def test_refuses_an_unknown_action(kind, order):
     with pytest.raises(PlanError, match=r"is not known|has order"):

@@ -66,8 +66,8 @@ def test_a_file_gives_back_what_was_saved(sensitivity, tmp_path):
         (lambda data: data.update(schema="soda-profile/9"), r"schema .*soda-profile/1"),
         (lambda data: data.update(more=1), "more: Extra"),
         (lambda data: data.pop("base_us"), "base_us: Field required"),
-        (lambda data: data["actions"].reverse(), "other actions"),
-        (lambda data: data["regions"]["blocks.0.attn"]["cost_us"].pop(), "must have 11 costs"),
+        (lambda data: data["actions"].__setitem__(2, "guess"), "other actions"),
+        (lambda data: data["regions"]["blocks.0.attn"]["cost_us"].pop(), "must have 12 costs"),
         (lambda data: data["regions"]["blocks.0.attn"]["cost_us"].__setitem__(0, None), "known for compute and reuse"),
         (lambda data: data["regions"]["blocks.0.attn"]["cost_us"].__setitem__(2, -1.0), "negative"),
         (lambda data: data.update(full_us=0.0), "must be positive"),
@@ -91,7 +91,7 @@ def test_an_unreadable_file_is_named(tmp_path):
 
 
 def test_arrays_must_fit(sensitivity):
-    with pytest.raises(ProfileError, match=r"cost_us is float64 \(3, 4\); expected float64 \(3, 11\)"):
+    with pytest.raises(ProfileError, match=r"cost_us is float64 \(3, 4\); expected float64 \(3, 12\)"):
         make_profile(sensitivity, cost_us=np.zeros((3, 4)))
 
 

@@ -6,7 +6,8 @@ import pytest
 from planner_tables import make_sensitivity
 
 from soda_compile.errors import SensitivityError
-from soda_compile.plans.sensitivity import METRICS, OPERATORS, Sensitivity, SensitivityInfo, merge
+from soda_compile.plans.operators import OPERATORS
+from soda_compile.plans.sensitivity import METRICS, Sensitivity, SensitivityInfo, merge
 
 
 def test_lookups():
@@ -130,7 +131,7 @@ def _measure(rows, seeds, holes):
 
 def test_merging_equals_measuring_at_once():
     rng = np.random.default_rng(0)
-    shapes = {f"{metric}.{op}": (4, 2, 3) + ((3,) if op != "reuse" else ()) for metric in METRICS for op in OPERATORS}
+    shapes = {f"{metric}.{op.name}": (4, 2, *op.shape(3)) for metric in METRICS for op in OPERATORS}
     holes = {key: rng.random(shape) < 0.2 for key, shape in shapes.items()}
     rows = {key: rng.normal(5, 2, (21, *shape)) for key, shape in shapes.items()}
     parts = [
