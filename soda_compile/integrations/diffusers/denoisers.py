@@ -35,21 +35,6 @@ def denoisers_of(pipe: Any) -> dict[str, torch.nn.Module]:
     return found
 
 
-def denoiser_of(pipe: Any) -> torch.nn.Module:
-    """The pipeline's denoiser.
-
-    Raises:
-        OptionError: If there is none, or more than one.
-    """
-    found = denoisers_of(pipe)
-    if len(found) != 1:
-        raise OptionError(
-            f"{type(pipe).__name__} has {len(found)} denoisers ({', '.join(found)}), so one sensitivity will not do; "
-            "use soda_compile.accelerate(pipe, speedup=...), which measures each"
-        )
-    return next(iter(found.values()))
-
-
 def require_supported(name: str, module: torch.nn.Module) -> None:
     """Says before any work starts what cannot be accelerated, and the way out.
 
