@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from soda_compile.acceleration import handle
 from soda_compile.acceleration.accelerated import Acceleration
+from soda_compile.acceleration.handle import HANDLE, require_free
 from soda_compile.acceleration.plan_sources import GivenPlans, SearchedPlans
 from soda_compile.acceleration.plan_store import PlanStore, Request
 from soda_compile.backend.options import Conditioning, check_options
@@ -79,7 +79,7 @@ def accelerate(
             for those timesteps.
         SensitivityError: If nothing can be measured.
     """
-    handle.require_free(pipe)
+    require_free(pipe)
     if sum(given is not None for given in (plan, speedup, anchors)) != 1:
         raise OptionError(f"give exactly one of plan, speedup={speedup} and anchors={anchors}")
     options = {"mode": mode, "inductor": dict(inductor or {}), "conditioning": conditioning}
@@ -100,7 +100,8 @@ def accelerate(
         source = SearchedPlans(pipe, denoisers, Request({**wanted, **(planning or {})}), store, guidance, max_interval)
         call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         _find_or_measure(source, calibrate_with, call, pipeline_options or {})
-    return handle.put(pipe, Acceleration.install(pipe, denoisers, source, options))
+    setattr(pipe, HANDLE, Acceleration.install(pipe, denoisers, source, options))
+    return pipe
 
 
 def _find_or_measure(

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from soda_compile.errors import OptionError
 
-_NAME = "_soda_compile"
-
-
-class Removable(Protocol):
-    """A change to a pipeline."""
-
-    def remove(self) -> None:
-        """Take the change back."""
+HANDLE = "_soda_compile"
 
 
 def require_free(pipe: Any) -> None:
     """Raise OptionError if a pipeline is changed already."""
-    if hasattr(pipe, _NAME):
+    if hasattr(pipe, HANDLE):
         raise OptionError(f"this {type(pipe).__name__} is accelerated already; call soda_compile.restore(pipe) first")
-
-
-def put(pipe: Any, change: Removable) -> Any:
-    """Note a change on a pipeline, and return the pipeline."""
-    setattr(pipe, _NAME, change)
-    return pipe
 
 
 def restore(pipe: Any) -> Any:
@@ -34,8 +21,8 @@ def restore(pipe: Any) -> Any:
     Raises:
         OptionError: If the pipeline is not accelerated.
     """
-    if not hasattr(pipe, _NAME):
+    if not hasattr(pipe, HANDLE):
         raise OptionError(f"this {type(pipe).__name__} is not accelerated: there is nothing to restore")
-    getattr(pipe, _NAME).remove()
-    delattr(pipe, _NAME)
+    getattr(pipe, HANDLE).remove()
+    delattr(pipe, HANDLE)
     return pipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from soda_compile.acceleration import handle
+from soda_compile.acceleration.handle import HANDLE, require_free
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.integrations.diffusers.schedule_fit import first_step, require_scheduler
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
@@ -60,7 +60,7 @@ def install(pipe: Any, denoiser: PackagedDenoiser, component: str = "transformer
         OptionError: If the pipeline is accelerated already, or has no such component.
         PlanError: If the package was made for another scheduler; at ``set_timesteps`` if for other timesteps.
     """
-    handle.require_free(pipe)
+    require_free(pipe)
     if not hasattr(pipe, component) or not hasattr(pipe, "scheduler"):
         raise OptionError(f"{type(pipe).__name__} has no {component} and scheduler to work with; name the component")
     require_scheduler(denoiser.plan, pipe.scheduler)
@@ -70,4 +70,5 @@ def install(pipe: Any, denoiser: PackagedDenoiser, component: str = "transformer
     hook.attach()
     denoiser.attach(hook.clock)
     setattr(pipe, component, denoiser)
-    return handle.put(pipe, installation)
+    setattr(pipe, HANDLE, installation)
+    return pipe

@@ -12,7 +12,7 @@ from soda_compile.integrations.diffusers import denoisers, group_offload
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
 from soda_compile.runtime.clock import Clock
 
-_FORWARD, _REGISTRY = "_old_forward", "_diffusers_hook"  # what accelerate and diffusers leave on a hooked module
+_FORWARD = "_old_forward"  # where accelerate keeps on a module the forward that it wraps
 
 
 def holders(module: torch.nn.Module) -> Iterator[Holder]:
@@ -20,7 +20,7 @@ def holders(module: torch.nn.Module) -> Iterator[Holder]:
     yield from own_holder(module)
     if _FORWARD in vars(module):
         yield Holder(module, _FORWARD)
-    for reference in getattr(vars(module).get(_REGISTRY), "_fn_refs", ()):
+    for reference in getattr(vars(module).get(group_offload.REGISTRY), "_fn_refs", ()):
         for name in ("forward", "original_forward"):
             if getattr(reference, name) is not None:
                 yield Holder(reference, name)
@@ -38,9 +38,9 @@ class Diffusers:
     def hosts(self, value: Any) -> bool:
         """Return whether a pipeline, a scheduler or a model is of diffusers, or is hooked by it."""
         if isinstance(value, torch.nn.Module):
-            traces = {_FORWARD, _REGISTRY}
-            return hasattr(value, "register_to_config") or any(traces & vars(child).keys() for child in value.modules())
-        return self.is_pipeline(value) or all(hasattr(value, name) for name in ("config", "timesteps", "step"))
+            hooked = any({_FORWARD, group_offload.REGISTRY} & vars(child).keys() for child in value.modules())
+            return hooked or hasattr(value, "register_to_config")
+        return self.is_pipeline(value) or all(hasattr(value, name) for name in ("config", "set_timesteps", "step"))
 
     def sampler_of(self, pipe: Any) -> Any:
         """Return the pipeline's scheduler."""

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from soda_compile.errors import OptionError
+
+REGISTRY = "_diffusers_hook"  # where diffusers keeps its hooks on a module
+
+
+def hooks_of(module: torch.nn.Module) -> Mapping[str, Any]:
+    """Return diffusers' hooks on a module by name."""
+    hooks: Mapping[str, Any] = getattr(vars(module).get(REGISTRY), "hooks", {})
+    return hooks
 
 
 def around_calls(module: torch.nn.Module) -> Callable[[], AbstractContextManager[None]]:
@@ -18,7 +26,7 @@ def around_calls(module: torch.nn.Module) -> Callable[[], AbstractContextManager
     Raises:
         OptionError: If the weights are kept on disk.
     """
-    groups = {id(hook.group): hook.group for child in module.modules() for hook in _hooks(child).values()}
+    groups = {id(hook.group): hook.group for child in module.modules() for hook in _hooks(child)}
     if any(group.offload_to_disk_path is not None for group in groups.values()):
         raise OptionError(
             f"the weights of this {type(module).__name__} are offloaded to disk; use enable_group_offload without "
@@ -44,6 +52,5 @@ def _onloaded(module: torch.nn.Module, groups: list[Any]) -> Iterator[None]:
             child.forward = forward
 
 
-def _hooks(module: torch.nn.Module) -> dict[str, Any]:
-    hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
-    return {name: hook for name, hook in hooks.items() if hasattr(hook, "group")}
+def _hooks(module: torch.nn.Module) -> list[Any]:
+    return [hook for hook in hooks_of(module).values() if hasattr(hook, "group")]
