@@ -5,7 +5,8 @@ inside ``trajectory``; or ``accelerate`` a diffusers pipeline by the plan. ``exp
 time, into one file that ``load`` runs.
 """
 
-from soda_compile.acceleration.accelerate import accelerate, restore
+from soda_compile.acceleration.accelerate import accelerate
+from soda_compile.acceleration.handle import restore
 from soda_compile.acceleration.install import install
 from soda_compile.backend.inspection import inspect
 from soda_compile.backend.options import check_options

@@ -8,27 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from soda_compile.acceleration.accelerated import Acceleration
+from soda_compile.acceleration.handle import HANDLE, require_free
 from soda_compile.acceleration.plan_sources import GivenPlans, SearchedPlans
 from soda_compile.acceleration.plan_store import PlanStore, Request
 from soda_compile.backend.options import Conditioning, check_options
 from soda_compile.errors import OptionError
 from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, default_of
-from soda_compile.integrations.diffusers.denoisers import denoiser_of, denoisers_of, is_pipeline, require_supported
-from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook, scheduler_config, scheduler_digest
+from soda_compile.integrations.diffusers.denoisers import denoisers_of, require_supported
 from soda_compile.plans.plan import Plan
 from soda_compile.storage.cache import cache_folder
 
-__all__ = [
-    "SchedulerHook",
-    "accelerate",
-    "denoiser_of",
-    "is_pipeline",
-    "restore",
-    "scheduler_config",
-    "scheduler_digest",
-]
-
-_HANDLE = "_soda_compile"
 _PlanLike = Plan | str | os.PathLike[str]
 
 
@@ -90,8 +79,7 @@ def accelerate(
             for those timesteps.
         SensitivityError: If nothing can be measured.
     """
-    if hasattr(pipe, _HANDLE):
-        raise OptionError(f"this {type(pipe).__name__} is accelerated already; call soda_compile.restore(pipe) first")
+    require_free(pipe)
     if sum(given is not None for given in (plan, speedup, anchors)) != 1:
         raise OptionError(f"give exactly one of plan, speedup={speedup} and anchors={anchors}")
     options = {"mode": mode, "inductor": dict(inductor or {}), "conditioning": conditioning}
@@ -112,7 +100,7 @@ def accelerate(
         source = SearchedPlans(pipe, denoisers, Request({**wanted, **(planning or {})}), store, guidance, max_interval)
         call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         _find_or_measure(source, calibrate_with, call, pipeline_options or {})
-    setattr(pipe, _HANDLE, Acceleration.install(pipe, denoisers, source, options))
+    setattr(pipe, HANDLE, Acceleration.install(pipe, denoisers, source, options))
     return pipe
 
 
@@ -127,20 +115,6 @@ def _find_or_measure(
         # A function calls the pipeline with what it wants; these then only say under which key it is found.
         given = {} if callable(calibrate_with) else {name: value for name, value in call.items() if value is not None}
         source.measure(setting, calibrate_with, {**given, **options})
-
-
-def restore(pipe: Any) -> Any:
-    """Takes back what ``accelerate`` did.
-
-    Raises:
-        OptionError: If the pipeline is not accelerated.
-    """
-    if not hasattr(pipe, _HANDLE):
-        raise OptionError(f"this {type(pipe).__name__} is not accelerated: there is nothing to restore")
-    acceleration: Acceleration = getattr(pipe, _HANDLE)
-    acceleration.remove()
-    delattr(pipe, _HANDLE)
-    return pipe
 
 
 def _read_plans(plan: _PlanLike | Mapping[str, _PlanLike], names: list[str]) -> dict[str, Plan]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from soda_compile.backend.entry import soda
 from soda_compile.capture.forward import ReplacedForward, compiled_forward, replace_forward, restore_forward
 from soda_compile.errors import OptionError
+from soda_compile.integrations.base import Stage
 from soda_compile.integrations.diffusers.denoisers import require_supported
-from soda_compile.integrations.diffusers.group_offload import offload_groups, onloaded
+from soda_compile.integrations.diffusers.framework import holders
+from soda_compile.integrations.diffusers.group_offload import around_calls
 from soda_compile.integrations.diffusers.method_hook import MethodHook
 from soda_compile.integrations.diffusers.schedule_fit import first_step
-from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook, Stage
+from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.clock import Clock
 from soda_compile.runtime.state import forget
@@ -42,13 +44,13 @@ class AcceleratedDenoiser:
     options: Mapping[str, Any]
     plan: Plan | None = None
     _compiled: dict[Hashable, Callable[..., Any]] = field(default_factory=dict)
-    _groups: list[Any] = field(default_factory=list)
+    _around: Callable[[], AbstractContextManager[None]] = nullcontext
     _forward: ReplacedForward | None = None
     _context: MethodHook | None = None
 
     def install(self) -> None:
         """Puts itself in the place of the model's forward."""
-        self._forward = replace_forward(self.module, self._call)
+        self._forward = replace_forward(self.module, self._call, holders)
         method: Any = getattr(self.module, "cache_context", None)
         if method is not None:
             self._context = MethodHook(method, functools.partial(self._named, method)).attach()
@@ -70,7 +72,7 @@ class AcceleratedDenoiser:
         """
         self.stage.first = first_step(plan, scheduler)
         require_supported(self.name, self.module)
-        self._groups = offload_groups(self.module)
+        self._around = around_calls(self.module)
         if self.plan is None or plan.digest != self.plan.digest:
             forget(flatten_inputs(list(self.module.parameters())))  # the slots of the other plan
         self.plan = plan
@@ -84,7 +86,7 @@ class AcceleratedDenoiser:
             settings = {**self.options, "plan": self.plan, "clock": self.stage.clock}
             backend = functools.partial(soda, options=settings)
             self._compiled[key] = compiled_forward(self.module, backend)
-        with onloaded(self.module, self._groups):
+        with self._around():
             return self._compiled[key](*arguments, **options)
 
     @contextmanager
@@ -105,13 +107,13 @@ class Acceleration:
     Attributes:
         pipe: The pipeline.
         plans_for: Gives the plans for the scheduler as it is set, by component name, or says why there are none.
-        tie: What the scheduler drives.
+        hook: Drives the clock by the scheduler.
         denoisers: By component name.
     """
 
     pipe: Any
     plans_for: Callable[[Any], Mapping[str, Plan]]
-    tie: SchedulerHook
+    hook: SchedulerHook
     denoisers: dict[str, AcceleratedDenoiser]
 
     @classmethod
@@ -127,14 +129,14 @@ class Acceleration:
         Raises:
             OptionError: If the scheduler or a denoiser is in use elsewhere.
         """
-        tie = SchedulerHook(pipe.scheduler, Clock())
+        hook = SchedulerHook(pipe.scheduler, Clock())
         made = {
-            name: AcceleratedDenoiser(name, module, Stage(tie, Clock(restarts=True)), options)
+            name: AcceleratedDenoiser(name, module, Stage(hook, Clock(restarts=True)), options)
             for name, module in denoisers.items()
         }
-        acceleration = cls(pipe, plans_for, tie, made)
-        tie.check = acceleration.prepare
-        tie.attach()
+        acceleration = cls(pipe, plans_for, hook, made)
+        hook.check = acceleration.prepare
+        hook.attach()
         try:
             for denoiser in made.values():
                 denoiser.install()
@@ -145,7 +147,7 @@ class Acceleration:
 
     def remove(self) -> None:
         """Takes back ``install``."""
-        self.tie.detach()
+        self.hook.detach()
         for denoiser in self.denoisers.values():
             denoiser.remove()
 

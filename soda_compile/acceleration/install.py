@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from soda_compile.acceleration.handle import HANDLE, require_free
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.integrations.diffusers.schedule_fit import first_step, require_scheduler
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
 from soda_compile.packages.denoiser import PackagedDenoiser
 from soda_compile.runtime.clock import Clock
-
-_HANDLE = "_soda_compile"  # that of an accelerated pipeline, so that restore(pipe) finds it
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +21,7 @@ class Installation:
     component: str
     original: Any
     denoiser: PackagedDenoiser
-    tie: SchedulerHook
+    hook: SchedulerHook
 
     def check(self, scheduler: Any) -> None:
         """Checks the timesteps of the generation that begins.
@@ -38,7 +37,7 @@ class Installation:
 
     def remove(self) -> None:
         """Puts the original denoiser back; called by ``soda_compile.restore(pipe)``."""
-        self.tie.detach()
+        self.hook.detach()
         self.denoiser.attach(None)
         setattr(self.pipe, self.component, self.original)
 
@@ -61,16 +60,15 @@ def install(pipe: Any, denoiser: PackagedDenoiser, component: str = "transformer
         OptionError: If the pipeline is accelerated already, or has no such component.
         PlanError: If the package was made for another scheduler; at ``set_timesteps`` if for other timesteps.
     """
-    if hasattr(pipe, _HANDLE):
-        raise OptionError(f"this {type(pipe).__name__} is accelerated already; call soda_compile.restore(pipe) first")
+    require_free(pipe)
     if not hasattr(pipe, component) or not hasattr(pipe, "scheduler"):
         raise OptionError(f"{type(pipe).__name__} has no {component} and scheduler to work with; name the component")
     require_scheduler(denoiser.plan, pipe.scheduler)
-    tie = SchedulerHook(pipe.scheduler, Clock())
-    installation = Installation(pipe, component, getattr(pipe, component), denoiser, tie)
-    tie.check = installation.check
-    tie.attach()
-    denoiser.attach(tie.clock)
+    hook = SchedulerHook(pipe.scheduler, Clock())
+    installation = Installation(pipe, component, getattr(pipe, component), denoiser, hook)
+    hook.check = installation.check
+    hook.attach()
+    denoiser.attach(hook.clock)
     setattr(pipe, component, denoiser)
-    setattr(pipe, _HANDLE, installation)
+    setattr(pipe, HANDLE, installation)
     return pipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import FunctionType, MethodType
@@ -18,6 +18,31 @@ from soda_compile.torch_internals.tracing import capture_failures
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
+class Holder:
+    """A place where a bound forward is kept: the module itself, or a hook that wraps it."""
+
+    owner: Any
+    name: str
+
+    @property
+    def value(self) -> Any:
+        """Return the forward."""
+        return getattr(self.owner, self.name)
+
+    def set(self, value: Any) -> None:
+        """Put another forward there."""
+        setattr(self.owner, self.name, value)
+
+
+Holders = Callable[[torch.nn.Module], Iterable[Holder]]
+
+
+def own_holder(module: torch.nn.Module) -> tuple[Holder, ...]:
+    """Return the one place where a module that no framework has hooked keeps its forward."""
+    return (Holder(module, "forward"),)
+
+
 @dataclass(eq=False)
 class ReplacedForward:
     """What stands in for a module's forward.
@@ -28,11 +53,13 @@ class ReplacedForward:
         module: The module.
         original: Its own forward.
         function: What runs instead.
+        holders: Where the module's forward may be kept.
     """
 
     module: torch.nn.Module
     original: MethodType
     function: Callable[..., Any]
+    holders: Holders
 
     def __post_init__(self) -> None:
         functools.update_wrapper(self, self.original)  # pipelines look at the signature
@@ -45,34 +72,9 @@ class ReplacedForward:
         return MethodType(self.original.__func__, memo.get(id(self.module), self.module))
 
 
-@dataclass(frozen=True, eq=False)
-class _Holder:
-    """A place where a bound forward is kept: the module itself, or a hook that wraps it."""
-
-    owner: Any
-    name: str
-
-    @property
-    def value(self) -> Any:
-        return getattr(self.owner, self.name)
-
-    def set(self, value: Any) -> None:
-        setattr(self.owner, self.name, value)
-
-
-def _holders(module: torch.nn.Module) -> Iterator[_Holder]:
-    """All places, the innermost last: ``accelerate`` keeps what it wraps on the module, diffusers in its registry."""
-    yield _Holder(module, "forward")
-    if "_old_forward" in module.__dict__:
-        yield _Holder(module, "_old_forward")
-    registry = module.__dict__.get("_diffusers_hook")
-    for reference in getattr(registry, "_fn_refs", ()):
-        for name in ("forward", "original_forward"):
-            if getattr(reference, name) is not None:
-                yield _Holder(reference, name)
-
-
-def replace_forward(module: torch.nn.Module, function: Callable[..., Any]) -> ReplacedForward:
+def replace_forward(
+    module: torch.nn.Module, function: Callable[..., Any], holders: Holders = own_holder
+) -> ReplacedForward:
     """Puts ``function`` where the module's own forward is; hooks that wrap it stay around it.
 
     Raises:
@@ -80,10 +82,10 @@ def replace_forward(module: torch.nn.Module, function: Callable[..., Any]) -> Re
     """
     if getattr(module, "_compiled_call_impl", None) is not None:
         raise OptionError(f"this {type(module).__name__} is compiled already; take it before .compile()")
-    for holder in _holders(module):
+    for holder in holders(module):
         value = holder.value
         if isinstance(value, MethodType) and value.__self__ is module and value.__func__ is _own_forward(module):
-            replaced = ReplacedForward(module, value, function)
+            replaced = ReplacedForward(module, value, function, holders)
             holder.set(replaced)
             return replaced
     raise OptionError(
@@ -94,7 +96,7 @@ def replace_forward(module: torch.nn.Module, function: Callable[..., Any]) -> Re
 
 def restore_forward(module: torch.nn.Module, replaced: ReplacedForward) -> None:
     """Takes back ``replace_forward``, unless somebody else has replaced the forward since."""
-    for holder in _holders(module):
+    for holder in replaced.holders(module):
         if holder.value is replaced:
             if holder.owner is module and holder.name == "forward":
                 del module.forward
@@ -106,6 +108,7 @@ def compile_forward(
     module: torch.nn.Module,
     backend: Callable[..., Any],
     around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    holders: Holders = own_holder,
 ) -> ReplacedForward:
     """Replaces the module's forward by a compiled one.
 
@@ -113,6 +116,7 @@ def compile_forward(
         module: The module.
         backend: A backend of ``torch.compile``.
         around: Makes a context for each call.
+        holders: Where the module's forward may be kept.
 
     Raises:
         OptionError: If the instance's forward is replaced already.
@@ -123,7 +127,7 @@ def compile_forward(
         with around():
             return compiled(*arguments, **options)
 
-    return replace_forward(module, surrounded)
+    return replace_forward(module, surrounded, holders)
 
 
 def compiled_forward(module: torch.nn.Module, backend: Callable[..., Any]) -> Callable[..., Any]:

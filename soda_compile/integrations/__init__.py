@@ -1,4 +1,4 @@
-"""Frameworks that host denoisers: what the rest of the project needs to know of them.
+"""Frameworks that host denoisers: ``base`` says what the project asks of one, ``diffusers`` answers.
 
 May import ``runtime`` and the rooms below it.
 """

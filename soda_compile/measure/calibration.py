@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,10 @@ import numpy as np
 import torch
 
 from soda_compile.backend.entry import soda
-from soda_compile.capture.forward import compile_forward, restore_forward
+from soda_compile.capture.forward import compile_forward, own_holder, restore_forward
 from soda_compile.compiler.prune_flops import prune_flops
 from soda_compile.errors import OptionError, SensitivityError
-from soda_compile.integrations.diffusers.denoisers import denoiser_of, denoisers_of, is_pipeline
-from soda_compile.integrations.diffusers.group_offload import offload_groups, onloaded
-from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook, Stage, scheduler_config, scheduler_digest
-from soda_compile.integrations.diffusers.step_weights import probe_step_weights
+from soda_compile.integrations.base import Framework, SamplerHook, Stage, denoiser_of, denoisers_of, framework_of
 from soda_compile.measure.gram import ErrorEntries, Floats
 from soda_compile.measure.profile_store import versions
 from soda_compile.measure.recorder import Recorder
@@ -41,6 +38,7 @@ def calibrate(
     memory_bytes: int = 2**30,
     prune_scores: Sequence[str] = (),
     resume: Sensitivity | None = None,
+    framework: Framework | None = None,
 ) -> Sensitivity:
     """Runs generations of the original model and measures the error of every reuse and forecast, in one pass.
 
@@ -50,20 +48,20 @@ def calibrate(
     window.
 
     Args:
-        model: The denoiser (not compiled), or a diffusers pipeline.
+        model: The denoiser (not compiled), or a pipeline, such as one of diffusers.
         generate: Runs one whole generation from a seed, calling ``model``. What it returns is not used. Rows of a
             batch count as samples.
         generations: How often to call it.
         max_interval: Longest time, in steps, that a value may be kept.
-        calls_per_step: Denoiser calls in a step of a loop without a diffusers scheduler: 2 if guidance makes a
-            second call.
-        scheduler: The diffusers scheduler that a hand-written loop uses. Its ``step`` ends a step, and it is probed
+        calls_per_step: Denoiser calls in a step of a loop without a scheduler: 2 if guidance makes a second call.
+        scheduler: The framework's scheduler that a hand-written loop uses. Its ``step`` ends a step, and it is probed
             for how much each step weighs. Taken from ``model`` if that is a pipeline.
         guidance: Guidance scale, to be recorded.
         memory_bytes: Bound on the memory of the windows.
         prune_scores: Scores by which tokens can be ranked ("feature_mean", "drift", "random"): for each, the error of
             pruning at every rate is measured as well.
         resume: A measurement to which these generations are added; their seeds follow its own.
+        framework: What hosts the model; by default the built-in one that knows the model or the scheduler.
 
     Returns:
         The sensitivity. Seeds are 0, 1, ... or those after the last of ``resume``.
@@ -74,11 +72,13 @@ def calibrate(
     """
     _check(model, generations, max_interval, calls_per_step, memory_bytes)
     scores = _check_scores(prune_scores, resume)
-    pipeline = is_pipeline(model)
+    framework = framework or framework_of(model, scheduler)
+    denoiser = denoiser_of(model, framework)
     first = max(resume.info.seeds) + 1 if resume else 0
     measured = _measure(
-        {"model": denoiser_of(model) if pipeline else model},
-        model.scheduler if pipeline else scheduler,
+        {"model": denoiser},
+        _sampler_of(model, framework, scheduler),
+        framework,
         generate,
         range(first, first + generations),
         _Settings(max_interval, calls_per_step, guidance, memory_bytes, scores),
@@ -97,8 +97,9 @@ def calibrate_denoisers(
     guidance: float | None = None,
     memory_bytes: int = 2**30,
     prune_scores: Sequence[str] = (),
+    framework: Framework | None = None,
 ) -> dict[str, Sensitivity]:
-    """Measures all denoisers of a diffusers pipeline in the same generations, each over the steps it is called for.
+    """Measures all denoisers of a pipeline in the same generations, each over the steps it is called for.
 
     See ``calibrate`` for the arguments and errors; ``memory_bytes`` is shared.
 
@@ -106,10 +107,12 @@ def calibrate_denoisers(
         The sensitivity by component name, such as ``transformer_2``; denoisers that were never called are left out.
     """
     _check(pipe, generations, max_interval, 1, memory_bytes)
-    denoisers = denoisers_of(pipe)
+    framework = framework or framework_of(pipe)
+    denoisers = denoisers_of(pipe, framework)
     scores = _check_scores(prune_scores, None)
     settings = _Settings(max_interval, 1, guidance, memory_bytes // len(denoisers), scores)
-    measured = _measure(denoisers, pipe.scheduler, generate, range(generations), settings)
+    sampler = _sampler_of(pipe, framework)
+    measured = _measure(denoisers, sampler, framework, generate, range(generations), settings)
     if not measured:
         raise SensitivityError(f"generate(seed) called none of {', '.join(denoisers)} of the calibrated pipeline")
     return measured
@@ -133,35 +136,38 @@ class _Settings:
 
 def _measure(
     denoisers: Mapping[str, torch.nn.Module],
-    scheduler: Any,
+    sampler: Any,
+    framework: Framework | None,
     generate: Callable[[int], Any],
     seeds: range,
     settings: _Settings,
 ) -> dict[str, Sensitivity]:
-    recorders = {name: settings.recorder(automatic=scheduler is None) for name in denoisers}
+    recorders = {name: settings.recorder(automatic=sampler is None) for name in denoisers}
+    hook: SamplerHook | None = None
     stages: dict[str, Stage] = {}
     weights: Floats | None = None
     started = time.perf_counter()
     with ExitStack() as stack:
-        if scheduler is not None:
-            tie = stack.enter_context(_tied(scheduler))
-            stages = {name: Stage(tie, recorder.clock) for name, recorder in recorders.items()}
+        if sampler is not None and framework is not None:
+            hook = framework.attach(sampler)
+            stack.callback(hook.detach)
+            stages = {name: Stage(hook, recorder.clock) for name, recorder in recorders.items()}
         for name, denoiser in denoisers.items():
-            stack.enter_context(_observed(denoiser, recorders[name], stages.get(name)))
+            stack.enter_context(_observed(denoiser, framework, recorders[name], stages.get(name)))
         progress = stack.enter_context(progress_bar())
         steps = [_run(generate, recorders, seed) for seed in progress.track(seeds, description="calibrating")]
         if len(set(map(str, steps))) != 1:
             counts = sorted({sum(each.values()) for each in steps})
             raise SensitivityError(f"generations must all have the same number of steps; they had {counts}")
-        if scheduler is not None and any(steps[0].values()):
-            _require_counted(scheduler, steps[0], recorders)
-            weights = probe_step_weights(scheduler, *tie.arguments)
+        if hook is not None and any(steps[0].values()):
+            _require_counted(hook, steps[0], recorders)
+            weights = hook.step_weights()
     seconds = time.perf_counter() - started
     found = {}
     for name, recorder in recorders.items():
         if count := steps[0][name]:
             first = stages[name].called_at if name in stages else 0
-            part = _Part(first, count, scheduler, np.ones(count) if weights is None else weights[first : first + count])
+            part = _Part(first, count, hook, np.ones(count) if weights is None else weights[first : first + count])
             found[name] = _assemble(recorder, part, seeds, settings.guidance, seconds)
     return found
 
@@ -172,31 +178,26 @@ class _Part:
 
     first: int
     steps: int
-    scheduler: Any
+    hook: SamplerHook | None
     weights: Floats
 
     @property
     def timesteps(self) -> list[float] | None:
-        if self.scheduler is None:
-            return None
-        return [float(value) for value in self.scheduler.timesteps][self.first : self.first + self.steps]
+        return None if self.hook is None else self.hook.timesteps[self.first : self.first + self.steps]
 
     @property
     def notes(self) -> dict[str, str]:
         """Where the part lies, if it is not the whole schedule."""
-        whole = self.steps if self.scheduler is None else len(self.scheduler.timesteps)
+        whole = self.steps if self.hook is None else len(self.hook.timesteps)
         partial = {"first_step": str(self.first), "schedule_steps": str(whole)}
         return partial if self.steps < whole else {}
 
 
-def _require_counted(scheduler: Any, steps: Mapping[str, int], recorders: Mapping[str, Recorder]) -> None:
-    if (
-        max(steps.values()) == 1
-        and len(scheduler.timesteps) > 1
-        and max(r.calls_in_a_step for r in recorders.values()) > 2
-    ):
+def _require_counted(hook: SamplerHook, steps: Mapping[str, int], recorders: Mapping[str, Recorder]) -> None:
+    most = max(recorder.calls_in_a_step for recorder in recorders.values())
+    if max(steps.values()) == 1 and len(hook.timesteps) > 1 and most > 2:
         raise SensitivityError(
-            f"all denoiser calls of a generation came before {type(scheduler).__name__}.step was called, so the steps "
+            f"all denoiser calls of a generation came before {hook.name}.step was called, so the steps "
             "cannot be counted; calibrate the denoiser itself, with a loop of your own"
         )
 
@@ -204,12 +205,20 @@ def _require_counted(scheduler: Any, steps: Mapping[str, int], recorders: Mappin
 def _check(model: Any, generations: int, max_interval: int, calls_per_step: int, memory_bytes: int) -> None:
     if hasattr(model, "_orig_mod"):
         raise OptionError("calibrate takes the model before torch.compile; pass compiled._orig_mod and call that")
-    if not is_pipeline(model) and not isinstance(model, torch.nn.Module):
-        raise OptionError(f"model is a {type(model).__name__}; pass a torch.nn.Module or a diffusers pipeline")
     counts = {"generations": generations, "max_interval": max_interval, "calls_per_step": calls_per_step}
     for name, value in {**counts, "memory_bytes": memory_bytes}.items():
         if value < 1:
             raise OptionError(f"{name} is {value}; it must be at least 1")
+
+
+def _sampler_of(model: Any, framework: Framework | None, scheduler: Any = None) -> Any:
+    """Return the pipeline's sampler, or the one that the user named."""
+    if framework is None and scheduler is not None:
+        raise OptionError(
+            f"scheduler is a {type(scheduler).__name__}, which no framework at hand can follow; pass framework=..., or "
+            "scheduler=None to count calls"
+        )
+    return framework.sampler_of(model) if framework is not None and framework.is_pipeline(model) else scheduler
 
 
 def _check_scores(scores: Sequence[str], resume: Sensitivity | None) -> tuple[str, ...]:
@@ -222,32 +231,26 @@ def _check_scores(scores: Sequence[str], resume: Sensitivity | None) -> tuple[st
 
 
 @contextmanager
-def _observed(denoiser: torch.nn.Module, recorder: Recorder, stage: Stage | None) -> Iterator[None]:
+def _observed(
+    denoiser: torch.nn.Module, framework: Framework | None, recorder: Recorder, stage: Stage | None
+) -> Iterator[None]:
     """Compiles the denoiser's forward in observe mode for a while."""
     backend = functools.partial(soda, options={"observer": recorder})
-    groups = offload_groups(denoiser)
+    hosted = framework.around_calls(denoiser) if framework else nullcontext
+    holders = framework.holders if framework else own_holder
 
     @contextmanager
     def around() -> Iterator[None]:
         if stage is not None:
             stage.place()
-        with onloaded(denoiser, groups):
+        with hosted():
             yield
 
-    compiled = compile_forward(denoiser, backend, around)
+    compiled = compile_forward(denoiser, backend, around, holders)
     try:
         yield
     finally:
         restore_forward(denoiser, compiled)
-
-
-@contextmanager
-def _tied(scheduler: Any) -> Iterator[SchedulerHook]:
-    tie = SchedulerHook(scheduler, Clock()).attach()
-    try:
-        yield tie
-    finally:
-        tie.detach()
 
 
 def _run(generate: Callable[[int], Any], recorders: Mapping[str, Recorder], seed: int) -> dict[str, int]:
@@ -266,7 +269,7 @@ def _assemble(
     guidance: float | None,
     seconds: float,
 ) -> Sensitivity:
-    structure, scheduler = recorder.structure, part.scheduler
+    structure, hook = recorder.structure, part.hook
     assert structure is not None
     mean, variance = _tables(recorder, part.steps, len(structure.regions))
     timestep_input, timesteps = _find_timestep(recorder, part.timesteps)
@@ -280,9 +283,9 @@ def _assemble(
         seeds=tuple(seeds),
         timesteps=timesteps,
         timestep_input=timestep_input,
-        scheduler=type(scheduler).__name__ if scheduler is not None else None,
-        scheduler_config=scheduler_config(scheduler) if scheduler is not None else None,
-        scheduler_digest=scheduler_digest(scheduler) if scheduler is not None else None,
+        scheduler=hook.name if hook is not None else None,
+        scheduler_config=hook.config if hook is not None else None,
+        scheduler_digest=hook.digest if hook is not None else None,
         guidance=guidance,
         calls_per_step=recorder.calls_in_a_step,
         tokens={"stride": recorder.stride},

@@ -17,11 +17,11 @@ from torch import fx
 
 from soda_compile.backend.entry import soda
 from soda_compile.backend.options import check_options
-from soda_compile.capture.forward import compile_forward, restore_forward
+from soda_compile.capture.forward import Holders, compile_forward, own_holder, restore_forward
 from soda_compile.capture.normalisation import capture
 from soda_compile.compiler.analyse import analyse
 from soda_compile.errors import CaptureError, OptionError
-from soda_compile.integrations.diffusers.denoisers import denoiser_of, is_pipeline
+from soda_compile.integrations.base import Framework, denoiser_of, framework_of
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.gram import Floats
 from soda_compile.measure.probing import Probing
@@ -48,6 +48,7 @@ def profile(
     inductor: dict[str, Any] | None = None,
     folder: str | os.PathLike[str] | None = None,
     refresh: bool = False,
+    framework: Framework | None = None,
 ) -> Profile:
     """Times every action of every region of a denoiser, compiled, with these shapes and dtypes on this device.
 
@@ -55,7 +56,7 @@ def profile(
     The result is kept in a folder under the hash of everything it depends on, and read from there the next time.
 
     Args:
-        model: The denoiser (not compiled), or a diffusers pipeline.
+        model: The denoiser (not compiled), or a pipeline, such as one of diffusers.
         inputs: What to call the denoiser with: a dict by name, a tuple by position, or a function that takes a seed
             and runs a generation, of which the first denoiser call is taken.
         pruning: How tokens are picked; None leaves pruning out.
@@ -65,6 +66,7 @@ def profile(
         folder: Where profiles are kept; by default ``profiles`` in the folder that the environment variable
             SODA_COMPILE_CACHE names, or in ``soda_compile`` in the user's cache directory.
         refresh: Measure anew, whatever is kept.
+        framework: What hosts the model; by default the built-in one that knows it.
 
     Raises:
         OptionError: For arguments that make no sense.
@@ -76,11 +78,11 @@ def profile(
     if rounds < 1:
         raise OptionError(f"rounds is {rounds}; it must be at least 1")
     check_options({"inductor": inductor or {}}, mode)
-    denoiser = denoiser_of(model) if is_pipeline(model) else model
-    if not isinstance(denoiser, torch.nn.Module):
-        raise OptionError(f"model is a {type(model).__name__}; pass a torch.nn.Module or a diffusers pipeline")
+    framework = framework or framework_of(model)
+    denoiser = denoiser_of(model, framework)
+    holders = framework.holders if framework else own_holder
     call = _first_call(denoiser, inputs)
-    structure = _structure(denoiser, call)
+    structure = _structure(denoiser, call, holders)
     if not structure.regions:
         raise CaptureError(f"{type(denoiser).__name__} has no region, so there is nothing to time")
     settings = {"pruning": pruning, "mode": mode, "inductor": inductor or {}}
@@ -90,7 +92,7 @@ def profile(
     if path.exists() and not refresh:
         return read_kept(path, key)
     probing = Probing.build(structure, pruning)
-    times = probing.read(_time(denoiser, call, probing, rounds, mode, inductor))
+    times = probing.read(_time(denoiser, call, holders, probing, rounds, mode, inductor))
     made = Profile(
         fingerprint=structure.fingerprint,
         regions=structure.region_names,
@@ -141,7 +143,7 @@ def _first_call(denoiser: torch.nn.Module, inputs: Inputs) -> Call:
     raise OptionError("inputs(seed) did not call the model; it must call the very object that is profiled")
 
 
-def _structure(denoiser: torch.nn.Module, call: Call) -> Structure:
+def _structure(denoiser: torch.nn.Module, call: Call, holders: Holders) -> Structure:
     """Captures the denoiser without compiling it."""
     found: list[Structure] = []
 
@@ -149,7 +151,7 @@ def _structure(denoiser: torch.nn.Module, call: Call) -> Structure:
         found.append(analyse(capture(module, inputs)))
         return module.forward
 
-    replaced = compile_forward(denoiser, look)
+    replaced = compile_forward(denoiser, look, holders=holders)
     try:
         with torch.no_grad():
             denoiser(*call[0], **call[1])
@@ -163,6 +165,7 @@ def _structure(denoiser: torch.nn.Module, call: Call) -> Structure:
 def _time(
     denoiser: torch.nn.Module,
     call: Call,
+    holders: Holders,
     probing: Probing,
     rounds: int,
     mode: str | None,
@@ -170,7 +173,7 @@ def _time(
 ) -> Floats:
     """[rounds, steps], the time of each step in microseconds."""
     backend = functools.partial(soda, options={"plan": probing.plan, "inductor": inductor or {}}, mode=mode)
-    replaced = compile_forward(denoiser, backend)
+    replaced = compile_forward(denoiser, backend, holders=holders)
     timer = _cuda_timer if probing.structure.regions[0].cuts[0].device.type == "cuda" else _host_timer
     times = []
     try:

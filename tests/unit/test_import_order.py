@@ -32,8 +32,8 @@ def sources() -> dict[Path, str]:
     return {path: room.removesuffix(".py") for path, room in found.items() if not path.parent.is_symlink()}
 
 
-def imported(path: Path) -> set[str]:
-    """Rooms that a module imports from, wherever in the module the import stands."""
+def imported_names(path: Path) -> set[str]:
+    """Names that a module imports, wherever in the module the import stands."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -41,7 +41,12 @@ def imported(path: Path) -> set[str]:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-    return {name.split(".")[1] for name in names if name.startswith("soda_compile.")}
+    return names
+
+
+def imported(path: Path) -> set[str]:
+    """Rooms that a module imports from."""
+    return {name.split(".")[1] for name in imported_names(path) if name.startswith("soda_compile.")}
 
 
 @pytest.mark.parametrize("room", [room for rooms in LEVELS for room in rooms])
@@ -52,6 +57,19 @@ def test_imports_go_down(room: str):
         if own == room
         for other in imported(path)
         if other != room and (room, other) not in BESIDE and LEVEL.get(other, len(LEVELS)) >= LEVEL[room]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("room", [room for rooms in LEVELS for room in rooms if LEVEL[room] < LEVEL["acceleration"]])
+def test_frameworks_are_known_by_their_protocol_alone(room: str):
+    """Only what accelerates a pipeline may import one framework; measuring and planning ask ``integrations.base``."""
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path, own in sources().items()
+        if own == room != "integrations"
+        for name in imported_names(path)
+        if name.startswith("soda_compile.integrations.") and not name.startswith("soda_compile.integrations.base.")
     ]
     assert not wrong
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from soda_compile.errors import OptionError
+from soda_compile.integrations.diffusers.group_offload import hooks_of
 from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
 
 DENOISERS = ("transformer", "transformer_2", "unconditional_transformer", "unet", "prior")
@@ -35,21 +36,6 @@ def denoisers_of(pipe: Any) -> dict[str, torch.nn.Module]:
     return found
 
 
-def denoiser_of(pipe: Any) -> torch.nn.Module:
-    """The pipeline's denoiser.
-
-    Raises:
-        OptionError: If there is none, or more than one.
-    """
-    found = denoisers_of(pipe)
-    if len(found) != 1:
-        raise OptionError(
-            f"{type(pipe).__name__} has {len(found)} denoisers ({', '.join(found)}), so one sensitivity will not do; "
-            "use soda_compile.accelerate(pipe, speedup=...), which measures each"
-        )
-    return next(iter(found.values()))
-
-
 def require_supported(name: str, module: torch.nn.Module) -> None:
     """Says before any work starts what cannot be accelerated, and the way out.
 
@@ -73,8 +59,7 @@ def require_supported(name: str, module: torch.nn.Module) -> None:
             "captured; use pipe.enable_model_cpu_offload() or pipe.enable_group_offload(...)"
         )
     for path, child in module.named_modules():
-        hooks = getattr(child.__dict__.get("_diffusers_hook"), "hooks", {})
-        strange = [hook for hook in hooks if "offloading" not in hook and hook != "layer_execution_tracker"]
+        strange = [hook for hook in hooks_of(child) if "offloading" not in hook and hook != "layer_execution_tracker"]
         if strange:
             raise OptionError(
                 f"pipe.{name}{'.' * bool(path)}{path} has diffusers' hook {strange[0]!r}; remove it first"

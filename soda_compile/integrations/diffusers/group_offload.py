@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from soda_compile.errors import OptionError
 
+REGISTRY = "_diffusers_hook"  # where diffusers keeps its hooks on a module
 
-def offload_groups(module: torch.nn.Module) -> list[Any]:
-    """The groups of modules that diffusers moves to the device one after another; empty without group offloading.
+
+def hooks_of(module: torch.nn.Module) -> Mapping[str, Any]:
+    """Return diffusers' hooks on a module by name."""
+    hooks: Mapping[str, Any] = getattr(vars(module).get(REGISTRY), "hooks", {})
+    return hooks
+
+
+def around_calls(module: torch.nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """Return what makes the context of one call: the groups that diffusers offloads on the device, without hooks.
 
     Raises:
-        OptionError: If they are kept on disk.
+        OptionError: If the weights are kept on disk.
     """
-    groups = {id(hook.group): hook.group for child in module.modules() for hook in _hooks(child).values()}
+    groups = {id(hook.group): hook.group for child in module.modules() for hook in _hooks(child)}
     if any(group.offload_to_disk_path is not None for group in groups.values()):
         raise OptionError(
             f"the weights of this {type(module).__name__} are offloaded to disk; use enable_group_offload without "
             "offload_to_disk_path, or pipe.enable_model_cpu_offload()"
         )
-    return list(groups.values())
+    return functools.partial(_onloaded, module, list(groups.values())) if groups else nullcontext
 
 
 @contextmanager
-def onloaded(module: torch.nn.Module, groups: list[Any]) -> Iterator[None]:
-    """All groups on the device and the modules without their hooks, for one call of the denoiser."""
-    if not groups:
-        yield
-        return
+def _onloaded(module: torch.nn.Module, groups: list[Any]) -> Iterator[None]:
     hooked = [child for child in module.modules() if child is not module and _hooks(child)]
     forwards = [child.__dict__.pop("forward") for child in hooked]
     try:
@@ -47,6 +52,5 @@ def onloaded(module: torch.nn.Module, groups: list[Any]) -> Iterator[None]:
             child.forward = forward
 
 
-def _hooks(module: torch.nn.Module) -> dict[str, Any]:
-    hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
-    return {name: hook for name, hook in hooks.items() if hasattr(hook, "group")}
+def _hooks(module: torch.nn.Module) -> list[Any]:
+    return [hook for hook in hooks_of(module).values() if hasattr(hook, "group")]

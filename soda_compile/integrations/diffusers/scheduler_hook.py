@@ -10,10 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from soda_compile.errors import OptionError, TrajectoryError
+from soda_compile.errors import OptionError
 from soda_compile.integrations.diffusers.method_hook import MethodHook
+from soda_compile.integrations.diffusers.step_weights import probe_step_weights
 from soda_compile.runtime.clock import Clock
 
 _METHODS = ("set_timesteps", "set_begin_index", "scale_model_input", "step")
@@ -41,11 +44,39 @@ class SchedulerHook:
     _hooks: list[MethodHook] = field(default_factory=list)
     _at_start: bool = False
 
+    @property
+    def name(self) -> str:
+        """Return the scheduler's class name."""
+        return type(self.scheduler).__name__
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return the scheduler's configuration as plain JSON values."""
+        return scheduler_config(self.scheduler)
+
+    @property
+    def digest(self) -> str:
+        """Return a short hash of the scheduler's class and configuration."""
+        return scheduler_digest(self.scheduler)
+
+    @property
+    def timesteps(self) -> list[float]:
+        """Return the timesteps that are set."""
+        return timesteps_of(self.scheduler)
+
+    def step_weights(self) -> npt.NDArray[np.float64]:
+        """Probe how far an error in the denoiser's output at each step moves the sample; see ``probe_step_weights``.
+
+        Raises:
+            SensitivityError: If the scheduler cannot be run again over the same timesteps.
+        """
+        return probe_step_weights(self.scheduler, *self.arguments)
+
     def attach(self) -> SchedulerHook:
         """Hooks this scheduler object; its class stays as it is.
 
         Raises:
-            OptionError: If another tie has it.
+            OptionError: If another hook has it.
         """
         if any(isinstance(value, MethodHook) for value in vars(self.scheduler).values()):
             raise OptionError(
@@ -99,47 +130,6 @@ class SchedulerHook:
         known = timesteps_of(self.scheduler)
         if timestep is not None and known[self.clock.step] != float(timestep) and float(timestep) in known:
             self.clock.step = known.index(float(timestep))
-
-
-@dataclass(eq=False)
-class Stage:
-    """The part of the schedule in which one denoiser is called.
-
-    Attributes:
-        tie: What the scheduler drives.
-        clock: The denoiser's clock, whose step 0 is the first of this part.
-        first: That step's index in the schedule; None to take the first call of each trajectory.
-        called_at: Index in the schedule of the first call of the present trajectory.
-    """
-
-    tie: SchedulerHook
-    clock: Clock
-    first: int | None = None
-    called_at: int = 0
-
-    def place(self) -> None:
-        """Sets the denoiser's clock to what the scheduler says; called before each denoiser call.
-
-        Raises:
-            TrajectoryError: If the scheduler has not begun a trajectory, or this part of the schedule is still ahead.
-        """
-        master = self.tie.clock
-        if not master.trajectory:
-            raise TrajectoryError(
-                f"the denoiser is called, but {type(self.tie.scheduler).__name__} of the pipeline has not set its "
-                "timesteps since it was tied; run the pipeline itself, and if its scheduler was replaced, restore "
-                "the pipeline and accelerate it again"
-            )
-        if self.clock.trajectory != master.trajectory:
-            self.clock.trajectory, self.called_at = master.trajectory, master.step
-        first = self.called_at if self.first is None else self.first
-        self.clock.schedule = (master.schedule, first)
-        if master.step < first:
-            raise TrajectoryError(
-                f"the denoiser is called at step {master.step} of the schedule, but its plan starts at step {first}; "
-                "calibrate with settings under which it is called from there on"
-            )
-        self.clock.step = master.step - first
 
 
 def timesteps_of(scheduler: Any) -> list[float]:

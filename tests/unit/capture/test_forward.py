@@ -7,6 +7,7 @@ import torch
 
 from soda_compile.capture.forward import compile_forward, restore_forward
 from soda_compile.errors import OptionError
+from soda_compile.integrations.diffusers.framework import holders
 
 
 class Model(torch.nn.Module):
@@ -96,7 +97,7 @@ def test_hooks_around_a_forward_stay_and_copies_are_not_replaced():
     model._old_forward = model.forward  # as the library accelerate wraps it
     model.forward = lambda *arguments, **options: (around.append(1), model._old_forward(*arguments, **options))[1]
     hidden = torch.ones(1, 4)
-    expected, replaced = model(hidden), compile_forward(model, backend)
+    expected, replaced = model(hidden), compile_forward(model, backend, holders=holders)
     assert model._old_forward is replaced
     assert model._old_forward.__wrapped__.__func__ is Model.forward
     torch.testing.assert_close(model(hidden), expected)

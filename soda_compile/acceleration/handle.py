@@ -1,0 +1,28 @@
+"""The attribute of a pipeline under which ``restore`` finds what was done to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from soda_compile.errors import OptionError
+
+HANDLE = "_soda_compile"
+
+
+def require_free(pipe: Any) -> None:
+    """Raise OptionError if a pipeline is changed already."""
+    if hasattr(pipe, HANDLE):
+        raise OptionError(f"this {type(pipe).__name__} is accelerated already; call soda_compile.restore(pipe) first")
+
+
+def restore(pipe: Any) -> Any:
+    """Takes back what ``accelerate`` or ``install`` did.
+
+    Raises:
+        OptionError: If the pipeline is not accelerated.
+    """
+    if not hasattr(pipe, HANDLE):
+        raise OptionError(f"this {type(pipe).__name__} is not accelerated: there is nothing to restore")
+    getattr(pipe, HANDLE).remove()
+    delattr(pipe, HANDLE)
+    return pipe
