@@ -37,7 +37,7 @@ def _reasons(block: BlockGraph, index: int) -> tuple[str, ...]:
         return (f"cannot be pruned: its output {cut.node} {list(cut.shape)} {fault}",)
     names = tuple(carry.name for carry in carries)
     trial = PruneTokens(index, region, names, prune(RATE), Pruning("feature_mean"))
-    result = Pipeline((trial, SinkGathers(region))).run(graph)
+    result = Pipeline((trial, SinkGathers(region)), observers=()).run(graph)
     kept = result.changed[-1].rpartition(": ")[2]
     return (
         f"can be pruned; at rate {RATE} it {kept}",
