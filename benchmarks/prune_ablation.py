@@ -15,6 +15,7 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -187,7 +188,7 @@ class Runs:
 
     @contextlib.contextmanager
     def _accelerated(self, plan: Plan) -> Iterator[None]:
-        with mock.patch("soda_compile.compiler.lowering.inductor_compile", lambda module, options: module):
+        with mock.patch.dict(os.environ, SODA_COMPILE_LOWERING="eager"):
             soda_compile.accelerate(self.subject.pipe, plan)
             try:
                 yield

@@ -1,9 +1,10 @@
-"""What a pass is, and what it says about its work."""
+"""The interface of a pass: a frozen dataclass that rewrites one graph in place and says what it did."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 from torch import fx
 
@@ -18,12 +19,17 @@ class PassResult:
     skipped: tuple[Note, ...] = ()
 
 
-class Pass(Protocol):
-    """A rewrite of one graph in place. Fields of the implementing dataclass are its parameters."""
+class Pass(ABC):
+    """A rewrite of one graph in place. Fields of the implementing dataclass are its parameters.
 
-    @property
-    def name(self) -> str:
-        """Short name, for logs and dumps."""
+    Attributes:
+        name: Short name, for logs, dumps and switches.
+        optional: Whether graphs mean the same without the pass, so that it can be left out in search of a fault.
+    """
 
+    name: ClassVar[str]
+    optional: ClassVar[bool] = False
+
+    @abstractmethod
     def apply(self, graph: fx.Graph) -> PassResult:
-        """Rewrites ``graph``."""
+        """Rewrite ``graph``."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import fx
 
-from soda_compile.passes.base import PassResult
+from soda_compile.passes.base import Pass, PassResult
 
 
 @dataclass(frozen=True)
-class DeadCode:
+class DeadCode(Pass):
     """Erases nodes without users, and then placeholders without users.
 
     Before::
@@ -28,7 +29,7 @@ class DeadCode:
     draw random numbers (attention with dropout) are erased like the others; fx alone would keep them.
     """
 
-    name: str = "dead_code"
+    name: ClassVar[str] = "dead_code"
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Rewrites ``graph`` in place."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import fx
 
 from soda_compile.ir.graphs import add_call, add_input, find_node
+from soda_compile.ir.meta import meta_of
 from soda_compile.ir.roles import CoefficientInput, SlotInput
 from soda_compile.ir.structure import Region
-from soda_compile.passes.base import PassResult
+from soda_compile.passes.base import Pass, PassResult
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class InsertForecast:
+class InsertForecast(Pass):
     """Extrapolates every cut of a region from its last ``order + 1`` computed values.
 
     Before, with cut ``%y``::
@@ -41,7 +43,7 @@ class InsertForecast:
     index: int
     region: Region
     order: int
-    name: str = "insert_forecast"
+    name: ClassVar[str] = "insert_forecast"
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Rewrites ``graph`` in place; run dead-code elimination after it."""
@@ -60,7 +62,7 @@ class InsertForecast:
             ]
             with graph.inserting_before(node):
                 forecast = _extrapolate(graph, coefficients, history, node.meta["val"].dtype)
-            forecast.meta["paths"] = node.meta.get("paths", ())
+            forecast.meta["paths"] = meta_of(node).get("paths", ())
             node.replace_all_uses_with(forecast)
         return PassResult(changed=(f"{self.region.name} (order {self.order})",))
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import fx
 
 from soda_compile.ir.graphs import add_input, find_node
 from soda_compile.ir.roles import SlotInput
 from soda_compile.ir.structure import Region
-from soda_compile.passes.base import PassResult
+from soda_compile.passes.base import Pass, PassResult
 
 
 @dataclass(frozen=True)
-class InsertReuse:
+class InsertReuse(Pass):
     """Reads every cut of a region from its slot instead of computing it.
 
     Before, with cut ``%y``::
@@ -32,7 +33,7 @@ class InsertReuse:
 
     index: int
     region: Region
-    name: str = "insert_reuse"
+    name: ClassVar[str] = "insert_reuse"
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Rewrites ``graph`` in place; run dead-code elimination after it."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from soda_compile.analysis.blocks import block_labels
+from soda_compile.ir.meta import meta_of
 from soda_compile.ir.structure import Note
-from soda_compile.passes.base import PassResult
+from soda_compile.passes.base import Pass, PassResult
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class MakeContiguous:
+class MakeContiguous(Pass):
     """Copies a permuted tensor to the contiguous layout where it leaves its block.
 
     Before; the patch embedding of a model hands its first block a transposed tensor, its other blocks get a
@@ -35,7 +36,8 @@ class MakeContiguous:
     a larger tensor (chunks of a modulation), and where a view inside a block relies on the permuted layout.
     """
 
-    name: str = "make_contiguous"
+    name: ClassVar[str] = "make_contiguous"
+    optional: ClassVar[bool] = True
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Rewrites ``graph`` in place."""
@@ -79,7 +81,7 @@ def _insert_clone(graph: fx.Graph, node: fx.Node) -> fx.Node:
     with graph.inserting_after(node):
         clone = graph.call_function(aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
     node.replace_all_uses_with(clone, delete_user_cb=lambda user: user is not clone)
-    clone.meta = {"val": node.meta["val"].contiguous(), "paths": node.meta.get("paths", ())}
+    clone.meta = {"val": node.meta["val"].contiguous(), "paths": meta_of(node).get("paths", ())}
     return clone
 
 

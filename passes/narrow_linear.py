@@ -5,19 +5,21 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import fx
 
 from soda_compile.ir.graphs import add_call
+from soda_compile.ir.meta import meta_of
 from soda_compile.ir.structure import Note
-from soda_compile.passes.base import PassResult
+from soda_compile.passes.base import Pass, PassResult
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class NarrowLinear:
+class NarrowLinear(Pass):
     """Slices the weight of a linear of which only some chunks are read.
 
     An adaLN modulation computes shift, scale and gate at once; when a reuse leaves only the gate, two thirds of it
@@ -37,7 +39,8 @@ class NarrowLinear:
     the slices are views. Skipped when all features are used, or when anything but such chunks reads the output.
     """
 
-    name: str = "narrow_linear"
+    name: ClassVar[str] = "narrow_linear"
+    optional: ClassVar[bool] = True
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Rewrites ``graph`` in place; run dead-code elimination before and after it."""
@@ -139,7 +142,7 @@ def _replace(graph: fx.Graph, linear: fx.Node, features: range, reads: Sequence[
             if weight is not None
         ]
         narrow = add_call(graph, aten.linear.default, source, *rows)
-        narrow.meta["paths"] = linear.meta.get("paths", ())
+        narrow.meta["paths"] = meta_of(linear).get("paths", ())
         wholes: dict[tuple[fx.Node, ...], fx.Node] = {}
         for read in reads:
             if read.between not in wholes:

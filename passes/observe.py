@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import fx
@@ -11,13 +12,13 @@ from soda_compile.analysis.cut_to_branch import cut_to_branch
 from soda_compile.analysis.token_axes import carries_of
 from soda_compile.ir.graphs import add_call, find_node, output_of, results_of
 from soda_compile.ir.structure import Region
-from soda_compile.passes.base import PassResult
+from soda_compile.passes.base import Pass, PassResult
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Observe:
+class Observe(Pass):
     """Returns the cuts of every region, what its residual head reads, and the size of its carries.
 
     With ``carries`` also the carry of each cut, where the region can be pruned.
@@ -39,7 +40,7 @@ class Observe:
 
     regions: tuple[Region, ...]
     carries: bool = False
-    name: str = "observe"
+    name: ClassVar[str] = "observe"
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Adds the outputs to ``graph``."""

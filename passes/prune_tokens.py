@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import fx
@@ -12,7 +13,7 @@ from soda_compile.ir.aten_operators import tensor_of
 from soda_compile.ir.graphs import add_call, add_input, find_node, input_with_role
 from soda_compile.ir.roles import IndexInput, SlotInput
 from soda_compile.ir.structure import Region
-from soda_compile.passes.base import PassResult
+from soda_compile.passes.base import Pass, PassResult
 from soda_compile.passes.choose_tokens import ChooseTokens
 from soda_compile.passes.selection import Place, Tokens, take
 from soda_compile.passes.track_tokens import refresh
@@ -23,7 +24,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class PruneTokens:
+class PruneTokens(Pass):
     """Takes the wanted tokens of every cut, and the others from its slot.
 
     Before, with cut ``%y``::
@@ -65,7 +66,7 @@ class PruneTokens:
     in_place: bool = True
     use: IndexUse = "own"
     track: bool = False
-    name: str = "prune_tokens"
+    name: ClassVar[str] = "prune_tokens"
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Rewrites ``graph`` in place."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -14,7 +14,7 @@ from soda_compile.ir.ancestry import ancestors_of, descendants_of
 from soda_compile.ir.aten_operators import flops, is_heavy, packet
 from soda_compile.ir.graphs import add_call, find_node
 from soda_compile.ir.structure import Note, Region
-from soda_compile.passes.base import PassResult
+from soda_compile.passes.base import Pass, PassResult
 from soda_compile.passes.selection import Place, Tokens, take
 from soda_compile.passes.sinking import Unsinkable
 from soda_compile.passes.sinking_rules import rule_for
@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class SinkGathers:
+class SinkGathers(Pass):
     """Computes a pruned branch for its wanted tokens alone.
 
     Before, with index ``%i : [B, k]``; every token is computed, then k are taken::
@@ -45,7 +45,8 @@ class SinkGathers:
     """
 
     region: Region
-    name: str = "sink_gathers"
+    name: ClassVar[str] = "sink_gathers"
+    optional: ClassVar[bool] = True
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Rewrites ``graph`` in place; run dead-code elimination after it."""

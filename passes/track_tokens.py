@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import fx
@@ -11,7 +12,7 @@ from soda_compile.ir.aten_operators import tensor_of
 from soda_compile.ir.graphs import add_call, add_input, find_node, input_with_role, output_of
 from soda_compile.ir.roles import TrackInput
 from soda_compile.ir.structure import Region
-from soda_compile.passes.base import PassResult
+from soda_compile.passes.base import Pass, PassResult
 from soda_compile.passes.choose_tokens import step_input
 from soda_compile.passes.selection import Place, Tokens, take
 from soda_compile.plans.pruning import Pruning
@@ -20,7 +21,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class TrackTokens:
+class TrackTokens(Pass):
     """Stores, where a region computes, the input and the step that later prunes score its tokens against.
 
     Before::
@@ -42,7 +43,7 @@ class TrackTokens:
     region: Region
     carries: tuple[str, ...]
     pruning: Pruning
-    name: str = "track_tokens"
+    name: ClassVar[str] = "track_tokens"
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Rewrites ``graph`` in place."""

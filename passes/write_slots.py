@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import fx
@@ -11,13 +12,13 @@ from torch import fx
 from soda_compile.ir.graphs import add_input, add_output, find_node, output_of
 from soda_compile.ir.roles import SlotInput
 from soda_compile.ir.structure import Region
-from soda_compile.passes.base import PassResult
+from soda_compile.passes.base import Pass, PassResult
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class WriteSlots:
+class WriteSlots(Pass):
     """Hands every cut of a computed region over as the new content of its slot.
 
     Before::
@@ -45,7 +46,7 @@ class WriteSlots:
 
     index: int
     region: Region
-    name: str = "write_slots"
+    name: ClassVar[str] = "write_slots"
 
     def apply(self, graph: fx.Graph) -> PassResult:
         """Rewrites ``graph`` in place."""

@@ -6,6 +6,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -60,23 +61,29 @@ def soda(
             "options={'plan': plan}",
             stacklevel=2,
         )
-        return plain_inductor(module, inputs, checked.inductor)
+        return _unplanned(module, inputs, checked)
     _refuse_gradients(inputs)
     if has_wrapped(inputs):
         inner = soda(*unwrap_inputs(module, inputs), options=options, mode=mode)
         return lambda *wrapped: inner(*flatten_inputs(wrapped))
-    with compiler_probed(_device(inputs)):
+    with compiler_probed(_device(inputs)) if checked.lowering == "inductor" else nullcontext():
         structure = analyse_piece(module, inputs)
     if structure is None:
-        return plain_inductor(module, inputs, checked.inductor)
+        return _unplanned(module, inputs, checked)
     log_artifact("soda_structure", lambda: repr(structure.region_names))
     # Inductor would record each piece on its own; the runtime records whole steps.
     pieces = {CUDA_GRAPHS: False} if checked.cuda_graphs else {}
-    lowering = Lowering({**checked.inductor, **pieces})
+    lowering = Lowering({**checked.inductor, **pieces}, target=checked.lowering)
     if checked.observer is not None:
         return build_observed(structure, checked.observer, lowering)
     assert checked.plan is not None
     return _planned(structure, checked.plan, checked, lowering)
+
+
+def _unplanned(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
+    if options.lowering == "eager":
+        return module.forward
+    return plain_inductor(module, inputs, options.inductor)
 
 
 def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lowering) -> PlannedDenoiser:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from soda_compile.compiler.lowering import Target
 from soda_compile.compiler.observing import Observer
 from soda_compile.compiler.steps import Granularity
 from soda_compile.errors import OptionError
+from soda_compile.passes.observers import standard_observers
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.clock import Clock
 from soda_compile.torch_internals.inductor import inductor_options, mode_options
 
+log = logging.getLogger(__name__)
+
 CUDA_GRAPHS = "triton.cudagraphs"
 Conditioning = Literal["step", "trajectory"]
+LOWERING = "SODA_COMPILE_LOWERING"
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -36,6 +42,9 @@ class Options:
         conditioning: When modulations and whatever else follows from the timestep and small inputs alone is computed.
             ``step``: at each step. ``trajectory``: for all steps at once at the start of a trajectory, from the
             second on, which knows the timesteps from the one before; results differ by rounding.
+        lowering: ``inductor`` compiles the rewritten graphs. ``eager`` runs them operator by operator, which shows
+            whether a fault is Inductor's or ours; Inductor's settings then do nothing. The environment variable
+            SODA_COMPILE_LOWERING names the default, also where no options are taken.
         clock: A clock that an integration ties to its scheduler; None for ``trajectory`` and counting.
         observer: Takes measurements instead of following a plan; used by ``calibrate``.
     """
@@ -46,6 +55,7 @@ class Options:
     cuda_graphs: bool = False
     granularity: Granularity = "block"
     conditioning: Conditioning = "step"
+    lowering: Target = "inductor"
     clock: Clock | None = None
     observer: Observer | None = None
 
@@ -85,8 +95,12 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
     cuda_graphs = bool(settings.get(CUDA_GRAPHS, False))
     granularity = _one_of("granularity", given.get("granularity", "block"), get_args(Granularity))
     conditioning = _one_of("conditioning", given.get("conditioning", "step"), get_args(Conditioning))
+    lowering = _one_of("lowering", given.get("lowering", os.environ.get(LOWERING, "inductor")), get_args(Target))
+    if lowering == "eager" and (idle := sorted(settings.keys() - {CUDA_GRAPHS})):
+        log.warning("graphs run without Inductor, so its settings do nothing: %s", ", ".join(idle))
+    standard_observers()  # refuses wrong environment variables before work starts
     clock, observer = given.get("clock"), given.get("observer")
-    return Options(plan, mode, settings, cuda_graphs, granularity, conditioning, clock, observer)
+    return Options(plan, mode, settings, cuda_graphs, granularity, conditioning, lowering, clock, observer)
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:

@@ -10,6 +10,7 @@ from soda_compile.backend.inspection import inspect as inspect_model
 from soda_compile.cli import planning
 from soda_compile.cli.errors import OneLineErrors
 from soda_compile.cli.target import FORMS, load_target
+from soda_compile.compiler.why import why as region_notes
 from soda_compile.errors import OptionError
 from soda_compile.ir.tree import render
 from soda_compile.plans.plan import Plan
@@ -25,11 +26,16 @@ def main() -> None:
 
 
 @app.command()
-def inspect(target: Annotated[str, typer.Argument(help=f"{FORMS}; returns the model and its inputs.")]) -> None:
+def inspect(
+    target: Annotated[str, typer.Argument(help=f"{FORMS}; returns the model and its inputs.")],
+    why: Annotated[bool, typer.Option(help="Also say of each region what pruning it comes to, and why.")] = False,
+) -> None:
     """Show the blocks and regions that the compiler finds in a model, and what it leaves alone."""
     found = load_target(target)
     structure = inspect_model(found.model, *found.args, **found.kwargs)
     typer.echo(render(structure, type(found.model).__name__, color=sys.stdout.isatty()))
+    for note in region_notes(structure) if why else ():
+        typer.echo(note)
 
 
 app.command()(planning.plan)

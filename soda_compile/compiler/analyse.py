@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from soda_compile.analysis.outline import Outlined, outline_blocks
 from soda_compile.analysis.regions import find_regions
 from soda_compile.analysis.token_axes import join_streams
 from soda_compile.ir.aten_operators import graph_flops
 from soda_compile.ir.captured import Captured
 from soda_compile.ir.structure import BlockCall, BlockGraph, Structure
 from soda_compile.passes.make_contiguous import MakeContiguous
-from soda_compile.passes.outline_blocks import OutlineBlocks, Outlined
+from soda_compile.passes.manager import Pipeline
 
 
 def analyse(captured: Captured) -> Structure:
     """Outlines the blocks of a captured denoiser and finds the regions of each distinct block graph once."""
-    MakeContiguous().apply(captured.graph)
+    notes = Pipeline((MakeContiguous(),)).run(captured.graph).skipped
     blocks: dict[str, BlockGraph] = {}
     calls = []
-    for outlined in OutlineBlocks().apply(captured.graph, captured.outputs):
+    for outlined in outline_blocks(captured.graph, captured.outputs):
         if outlined.key not in blocks:
             blocks[outlined.key] = _analyse_block(outlined)
         calls.append(BlockCall(outlined.name, blocks[outlined.key], outlined.inputs, outlined.outputs))
@@ -27,6 +28,7 @@ def analyse(captured: Captured) -> Structure:
         outputs=captured.outputs,
         paths=captured.paths,
         parameters=captured.parameters,
+        notes=notes,
     )
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from soda_compile.compiler.variants import run_pass
 from soda_compile.ir.aten_operators import QUANTISED, graph_flops, holds_tensor, is_heavy, packet
 from soda_compile.ir.graphs import add_call, copy_graph, find_node, output_of, results_of
 from soda_compile.ir.structure import BlockCall, BlockGraph, Structure
 from soda_compile.passes.dead_code import DeadCode
+from soda_compile.passes.manager import Pipeline
 
 aten = torch.ops.aten
 
@@ -180,7 +180,7 @@ def _conditioning_part(graph: fx.Graph, cuts: tuple[str, ...], results: tuple[in
     part = copy_graph(graph)
     wanted = [find_node(part, cut) for cut in cuts] + [results_of(part)[index] for index in results]
     output_of(part).args = (tuple(wanted),)
-    run_pass(DeadCode(), part)
+    Pipeline((DeadCode(),)).run(part)
     return BlockGraph(key, fx.GraphModule(torch.nn.Module(), part), (), (), graph_flops(part))
 
 
@@ -196,7 +196,7 @@ def _rest_part(
             last = part.placeholder(f"{cut}_ahead")
         last.meta = {"val": node.meta["val"]}
         node.replace_all_uses_with(last)
-    run_pass(DeadCode(), part)
+    Pipeline((DeadCode(),)).run(part)
     module = fx.GraphModule(torch.nn.Module(), part)
     return dataclasses.replace(block, key=key, module=module, flops=graph_flops(part))
 

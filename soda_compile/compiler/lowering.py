@@ -1,4 +1,4 @@
-"""Compiles pieces with Inductor: each distinct graph once, however often and wherever it is used."""
+"""Lowering of pieces: each distinct graph once, however often and wherever it is used."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from soda_compile.compiler.variants import Piece
 from soda_compile.storage.progress import progress_bar
 from soda_compile.torch_internals.inductor import Compiled, inductor_compile, kernels_built_together
 
 log = logging.getLogger(__name__)
+
+Target = Literal["inductor", "eager"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +25,19 @@ class Lowering:
     Attributes:
         options: Settings for Inductor.
         compiled: Functions by piece key.
+        target: ``inductor`` compiles; ``eager`` runs the graphs operator by operator, to find faults without Inductor.
     """
 
-    options: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
     compiled: dict[str, Compiled] = field(default_factory=dict)
+    target: Target = "inductor"
 
     def compile(self, pieces: Iterable[Piece]) -> None:
-        """Compiles all pieces that are new, with a progress bar on a terminal."""
+        """Compile all pieces that are new, with a progress bar on a terminal."""
         new = {piece.key: piece for piece in pieces if piece.key not in self.compiled}
+        if self.target == "eager":
+            self.compiled.update({key: piece.module for key, piece in new.items()})
+            return
         with progress_bar() as progress, kernels_built_together() if _on_cpu(new.values()) else nullcontext():
             for piece in progress.track(new.values(), description="compiling"):
                 started = time.perf_counter()

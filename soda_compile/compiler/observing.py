@@ -10,12 +10,13 @@ import torch
 from torch import fx
 
 from soda_compile.analysis.cut_to_branch import CutToBranch, cut_to_branch
+from soda_compile.analysis.outline import canonical_key
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.variants import Piece
 from soda_compile.ir.graphs import copy_graph
 from soda_compile.ir.structure import BlockGraph, Structure
+from soda_compile.passes.manager import Pipeline
 from soda_compile.passes.observe import Observe
-from soda_compile.passes.outline_blocks import canonical_key
 from soda_compile.torch_internals.inductor import Compiled
 
 
@@ -90,7 +91,7 @@ def build_observed(structure: Structure, observer: Observer, lowering: Lowering)
 
 def _observed_piece(name: str, block: BlockGraph, carries: bool) -> tuple[Piece, tuple[str, ...]]:
     graph = copy_graph(block.module.graph)
-    names = Observe(block.regions, carries).apply(graph).changed
+    names = Pipeline((Observe(block.regions, carries),)).run(graph).changed
     module = fx.GraphModule(torch.nn.Module(), graph)
     return Piece(canonical_key(graph), name, module, (), ()), names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from soda_compile.compiler.steps import Granularity, StepBuilder, StepPieces
 from soda_compile.compiler.variants import CallRole, Piece
 from soda_compile.ir.aten_operators import graph_flops
 from soda_compile.ir.graphs import results_of
-from soda_compile.ir.structure import Cut, Structure
+from soda_compile.ir.structure import Cut, Note, Structure
 from soda_compile.plans.plan import Plan
 from soda_compile.torch_internals.inductor import Compiled
 
@@ -69,6 +70,7 @@ class Program:
         slots: Layout of each slot, by register.
         flops: For each step the FLOPs of what runs.
         ahead: How conditioning is computed ahead, if it is apart.
+        notes: What the analysis and the passes left alone, and why.
     """
 
     steps: tuple[tuple[Call, ...], ...]
@@ -79,6 +81,7 @@ class Program:
     slots: dict[int, Cut]
     flops: tuple[int, ...]
     ahead: Ahead | None = None
+    notes: tuple[Note, ...] = ()
 
     @cached_property
     def distinct_steps(self) -> tuple[int, ...]:
@@ -127,7 +130,8 @@ def build_program(
         steps.append(StepPieces(pieces, accesses))
     together = all_steps(structure, builder, steps) if ahead else None
     lowering.compile([*(piece for step in steps for piece in step.pieces), *(together.pieces if together else ())])
-    return _assemble(structure, steps, together, Registers(structure, bounds, sharing), lowering)
+    program = _assemble(structure, steps, together, Registers(structure, bounds, sharing), lowering)
+    return dataclasses.replace(program, notes=(*structure.notes, *builder.notes))
 
 
 def _region_bounds(structure: Structure) -> list[tuple[int, int]]:

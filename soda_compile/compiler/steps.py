@@ -10,7 +10,7 @@ from typing import Literal
 
 from soda_compile.compiler.schedule import Access, RegionMode
 from soda_compile.compiler.variants import Piece, Variant, join, make_variant
-from soda_compile.ir.structure import Structure
+from soda_compile.ir.structure import Note, Structure
 
 Granularity = Literal["block", "step"]
 
@@ -50,6 +50,15 @@ class StepBuilder:
     def conditioning(self, read: Iterable[str]) -> tuple[Piece, ...]:
         """The pieces of the conditioning calls alone, as far as these values need them."""
         return self._build(((),) * self.structure.conditioning_calls, read)
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """Return what the passes left alone in the variants made so far, named by the first of equal blocks."""
+        names: dict[str, str] = {}
+        for call in self.structure.calls:
+            names.setdefault(call.block.key, call.name)
+        found = ((names[key], note) for (key, *_), variant in self._variants.items() for note in variant.skipped)
+        return tuple(dict.fromkeys(Note(f"{name}.{note.subject}", note.reason) for name, note in found))
 
     def _build(self, modes: tuple[tuple[RegionMode, ...], ...], read: Iterable[str]) -> tuple[Piece, ...]:
         """The pieces of the first calls, for one tuple of modes for each; ``read`` are the values wanted."""

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
+from soda_compile.analysis.outline import canonical_key
 from soda_compile.analysis.token_axes import carries_of
 from soda_compile.compiler.schedule import RegionMode
 from soda_compile.ir.graphs import copy_graph, output_of, results_of
+from soda_compile.ir.meta import meta_of
 from soda_compile.ir.roles import Role
 from soda_compile.ir.structure import BlockCall, BlockGraph, Note, Region
 from soda_compile.passes.base import Pass
 from soda_compile.passes.dead_code import DeadCode
 from soda_compile.passes.insert_forecast import InsertForecast
 from soda_compile.passes.insert_reuse import InsertReuse
+from soda_compile.passes.manager import Pipeline
 from soda_compile.passes.narrow_linear import NarrowLinear
-from soda_compile.passes.outline_blocks import canonical_key
 from soda_compile.passes.prune_tokens import PruneTokens
 from soda_compile.passes.sink_gathers import SinkGathers
 from soda_compile.passes.track_tokens import TrackTokens
 from soda_compile.passes.write_slots import WriteSlots
 from soda_compile.torch_internals.tracing import log_artifact
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +72,14 @@ class Piece:
     outputs: tuple[str | CallRole, ...]
 
 
-def pipeline(block: BlockGraph, modes: Sequence[RegionMode]) -> tuple[Pass, ...]:
-    """The passes that turn a block graph into a variant, in order."""
+def pipeline(block: BlockGraph, modes: Sequence[RegionMode]) -> Pipeline:
+    """Return the passes that turn a block graph into a variant."""
     regions = tuple(enumerate(zip(block.regions, modes, strict=True)))
     rewrites = tuple(rewrite for index, (region, mode) in regions for rewrite in _rewrites(block, index, region, mode))
     sinks = tuple(SinkGathers(region) for _, (region, mode) in regions if mode.action.kind == "prune")
     if all(mode.computes for mode in modes):
-        return (*rewrites, DeadCode())
-    return (*rewrites, *sinks, DeadCode(), NarrowLinear(), DeadCode())
+        return Pipeline((*rewrites, DeadCode()))
+    return Pipeline((*rewrites, *sinks, DeadCode(), NarrowLinear(), DeadCode()))
 
 
 def _rewrites(block: BlockGraph, index: int, region: Region, mode: RegionMode) -> Iterable[Pass]:
@@ -123,23 +122,16 @@ def make_variant(block: BlockGraph, modes: Sequence[RegionMode], needed: Sequenc
     sources = {node: index for index, node in enumerate(graph.find_nodes(op="placeholder"))}
     output = output_of(graph)
     output.args = (tuple(value for value, keep in zip(results_of(graph), needed, strict=True) if keep),)
-    skipped = tuple(note for step in pipeline(block, modes) for note in run_pass(step, graph))
+    skipped = pipeline(block, modes).run(graph).skipped
     return Variant(
         module=fx.GraphModule(torch.nn.Module(), graph),
         inputs=tuple(
-            node.meta["role"] if "role" in node.meta else sources[node] for node in graph.find_nodes(op="placeholder")
+            meta_of(node)["role"] if "role" in node.meta else sources[node]
+            for node in graph.find_nodes(op="placeholder")
         ),
-        outputs=(*(index for index, keep in enumerate(needed) if keep), *output.meta.get("roles", ())),
+        outputs=(*(index for index, keep in enumerate(needed) if keep), *meta_of(output).get("roles", ())),
         skipped=skipped,
     )
-
-
-def run_pass(step: Pass, graph: fx.Graph) -> tuple[Note, ...]:
-    """Applies one pass, checks the graph, and logs what it did."""
-    result = step.apply(graph)
-    graph.lint()
-    log.debug("%s: changed %s; left %s", step.name, list(result.changed), [str(note) for note in result.skipped])
-    return result.skipped
 
 
 def join(calls: Sequence[tuple[int, BlockCall, Variant]], needed: set[str]) -> Piece:

@@ -122,6 +122,7 @@ class Structure:
         parameters: Which inputs are parameters or buffers of the model.
         conditioning_calls: How many of the first calls do nothing but conditioning; see ``conditioning``.
         conditions: Inputs other than parameters that those calls read.
+        notes: Values that passes over the whole graph left alone, with the reason.
     """
 
     calls: tuple[BlockCall, ...]
@@ -132,6 +133,7 @@ class Structure:
     parameters: tuple[bool, ...]
     conditioning_calls: int = 0
     conditions: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @cached_property
     def region_names(self) -> tuple[str, ...]:

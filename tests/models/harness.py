@@ -1,7 +1,7 @@
 """Takes one tiny denoiser through the compiler, its graphs run as they are instead of being compiled by Inductor."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,7 +18,6 @@ from soda_compile.compiler.bind import require_fit
 from soda_compile.compiler.conditioning import separate_conditioning
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import build_program
-from soda_compile.compiler.variants import Piece
 from soda_compile.errors import CaptureError
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.plan import Plan, random_plan
@@ -66,17 +65,6 @@ class Finding:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class AsItIs(Lowering):
-    """Runs every piece as the graph that it is."""
-
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def compile(self, pieces: Iterable[Piece]) -> None:
-        for piece in pieces:
-            self.compiled.setdefault(piece.key, piece.module)
-
-
 @dataclass
 class Board:
     """A backend that captures once and runs what is put into ``run``; graphs without regions run as they are."""
@@ -100,7 +88,7 @@ class Board:
     def install(self, plan: Plan, *, ahead: bool = False) -> PlannedDenoiser:
         require_fit(plan, self.structure)
         structure = separate_conditioning(self.structure) if ahead else self.structure
-        build = partial(build_program, structure, lowering=AsItIs())
+        build = partial(build_program, structure, lowering=Lowering(target="eager"))
         anchor = self.structure.parameters.index(True)
         made = PlannedDenoiser(build(plan, ahead=ahead), plan, anchor, None, None, build)
         self.run = made

@@ -6,7 +6,6 @@ import pytest
 import torch
 from families import FAMILIES
 from torch.utils._pytree import tree_leaves
-from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.backend.inspection import inspect
@@ -17,18 +16,17 @@ from soda_compile.plans.plan import random_plan
 
 
 @pytest.mark.parametrize("name", ["dit", "wan"])
-def test_whole_steps_give_what_blocks_give(name: str, monkeypatch: pytest.MonkeyPatch):
-    graphs_as_they_are(monkeypatch)
+def test_whole_steps_give_what_blocks_give(name: str):
     family = FAMILIES[name]
     model, calls = family.build(), list(family.trajectory(6))
     structure = inspect(model, **calls[0])
     plan = random_plan(1, structure.region_names, 6)
-    steps = build_program(structure, plan, Lowering({}), "step").steps
+    steps = build_program(structure, plan, Lowering(target="eager"), "step").steps
     assert [len(step) for step in steps] == [1] * 6
 
     def run(granularity: str) -> list[Any]:
         torch._dynamo.reset()
-        options = {"plan": plan, "granularity": granularity}
+        options = {"plan": plan, "granularity": granularity, "lowering": "eager"}
         compiled = torch.compile(model, backend="soda", options=options, fullgraph=True, dynamic=False)
         with torch.no_grad(), soda_compile.trajectory(model):
             return [leaf for inputs in calls for leaf in tree_leaves(compiled(**inputs))]

@@ -8,7 +8,7 @@ import pytest
 from families import FAMILIES
 
 from soda_compile.backend.inspection import inspect
-from soda_compile.compiler import lowering, steps
+from soda_compile.compiler import steps
 from soda_compile.compiler.bind import prunable_regions
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program, build_program
@@ -29,12 +29,11 @@ def structure_of(name: str) -> Structure:
 
 
 class Log:
-    """Notes what is rewritten, joined and compiled; the graphs then run as they are."""
+    """Notes what is rewritten and joined."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.variants: list[Key] = []
         self.pieces: list[tuple[Key, ...]] = []
-        self.compiled: list[Any] = []
         keys: dict[int, Key] = {}
         make_variant, join = steps.make_variant, steps.join
 
@@ -50,7 +49,6 @@ class Log:
 
         monkeypatch.setattr(steps, "make_variant", logged_variant)
         monkeypatch.setattr(steps, "join", logged_join)
-        monkeypatch.setattr(lowering, "inductor_compile", lambda module, _: self.compiled.append(module) or module)
 
 
 @pytest.fixture
@@ -58,8 +56,11 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return Log(monkeypatch)
 
 
-def build(structure: Structure, rows: Any, pruning: Pruning) -> Program:
-    return build_program(structure, Plan("", structure.region_names, tuple(rows), pruning=pruning), Lowering({}))
+def build(structure: Structure, rows: Any, pruning: Pruning) -> tuple[Program, int]:
+    """The program, and the number of graphs that were lowered for it."""
+    lowering = Lowering(target="eager")
+    program = build_program(structure, Plan("", structure.region_names, tuple(rows), pruning=pruning), lowering)
+    return program, len(lowering.compiled)
 
 
 def functions(program: Program) -> Iterator[list[int]]:
@@ -72,7 +73,7 @@ def test_equal_blocks_share_a_pruned_variant_at_all_steps(log: Log, score: Any):
     structure = structure_of("dit")
     half = prune(0.5)
     row = (COMPUTE, half, half, REUSE, COMPUTE, half, half, REUSE)
-    program = build(structure, [row] * 6, Pruning(score))
+    program, lowered = build(structure, [row] * 6, Pruning(score))
     head, *blocks, tail = zip(*(found for found in functions(program) if len(found) == 5), strict=True)
     assert len(set(head)) == len(set(tail)) == 1
     assert blocks[0] == blocks[1] == blocks[2], "the three blocks are equal"
@@ -81,7 +82,7 @@ def test_equal_blocks_share_a_pruned_variant_at_all_steps(log: Log, score: Any):
     # Drift keeps the inputs that a later prune is scored against, so that the last before an anchor differs.
     assert len({computed, first, second}) == (3 if score == "drift" else 2)
     # beside them head, tail, and the whole step of reuses
-    assert len(log.compiled) == len(set(blocks[0])) + 3
+    assert lowered == len(set(blocks[0])) + 3
 
 
 @pytest.mark.parametrize(("name", "share"), [("dit", "region"), ("dit", "block"), ("flux", "region")])
@@ -92,10 +93,10 @@ def test_as_many_pieces_are_compiled_as_there_are_different_treatments(log: Log,
     names, prunable = structure.region_names, prunable_regions(structure)
     rows = random_plan(0, names, 8, pruning=pruning, compute=0.2).actions
     rows = [row if can else (COMPUTE,) * 8 for row, can in zip(rows, prunable, strict=True)]
-    build(structure, rows, pruning)
+    _, lowered = build(structure, rows, pruning)
     assert any(any(mode.action.kind == "prune" for mode in key[1]) for key in log.variants)
     assert len(log.variants) == len(set(log.variants)), "a variant was made twice"
-    assert len(log.compiled) == len(set(log.pieces))
+    assert lowered == len(set(log.pieces))
     for piece in log.pieces:
         heavy = [key for key in piece if any(mode.works for mode in key[1])]
         assert len(piece) == 1 or (not heavy and len(piece) <= LONGEST_JOIN + 2)

@@ -12,6 +12,7 @@ from torch import fx
 
 from soda_compile.analysis.blocks import split_blocks
 from soda_compile.ir.aten_operators import is_heavy
+from soda_compile.ir.meta import meta_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +34,8 @@ class Outlined:
     outputs: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class OutlineBlocks:
-    """Outlines the repeated blocks of a model, see ``soda_compile.blocks``.
+def outline_blocks(graph: fx.Graph, outputs: Sequence[str | None]) -> tuple[Outlined, ...]:
+    """Cut a denoiser's graph into calls of graphs that equal blocks share, see ``soda_compile.analysis.blocks``.
 
     Before::
 
@@ -51,35 +51,31 @@ class OutlineBlocks:
     Valid because the graph is functional and runs in trace order: any cut of that order into consecutive runs
     keeps every value before its uses. Nodes that carry the path of a block's child without the block's own frame (an
     output head that borrows a block's embedder) stay outside.
+
+    Args:
+        graph: The denoiser's graph; it stays as it is.
+        outputs: Names of the values that the denoiser returns.
     """
-
-    name: str = "outline_blocks"
-
-    def apply(self, graph: fx.Graph, outputs: Sequence[str | None]) -> tuple[Outlined, ...]:
-        """Cuts ``graph``; ``outputs`` are the names of the values the denoiser returns."""
-        runs = split_blocks(graph)
-        made_by = {node.name: index for index, (_, nodes) in enumerate(runs) for node in nodes}
-        used_later = {name for name in outputs if name}
-        for index, (_, nodes) in enumerate(runs):
-            used_later |= {
-                source.name
-                for node in nodes
-                for source in node.all_input_nodes
-                if made_by.get(source.name, index) != index
-            }
-        shared: dict[str, fx.GraphModule] = {}
-        calls: list[Outlined] = []
-        for name, nodes in runs:
-            inputs, results, module = _extract(nodes, used_later)
-            key = _key(module.graph, name)
-            calls.append(Outlined(name, key, shared.setdefault(key, module), inputs, results))
-        return tuple(calls)
+    runs = split_blocks(graph)
+    made_by = {node.name: index for index, (_, nodes) in enumerate(runs) for node in nodes}
+    used_later = {name for name in outputs if name}
+    for index, (_, nodes) in enumerate(runs):
+        used_later |= {
+            source.name for node in nodes for source in node.all_input_nodes if made_by.get(source.name, index) != index
+        }
+    shared: dict[str, fx.GraphModule] = {}
+    calls: list[Outlined] = []
+    for name, nodes in runs:
+        inputs, results, module = _extract(nodes, used_later)
+        key = _key(module.graph, name)
+        calls.append(Outlined(name, key, shared.setdefault(key, module), inputs, results))
+    return tuple(calls)
 
 
 def _key(graph: fx.Graph, name: str) -> str:
     """Tells apart graphs that differ, and equal graphs whose heavy work has other names inside the block."""
     block = name.partition("#")[0]
-    modules = [(node.meta.get("paths") or ("",))[-1].removeprefix(block) for node in graph.nodes if is_heavy(node)]
+    modules = [(meta_of(node).get("paths") or ("",))[-1].removeprefix(block) for node in graph.nodes if is_heavy(node)]
     return hashlib.sha256("\n".join([canonical_key(graph), *modules]).encode()).hexdigest()[:16]
 
 

@@ -4,8 +4,8 @@ from torch import Tensor, nn
 from toys import seeded
 from tracing import trace
 
+from soda_compile.analysis.outline import Outlined, outline_blocks
 from soda_compile.ir.captured import Captured
-from soda_compile.passes.outline_blocks import OutlineBlocks, Outlined
 
 
 class Block(nn.Module):
@@ -37,7 +37,7 @@ class Stack(nn.Module):
 
 def outline(model: nn.Module, *args: Tensor) -> tuple[Captured, tuple[Outlined, ...]]:
     captured = trace(model, *args)
-    return captured, OutlineBlocks().apply(captured.graph, captured.outputs)
+    return captured, outline_blocks(captured.graph, captured.outputs)
 
 
 def names(calls: tuple[Outlined, ...]) -> list[str]:

@@ -1,0 +1,45 @@
+"""Reasons, region by region: whether tokens can be pruned there, and where the choice of tokens stops."""
+
+from __future__ import annotations
+
+from soda_compile.analysis.token_axes import carries_of, carry_of_cut, token_axis
+from soda_compile.ir.graphs import copy_graph
+from soda_compile.ir.structure import BlockGraph, Note, Structure
+from soda_compile.passes.manager import Pipeline
+from soda_compile.passes.prune_tokens import PruneTokens
+from soda_compile.passes.sink_gathers import SinkGathers
+from soda_compile.plans.actions import prune
+from soda_compile.plans.pruning import Pruning
+
+RATE = 0.5  # of the trial; where the choice of tokens stops does not depend on it
+
+
+def why(structure: Structure) -> tuple[Note, ...]:
+    """Return for each region of each distinct block what pruning it comes to, and what the passes left alone.
+
+    The passes that prune are tried on a copy of the block. Notes on the whole graph come last.
+    """
+    notes: dict[str, list[Note]] = {}
+    for call in structure.calls:
+        if call.block.key not in notes:
+            names = enumerate(call.region_names)
+            notes[call.block.key] = [Note(name, reason) for i, name in names for reason in _reasons(call.block, i)]
+    return (*(note for found in notes.values() for note in found), *structure.notes)
+
+
+def _reasons(block: BlockGraph, index: int) -> tuple[str, ...]:
+    region, graph = block.regions[index], copy_graph(block.module.graph)
+    carries = carries_of(graph, region)
+    if carries is None:
+        cut = next(cut for number, cut in enumerate(region.cuts) if carry_of_cut(graph, region, number) is None)
+        axis = token_axis(cut.shape)
+        fault = "has no token axis" if axis is None else f"has {cut.shape[axis]} tokens, not those of a residual stream"
+        return (f"cannot be pruned: its output {cut.node} {list(cut.shape)} {fault}",)
+    names = tuple(carry.name for carry in carries)
+    trial = PruneTokens(index, region, names, prune(RATE), Pruning("feature_mean"))
+    result = Pipeline((trial, SinkGathers(region)), observers=()).run(graph)
+    kept = result.changed[-1].rpartition(": ")[2]
+    return (
+        f"can be pruned; at rate {RATE} it {kept}",
+        *(f"tokens are taken at {note.reason}" for note in result.skipped),
+    )
