@@ -15,6 +15,7 @@ from soda_compile.backend.options import Conditioning, check_options
 from soda_compile.errors import OptionError
 from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, default_of
 from soda_compile.integrations.diffusers.denoisers import denoisers_of, require_supported
+from soda_compile.planner import AnchorSchedule, Goal, Strategy
 from soda_compile.plans.plan import Plan
 from soda_compile.storage.cache import cache_folder
 
@@ -31,7 +32,7 @@ def accelerate(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     pipeline_options: Mapping[str, Any] | None = None,
-    planning: Mapping[str, Any] | None = None,
+    strategy: Strategy | None = None,
     max_interval: int = 10,
     cache: str | os.PathLike[str] | None = None,
     mode: str | None = None,
@@ -62,7 +63,7 @@ def accelerate(
         num_inference_steps: What will be passed to the pipeline; its default otherwise.
         guidance_scale: What will be passed to the pipeline; its default otherwise.
         pipeline_options: More arguments for the generations that measure, such as ``{"height": 512}``.
-        planning: More arguments for ``soda_compile.plan``, such as ``{"operator": "reuse"}``.
+        strategy: How to plan, as for ``soda_compile.plan``, such as ``Unified(pruning=Pruning("drift"))``.
         max_interval: Longest time, in steps, that a value may be kept.
         cache: Folder of stored measurements and plans; by default the one that the environment variable
             SODA_COMPILE_CACHE names, or ``soda_compile`` in the user's cache directory.
@@ -94,10 +95,10 @@ def accelerate(
     else:
         if anchors is not None and len(denoisers) > 1:
             raise OptionError(f"anchors={anchors} for the denoisers {', '.join(denoisers)}; give speedup instead")
-        wanted = {"speedup": speedup} if speedup is not None else {"anchors": anchors}
+        request = Request(Goal(anchors=anchors, speedup=speedup), strategy or AnchorSchedule())
         store = PlanStore(Path(cache) if cache is not None else cache_folder())
         guidance = default_of(pipe, "guidance_scale") if guidance_scale is None else guidance_scale
-        source = SearchedPlans(pipe, denoisers, Request({**wanted, **(planning or {})}), store, guidance, max_interval)
+        source = SearchedPlans(pipe, denoisers, request, store, guidance, max_interval)
         call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         _find_or_measure(source, calibrate_with, call, pipeline_options or {})
     setattr(pipe, HANDLE, Acceleration.install(pipe, denoisers, source, options))

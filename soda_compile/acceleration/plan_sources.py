@@ -147,7 +147,7 @@ class SearchedPlans:
         plans = {}
         for name, sensitivity in measured.items():
             try:
-                plan = make_plan(sensitivity, **self.request.options)
+                plan = make_plan(sensitivity, self.request.goal, self.request.strategy)
             except PlanError as error:
                 raise PlanError(f"pipe.{name}: {error}") from None
             where = {key: int(sensitivity.info.notes[key]) for key in _PLACE if key in sensitivity.info.notes}

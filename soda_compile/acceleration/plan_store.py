@@ -8,11 +8,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
 from soda_compile.errors import PlanError, SensitivityError
+from soda_compile.planner import Goal, Strategy
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.sensitivity import Sensitivity
 from soda_compile.storage.files import write_atomic
@@ -54,16 +54,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Request:
-    """What a plan is asked to reach: arguments of ``soda_compile.plan``."""
+    """A goal, and the strategy by which plans shall reach it."""
 
-    options: Mapping[str, Any]
+    goal: Goal
+    strategy: Strategy
 
     @property
     def name(self) -> str:
         """Readable, fit for a file name, and different for different requests."""
-        plain = json.dumps(dict(self.options), sort_keys=True, default=str)
-        shown = "-".join(f"{key}-{value}" for key, value in self.options.items() if key in ("speedup", "anchors"))
-        return f"{shown}-{hashlib.sha256(plain.encode()).hexdigest()[:6]}"
+        numbers = "-".join(f"{key}-{value}" for key, value in asdict(self.goal).items() if value is not None)
+        return f"{numbers}-{hashlib.sha256(repr(self).encode()).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True)
