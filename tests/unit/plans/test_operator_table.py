@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planner_tables import make_sensitivity
-from test_profiles import make_profile
+from planner_tables import make_profile, make_sensitivity
 
 from soda_compile.errors import SensitivityError
 from soda_compile.planner import AnchorSchedule, Unified, plan
