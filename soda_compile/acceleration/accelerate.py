@@ -39,7 +39,7 @@ def accelerate(
     inductor: Mapping[str, Any] | None = None,
     conditioning: Conditioning = "step",
 ) -> Any:
-    """Compiles a pipeline's denoisers by a plan and ties the step clock to the pipeline's scheduler.
+    """Compile a pipeline's denoisers by a plan and tie the step clock to the pipeline's scheduler.
 
     For example::
 

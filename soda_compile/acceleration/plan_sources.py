@@ -31,7 +31,7 @@ class GivenPlans:
     plans: Mapping[str, Plan]
 
     def __call__(self, scheduler: Any) -> Mapping[str, Plan]:
-        """The plans.
+        """Return the plans.
 
         Raises:
             PlanError: They were made for another scheduler.
@@ -68,7 +68,7 @@ class SearchedPlans:
         self._first = frozenset(self._digest(name, module) for name, module in self.denoisers.items())
 
     def __call__(self, scheduler: Any) -> Mapping[str, Plan]:
-        """The plans for the scheduler as it is set now.
+        """Return the plans for the scheduler as it is set now.
 
         Raises:
             PlanError: Nothing was measured for its number of steps.
@@ -96,7 +96,7 @@ class SearchedPlans:
         )
 
     def setting(self, steps: int, guidance: float | None) -> Setting:
-        """The present setting of the pipeline."""
+        """Return the present setting of the pipeline."""
         models = {name: self._digest(name, module) for name, module in self.denoisers.items()}
         digest = scheduler_digest(self.pipe.scheduler)
         scale = None if guidance is None else float(guidance)
@@ -109,7 +109,7 @@ class SearchedPlans:
         return self._digests[cheap]
 
     def stored(self, setting: Setting) -> Mapping[str, Plan] | None:
-        """What is stored for a setting: a plan for this request, or a measurement to make it from."""
+        """Return the plans stored for a setting: made for this request, or a measurement to make it from."""
         if setting.key not in self._found:
             plans: Mapping[str, Plan] | None = self.store.plans(setting, self.request)
             if plans is None:
@@ -121,7 +121,7 @@ class SearchedPlans:
         return self._found[setting.key]
 
     def measure(self, setting: Setting, calibrate_with: CalibrateWith, options: Mapping[str, Any]) -> None:
-        """Runs generations, and stores what was measured and the plans."""
+        """Run generations, and store what was measured and the plans."""
         generate, generations = calibration_runs(self.pipe, calibrate_with, options)
         _say(f"measuring {setting.pipeline} for {setting.steps} steps in {generations} generations, key {setting.key}")
         measured = calibrate_denoisers(

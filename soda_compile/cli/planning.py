@@ -107,7 +107,7 @@ def profile(
 
 
 def describe(profile: Profile) -> str:
-    """The costs as text, one line for each group of equal regions."""
+    """Return the costs as text, one line for each group of equal regions."""
     lines = []
     for row in profile.cost_us:
         known = [(action, cost) for action, cost in zip(PROFILED, row, strict=True) if not np.isnan(cost)]

@@ -28,7 +28,7 @@ class Target:
 
 
 def load_target(text: str) -> Target:
-    """Imports the function that ``text`` names and calls it.
+    """Import the function that ``text`` names and call it.
 
     Args:
         text: ``module:function`` or ``path/to/file.py:function``; the function takes no arguments and returns the
@@ -73,7 +73,7 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def _search(folder: str) -> None:
-    """Makes modules in the folder importable, as Python does for a script's own folder."""
+    """Make modules in the folder importable, as Python does for a script's own folder."""
     if folder not in sys.path:
         sys.path.insert(0, folder)
 

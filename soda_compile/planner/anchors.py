@@ -29,7 +29,7 @@ class IntervalCosts:
 
     @classmethod
     def build(cls, errors: StaleErrors, weights: Floats) -> "IntervalCosts":
-        """Sums over regions and over the stale steps of each interval, each step times its weight [T]."""
+        """Sum over regions and over the stale steps of each interval, each step times its weight [T]."""
         steps, width = len(weights), errors.width
         summed = np.stack([errors.summed(level) for level in range(len(OPERATORS))]) * weights[:, None, None]
         anchor, spacing, age = np.ogrid[:steps, : width + 2, 1 : width + 1]
@@ -43,7 +43,7 @@ class IntervalCosts:
         return cls(table)
 
     def total(self, anchors: tuple[int, ...]) -> float:
-        """The error of a whole schedule; infinite where an interval is not measured."""
+        """Return the error of a whole schedule; infinite where an interval is not measured."""
         steps, longest = len(self.table), self.table.shape[2] - 1
         total, spacing = 0.0, 0
         for anchor, end in zip(anchors, (*anchors[1:], steps), strict=True):
@@ -72,7 +72,7 @@ class Schedules:
 
     @classmethod
     def solve(cls, costs: IntervalCosts) -> "Schedules":
-        """Finds them all at once, adding one anchor per round; the first of equally good choices wins."""
+        """Find them all at once, adding one anchor per round; the first of equally good choices wins."""
         steps, spacings, _ = costs.table.shape
         errors = np.full(steps + 1, np.inf)
         last = np.zeros((steps + 1, 2), dtype=np.int64)
@@ -95,7 +95,7 @@ class Schedules:
         return cls(errors, last, parents)
 
     def anchors(self, count: int) -> tuple[int, ...]:
-        """The anchor steps of the best schedule with `count` anchors."""
+        """Return the anchor steps of the best schedule with `count` anchors."""
         step, spacing = map(int, self.last[count])
         found = [step]
         for remaining in range(count, 1, -1):

@@ -72,7 +72,7 @@ class Choices:
         prune_table: Floats | None,
         inherited: float,
     ) -> "Choices":
-        """Lays out the tables.
+        """Lay out the tables.
 
         A rate is offered only where pruning is both faster than computing and better than every other stale choice.
 
@@ -105,16 +105,16 @@ class Choices:
         return cls(tuple(found), costs.column(COMPUTE) * scale, compute_errors, steps)
 
     def menus(self) -> tuple["Choices", ...]:
-        """This menu, and where it offers pruning the same without it."""
+        """Return this menu, and where it offers pruning the same without it."""
         others = tuple(option for option in self.options if option.action.kind != "prune")
         return (self,) if len(others) == len(self.options) else (self, replace(self, options=others))
 
     def with_compute(self) -> "Choices":
-        """The same menu with computing as one more stale choice."""
+        """Return the same menu with computing as one more stale choice."""
         return replace(self, options=(*self.options, Option(COMPUTE, self.compute_errors, self.compute)))
 
     def cheapest(self, error_weight: float, cost_weight: float) -> Floats:
-        """[T, S, W, R], the least weighted sum of error and cost that any option has."""
+        """Return [T, S, W, R], the least weighted sum of error and cost that any option has."""
         best: Floats | None = None
         for option in sorted(self.options, key=lambda option: option.errors.size):  # those without a spacing are small
             value = error_weight * option.errors + cost_weight * option.costs
@@ -123,7 +123,7 @@ class Choices:
         return best
 
     def rows(self, computed: Mask, anchors: tuple[int, ...], error_weight: float, cost_weight: float) -> Rows:
-        """The best choice at every stale step.
+        """Return the best choice at every stale step.
 
         Args:
             computed: [R, T], the steps at which each region computes, the first among them, at most W + 1 apart.
@@ -148,7 +148,7 @@ class Choices:
 
 
 def _stale(errors: StaleErrors, weights: Floats) -> Iterator[Floats]:
-    """For each action of `errors` the weighted errors [T, S, W, R] as in `Option`."""
+    """Yield for each action of `errors` the weighted errors [T, S, W, R] as in `Option`."""
     steps, width = len(weights), errors.width
     anchor, age = np.ogrid[:steps, 1 : width + 1]
     spacing = np.arange(width + 2)[:, None]
@@ -161,7 +161,7 @@ def _stale(errors: StaleErrors, weights: Floats) -> Iterator[Floats]:
 
 
 def history(computed: Mask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The last computed step before each step, and its distance to the one before that (0 without one).
+    """Return the last computed step before each step, and its distance to the one before that (0 without one).
 
     Args:
         computed: [R, T]; the first step computes.

@@ -18,7 +18,7 @@ from soda_compile.plans.sensitivity import Sensitivity
 
 
 def explain(plan: Plan, sensitivity: Sensitivity, profile: Profile | None = None) -> str:
-    """Says for each region what it does, and why it prunes or does not.
+    """Say for each region what it does, and why it prunes or does not.
 
     A line such as "pruned at 9 steps: 41 us against 77 us, error .002 against .011" compares the mean cost with that
     of computing, and the mean error with that of the best reuse or forecast at the same steps.
@@ -83,7 +83,7 @@ class _Grounds:
         return cls(plan, Costs.read(sensitivity, profile), np.fmin.reduce(values), pruned)
 
     def line(self, region: int) -> str:
-        """What one region does, and why."""
+        """Return the lines on what one region does, and why."""
         row = self.plan.actions[region]
         counts = Counter("pruned" if action.kind == "prune" else str(action) for action in row)
         said = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -123,7 +123,7 @@ class _Grounds:
         return "not pruned: what that would cost saves more error elsewhere"
 
     def totals(self) -> Iterator[str]:
-        """What the whole plan costs, and how far it may be from the best."""
+        """Return the lines on what the whole plan costs, and how far it may be from the best."""
         plan, method = self.plan, dict(self.plan.method)
         total = plan.steps * plan.calls_per_step * self.costs.full
         cost = self.costs.of(plan.actions) * plan.calls_per_step
@@ -147,6 +147,6 @@ class _Grounds:
 
 
 def _short(value: float) -> str:
-    """Two digits, and no zero before the point."""
+    """Return two digits, and no zero before the point."""
     text = f"{value:.2g}"
     return text[1:] if text.startswith("0.") else text

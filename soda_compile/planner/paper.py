@@ -38,7 +38,7 @@ class PaperStrategy:
     def read(
         cls, reuse: Floats, pruned: Floats, anchors: tuple[int, ...], costs: Costs, slope: float
     ) -> "PaperStrategy":
-        """Looks the errors up at the ages that the anchors give.
+        """Look the errors up at the ages that the anchors give.
 
         Args:
             reuse: [T, R, W] cosine errors of reuse.
@@ -57,7 +57,7 @@ class PaperStrategy:
         return cls(cache_error, np.moveaxis(pruned[step, :, age - 1], 1, 0), stale, costs, slope)
 
     def rows(self, beta: float) -> Rows:
-        """What every region does under this beta."""
+        """Return what every region does under this beta."""
         alpha = self.slope * self.cache_error + beta
         notch = np.clip(np.rint(alpha * len(_GRID[1:])), 0, len(_GRID) - 1).astype(np.int64)
         rate = np.clip(notch - 1, 0, len(PRUNE_RATES) - 1)
@@ -73,7 +73,7 @@ class PaperStrategy:
         return Rows(tuple(map(tuple, actions)), error.sum(axis=1), cost.sum(axis=1))
 
     def within(self, budget: float) -> tuple[Rows, float] | None:
-        """The rows that cost most within the budget, and their beta, by bisection; None if reusing all costs more.
+        """Return the rows that cost most within the budget, and their beta; None if reusing all costs more.
 
         Args:
             budget: of the regions: for one stream of a generation, without what each call costs in any case.

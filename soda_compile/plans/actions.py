@@ -69,7 +69,7 @@ class Action:
 
 
 def prune(rate: float, side_rate: float = 0.0) -> Action:
-    """The action that keeps a share `rate` of the tokens as they are and computes the others."""
+    """Return the action that keeps a share `rate` of the tokens as they are and computes the others."""
     return Action("prune", rate=rate, side_rate=side_rate)
 
 

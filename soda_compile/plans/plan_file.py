@@ -56,7 +56,7 @@ class PlanFile(BaseModel):
 
 
 def parse(text: str | bytes) -> PlanFile:
-    """Reads the JSON form.
+    """Read the JSON form.
 
     Raises:
         PlanError: not JSON, an unknown schema version, an unknown or missing key, or a value of a wrong type.

@@ -14,7 +14,7 @@ def render(
     flop_ratio: float | None = None,
     width: int | None = None,
 ) -> str:
-    """Draws the grid, wrapped into as many bands of steps as the width needs.
+    """Draw the grid, wrapped into as many bands of steps as the width needs.
 
     Regions that differ only in their block number and do the same share a line, "blocks.0-27.attn1 (x28)".
 
@@ -41,7 +41,7 @@ def render(
 
 
 def collapse(regions: Sequence[str], rows: Sequence[str]) -> list[tuple[str, str]]:
-    """Joins regions with the same row whose names differ only in their first number.
+    """Join regions with the same row whose names differ only in their first number.
 
     Returns:
         (label, row) in the order of first appearance.

@@ -52,7 +52,7 @@ class Pruning:
 
 
 def random_scores(step: int, region: int, tokens: int) -> NDArray[np.float32]:
-    """Uniform scores [tokens] for the score "random": fresh for each step and region, the same in every trajectory."""
+    """Return uniform scores [tokens], fresh for each step and region, the same in every trajectory."""
     return np.random.default_rng((step, region)).random(tokens, dtype=np.float32)
 
 

@@ -8,7 +8,7 @@ from soda_compile.plans.plan import Plan
 
 
 def tail(plan: Plan, start: int) -> Plan:
-    """What is left of a plan from step ``start`` on, when nothing has been kept before it.
+    """Return the plan from step ``start`` on, where nothing has been kept before it.
 
     The first step computes everything. A forecast that would need values from before it becomes one of the highest
     order that the values since then allow, or reuse.

@@ -32,7 +32,7 @@ CalibrateWith = int | Sequence[Any] | Callable[[int], Any]
 def calibration_runs(
     pipe: Any, calibrate_with: CalibrateWith, options: Mapping[str, Any]
 ) -> tuple[Callable[[int], Any], int]:
-    """A function that runs one generation from a seed, and how often to call it.
+    """Return a function that runs one generation from a seed, and how often to call it.
 
     Args:
         pipe: The pipeline.
@@ -87,6 +87,6 @@ def _input_name(known: Mapping[str, Any]) -> str:
 
 
 def default_of(pipe: Any, name: str) -> Any:
-    """The pipeline's default for an argument; None where it has none."""
+    """Return the pipeline's default for an argument; None where it has none."""
     parameter = inspect.signature(pipe.__call__).parameters.get(name)
     return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default

@@ -18,7 +18,7 @@ from soda_compile.errors import SensitivityError
 def probe_step_weights(
     scheduler: Any, arguments: Sequence[Any] = (), options: Mapping[str, Any] | None = None
 ) -> npt.NDArray[np.float64]:
-    """Probes a diffusers noise scheduler; it is linear in the model output, so one small error a step tells all.
+    """Probe a diffusers noise scheduler; it is linear in the model output, so one small error a step tells all.
 
     Runs a copy of the scheduler twice over the whole trajectory on a batch with one row for each step, with zero
     model outputs: in the first run row t has an error at step t. Random noise is drawn alike in both runs. What
@@ -52,7 +52,7 @@ def probe_step_weights(
 
 
 def _sample_sizes(scheduler: Any) -> npt.NDArray[np.float64]:
-    """Size of a noised sample after each step, for clean samples and noise of unit size."""
+    """Return the size of a noised sample after each step, for clean samples and noise of unit size."""
     one, zero = torch.ones(1, 1), torch.zeros(1, 1)
     sizes = [
         math.hypot(_noised(scheduler, one, zero, timestep), _noised(scheduler, zero, one, timestep))
@@ -69,7 +69,7 @@ def _noised(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor, timestep: 
 
 
 def _run(scheduler: Any, arguments: Sequence[Any], options: Mapping[str, Any], outputs: torch.Tensor) -> torch.Tensor:
-    """The samples after each step, [steps, rows, 1, 2, 2], for given model outputs of that shape."""
+    """Return the samples after each step, [steps, rows, 1, 2, 2], for given model outputs of that shape."""
     copied = copy.deepcopy(scheduler)
     for name in ("set_timesteps", "step"):
         copied.__dict__.pop(name, None)  # an integration may have hooked the instance
