@@ -81,7 +81,7 @@ def accelerate(
         SensitivityError: If nothing can be measured.
     """
     require_free(pipe)
-    if sum(given is not None for given in (plan, speedup, anchors)) != 1:
+    if sum(option is not None for option in (plan, speedup, anchors)) != 1:
         raise OptionError(f"give exactly one of plan, speedup={speedup} and anchors={anchors}")
     options = {"mode": mode, "inductor": dict(inductor or {}), "conditioning": conditioning}
     check_options(options)
@@ -114,16 +114,17 @@ def _find_or_measure(
     setting = source.setting(steps, source.guidance)
     if source.stored(setting) is None:
         # A function calls the pipeline with what it wants; these then only say under which key it is found.
-        given = {} if callable(calibrate_with) else {name: value for name, value in call.items() if value is not None}
-        source.measure(setting, calibrate_with, {**given, **options})
+        arguments = {} if callable(calibrate_with) else call
+        chosen = {name: value for name, value in arguments.items() if value is not None}
+        source.measure(setting, calibrate_with, {**chosen, **options})
 
 
 def _read_plans(plan: _PlanLike | Mapping[str, _PlanLike], names: list[str]) -> dict[str, Plan]:
-    given = dict(plan) if isinstance(plan, Mapping) else dict.fromkeys(names[:1], plan)
-    if set(given) != set(names):
+    by_name = dict(plan) if isinstance(plan, Mapping) else dict.fromkeys(names[:1], plan)
+    if set(by_name) != set(names):
         raise OptionError(
-            f"plans are given for {', '.join(given) or 'nothing'}, but the pipeline has {', '.join(names)}; "
+            f"plans are given for {', '.join(by_name) or 'nothing'}, but the pipeline has {', '.join(names)}; "
             "pass plan={name: plan} with one for each"
         )
-    plans = {name: check_options({"plan": value}).plan for name, value in given.items()}
+    plans = {name: check_options({"plan": value}).plan for name, value in by_name.items()}
     return {name: value for name, value in plans.items() if value is not None}

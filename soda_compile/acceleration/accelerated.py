@@ -102,7 +102,7 @@ class AcceleratedDenoiser:
 
 @dataclass(eq=False)
 class Acceleration:
-    """What ``accelerate`` has done to a pipeline.
+    """An accelerated pipeline: its hooks, and the plan of the present trajectory.
 
     Attributes:
         pipe: The pipeline.

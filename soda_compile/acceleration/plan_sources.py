@@ -1,4 +1,4 @@
-"""Where an accelerated pipeline gets its plans: from the user, or from what is stored for its present setting."""
+"""Sources of plans: the user's, or those stored for the pipeline's present setting."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ class SearchedPlans:
             PlanError: Nothing was measured for its number of steps.
         """
         steps = getattr(scheduler, "num_inference_steps", None) or len(scheduler.timesteps)
-        shown = getattr(self.pipe, "_guidance_scale", None)
-        setting = self.setting(steps, shown if isinstance(shown, int | float) else self.guidance)
+        scale_now = getattr(self.pipe, "_guidance_scale", None)
+        setting = self.setting(steps, scale_now if isinstance(scale_now, int | float) else self.guidance)
         usual = replace(setting, guidance=self.guidance)
         plans = self.stored(setting)
         if plans is None and (plans := self.stored(usual)) is not None:
-            log.warning("no plan was measured at guidance %s; using the one for %s", shown, self.guidance)
+            log.warning("no plan was measured at guidance %s; using the one for %s", scale_now, self.guidance)
             self._found[setting.key] = plans
         if plans is None:
             raise PlanError(self._nothing(setting))

@@ -29,7 +29,7 @@ class _SettingFile(BaseModel):
 
 @dataclass(frozen=True)
 class Setting:
-    """What a measurement holds for.
+    """The setting that a measurement holds for.
 
     Attributes:
         pipeline: Class name, to read.

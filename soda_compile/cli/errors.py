@@ -1,4 +1,4 @@
-"""How the command line reports what went wrong: one line on standard error and exit code 2."""
+"""Error reports of the command line: one line on standard error and exit code 2."""
 
 from typing import Any
 

@@ -110,8 +110,8 @@ def describe(profile: Profile) -> str:
     """Return the costs as text, one line for each group of equal regions."""
     lines = []
     for row in profile.cost_us:
-        known = [(action, cost) for action, cost in zip(PROFILED, row, strict=True) if not np.isnan(cost)]
-        lines.append(", ".join(f"{action} {cost:.4g}" for action, cost in known if action.kind != "reuse"))
+        measured = [(action, cost) for action, cost in zip(PROFILED, row, strict=True) if not np.isnan(cost)]
+        lines.append(", ".join(f"{action} {cost:.4g}" for action, cost in measured if action.kind != "reuse"))
     return "\n".join(
         [
             f"{profile.device}: {profile.full_us:.4g} us a call, {profile.base_us:.4g} us where everything is reused; "

@@ -92,9 +92,9 @@ def _check(text: str, value: Any) -> Target:
         case (torch.nn.Module() as model, Sequence() as inputs) if not isinstance(inputs, str):
             return Target(model, tuple(inputs), {})
     parts = ", ".join(type(part).__name__ for part in value) if isinstance(value, tuple) else ""
-    shown = f"({parts})" if parts else type(value).__name__
+    kind = f"({parts})" if parts else type(value).__name__
     raise OptionError(
-        f"target {text!r} must return a model and its inputs, (torch.nn.Module, dict or tuple); it returned {shown}"
+        f"target {text!r} must return a model and its inputs, (torch.nn.Module, dict or tuple); it returned {kind}"
     )
 
 

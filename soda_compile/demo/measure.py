@@ -52,18 +52,18 @@ class Method:
 
     @property
     def compile_s(self) -> float:
-        """What the first generation took longer than the later ones, in seconds."""
+        """Seconds that the first generation took longer than the later ones."""
         return max(0.0, self.first_s - self.latency_s)
 
     @property
     def images(self) -> Tensor:
-        """What it drew first: float32 (n, 1, 8, 8), clamped to [0, 1]."""
+        """The first samples: float32 (n, 1, 8, 8), clamped to [0, 1]."""
         return (self.latents / 2 + 0.5).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How close samples are to those of the original for the same seeds, and whether they show their class.
+    """Closeness of samples to those of the original for the same seeds, and whether they show their class.
 
     Attributes:
         mean: Mean over samples of the relative L2 distance of the latents, |x - original| / |original|.

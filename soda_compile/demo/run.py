@@ -29,7 +29,7 @@ _CALIBRATION_SEED = 1_000_000  # no seed of the samples comes near
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demonstration does.
+    """Settings of the demonstration.
 
     Attributes:
         out: Folder for all files; made if it is not there.

@@ -1,4 +1,4 @@
-"""Where to put the anchor steps: dynamic programming over steps.
+"""The best anchor steps: dynamic programming over steps.
 
 This is the dynamic caching schedule (SODA, arXiv 2603.07057), dp[t][i+1] = min over n of E(t, n) + dp[t+n][i], with
 one thing added to its state: the spacing to the anchor before, because the error of a forecast depends on it. Where
@@ -97,8 +97,8 @@ class Schedules:
     def anchors(self, count: int) -> tuple[int, ...]:
         """Return the anchor steps of the best schedule with `count` anchors."""
         step, spacing = map(int, self.last[count])
-        found = [step]
+        steps_back = [step]
         for remaining in range(count, 1, -1):
             step, spacing = step - spacing, int(self.parents[remaining, step, spacing])
-            found.append(step)
-        return tuple(reversed(found))
+            steps_back.append(step)
+        return tuple(reversed(steps_back))

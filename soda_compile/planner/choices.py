@@ -53,7 +53,7 @@ class Choices:
         options: what a stale region chooses from.
         compute: [R] float64, the cost of computing at one step, as a share of computing everything at every step.
         compute_errors: [T, S, W, R] float64, the weighted error of computing between anchors, laid out as in `Option`;
-            infinite where the error of a stale value is not known.
+            infinite where the error of a stale value is not measured.
         steps: T.
     """
 
@@ -86,23 +86,23 @@ class Choices:
         """
         steps = sensitivity.info.steps
         scale = 1.0 / (steps * costs.full)
-        found = [
+        options = [
             Option(action, values, costs.column(action) * scale)
             for action, values in zip(errors.menu, _stale(errors, weights), strict=True)
         ]
-        least = np.minimum.reduce([option.errors for option in found])
-        known = np.isfinite(least)
+        least = np.minimum.reduce([option.errors for option in options])
+        measured = np.isfinite(least)
         anchor, age = np.ogrid[:steps, 1 : errors.width + 1]
         step = np.minimum(anchor + age, steps - 1)
         for index, rate in enumerate(PRUNE_RATES if prune_table is not None else ()):
             assert prune_table is not None
             cost = costs.column(prune(rate))
             values = (prune_table[step, :, age - 1, index] * weights[step][..., None])[:, None]
-            offered = known & (values < least) & (cost < costs.column(COMPUTE))
-            values = np.where(offered, (1 - inherited) * values + inherited * np.where(known, least, 0.0), np.inf)
-            found.append(Option(prune(rate), values, np.where(np.isfinite(cost), cost, 0.0) * scale))
-        compute_errors = np.where(known, inherited * np.where(known, least, 0.0), np.inf)
-        return cls(tuple(found), costs.column(COMPUTE) * scale, compute_errors, steps)
+            offered = measured & (values < least) & (cost < costs.column(COMPUTE))
+            values = np.where(offered, (1 - inherited) * values + inherited * np.where(measured, least, 0.0), np.inf)
+            options.append(Option(prune(rate), values, np.where(np.isfinite(cost), cost, 0.0) * scale))
+        compute_errors = np.where(measured, inherited * np.where(measured, least, 0.0), np.inf)
+        return cls(tuple(options), costs.column(COMPUTE) * scale, compute_errors, steps)
 
     def menus(self) -> tuple["Choices", ...]:
         """Return this menu, and where it offers pruning the same without it."""
@@ -156,8 +156,8 @@ def _stale(errors: StaleErrors, weights: Floats) -> Iterator[Floats]:
     for index, table in enumerate(errors.tables):
         allowed = errors.runs(index, anchor[..., None], spacing[None])
         values = table[step[:, None], :, age[:, None] - 1, np.maximum(spacing, 1)[None] - 1]
-        known = (inside[:, None] & allowed)[..., None] & np.isfinite(values)
-        yield np.where(known, values * weights[step][:, None, :, None], np.inf)
+        measured = (inside[:, None] & allowed)[..., None] & np.isfinite(values)
+        yield np.where(measured, values * weights[step][:, None, :, None], np.inf)
 
 
 def history(computed: Mask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

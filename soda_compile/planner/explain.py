@@ -1,4 +1,4 @@
-"""Why a plan does what it does, region by region, in words and numbers."""
+"""Reasons for a plan, region by region, in words and numbers."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -37,15 +37,15 @@ def explain(plan: Plan, sensitivity: Sensitivity, profile: Profile | None = None
     """
     if plan.regions != sensitivity.info.regions or plan.steps != sensitivity.info.steps:
         raise PlanError("the plan was not made from this sensitivity: its regions or steps are others")
-    grounds = _Grounds.read(plan, sensitivity, profile)
-    lines = [grounds.line(region) for region in range(len(plan.regions))]
-    told = [f"{label}: {line}" for label, line in collapse(plan.regions, lines)]
-    return "\n".join([*told, *grounds.totals()])
+    evidence = _Evidence.read(plan, sensitivity, profile)
+    lines = [evidence.line(region) for region in range(len(plan.regions))]
+    labelled = [f"{label}: {line}" for label, line in collapse(plan.regions, lines)]
+    return "\n".join([*labelled, *evidence.totals()])
 
 
 @dataclass(frozen=True, eq=False)
-class _Grounds:
-    """What the lines are made of.
+class _Evidence:
+    """The evidence that the lines are made of.
 
     Attributes:
         plan: the plan.
@@ -60,7 +60,7 @@ class _Grounds:
     pruned: Floats | None
 
     @classmethod
-    def read(cls, plan: Plan, sensitivity: Sensitivity, profile: Profile | None) -> "_Grounds":
+    def read(cls, plan: Plan, sensitivity: Sensitivity, profile: Profile | None) -> "_Evidence":
         method = dict(plan.method)
         objective, operator = str(method.get("objective", "residual")), str(method.get("operator", "auto"))
         errors = StaleErrors.read(sensitivity, operator if operator in OPERATOR_CHOICES else "auto", objective)
@@ -68,18 +68,18 @@ class _Grounds:
         last, spacing = history(computed)
         step, region = np.arange(plan.steps), np.arange(len(computed))[:, None]
         age = step - last
-        known = (age >= 1) & (age <= errors.width)
+        measured = (age >= 1) & (age <= errors.width)
         index = np.clip(age, 1, errors.width) - 1
         values = []
         for number, table in enumerate(errors.tables):
             allowed = errors.runs(number, last, spacing)
             value = table[step, region, index, np.clip(spacing, 1, errors.width + 1) - 1]
-            values.append(np.where(allowed & known, value, np.nan))
+            values.append(np.where(allowed & measured, value, np.nan))
         score = plan.pruning.score if plan.pruning else method.get("score")
         pruned = None
         if score is not None:
             table = sensitivity.table(objective, f"prune.{score}").astype(np.float64)
-            pruned = np.where(known[..., None], table[step, region, index], np.nan)
+            pruned = np.where(measured[..., None], table[step, region, index], np.nan)
         return cls(plan, Costs.read(sensitivity, profile), np.fmin.reduce(values), pruned)
 
     def line(self, region: int) -> str:

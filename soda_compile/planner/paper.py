@@ -76,7 +76,7 @@ class PaperStrategy:
         """Return the rows that cost most within the budget, and their beta; None if reusing all costs more.
 
         Args:
-            budget: of the regions: for one stream of a generation, without what each call costs in any case.
+            budget: of the regions, for one branch of guidance of a generation; what each call costs anyway is left out.
         """
         reach = 2.0 + abs(self.slope) * float(self.cache_error.max())
         low, high = -reach, reach

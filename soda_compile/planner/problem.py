@@ -79,7 +79,7 @@ class Strategy(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What every strategy starts from.
+    """The input of every strategy.
 
     Attributes:
         sensitivity: Measured errors.

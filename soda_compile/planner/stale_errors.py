@@ -1,4 +1,4 @@
-"""Which operator serves a stale region at a step, and what it costs there."""
+"""The operator that serves a stale region at a step, and its error there."""
 
 from dataclasses import dataclass
 

@@ -38,7 +38,7 @@ Anchors = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Limit:
-    """What the rows have to keep; exactly one of the two is not None.
+    """A bound on cost or on error; exactly one of the two is not None.
 
     Attributes:
         budget: the regions' costs, as a share of computing everything at every step.

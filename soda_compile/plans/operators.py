@@ -31,7 +31,7 @@ class Operator:
 
     @property
     def history(self) -> int:
-        """How many past values it reads."""
+        """Number of past values that it reads."""
         return self.order + 1
 
     def ages(self, age: int, spacing: int) -> tuple[int, ...]:
@@ -39,7 +39,7 @@ class Operator:
         return tuple(age + spacing * index for index in range(self.history))
 
     def spacings(self, width: int) -> int:
-        """Return how many spacings its table of errors distinguishes, if up to `width` are measured."""
+        """Return the number of spacings that its table of errors distinguishes if up to `width` are measured."""
         return width if self.order else 1
 
     def shape(self, width: int) -> tuple[int, ...]:

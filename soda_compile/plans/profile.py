@@ -1,4 +1,4 @@
-"""What each action of each region costs in time on one device: the data that ``soda_compile.profile`` measures."""
+"""The time of each action of each region on one device: the data that ``soda_compile.profile`` measures."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""A plan for a trajectory, or a stream of calls, that begins in the middle of the schedule."""
+"""A plan for a trajectory, or a branch of guidance, that begins in the middle of the schedule."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""How much each region's output changes between steps, measured once per model and sampler setting.
+"""Sensitivity: the change of each region's output between steps, measured once per model and sampler setting.
 
 This is the table of offline fine-grained sensitivity (SODA, arXiv 2603.07057), held per operator: what it costs to
 reuse a value, what it costs to forecast it, and, if that was measured, what it costs to prune tokens.
@@ -48,7 +48,7 @@ class Sensitivity:
     - reuse tables are [T, R, W], index n-1: the value kept at step t-n is used;
     - forecast tables are [T, R, W, W], index [n-1, N-1]: the values kept at t-n, t-n-N, ... (order + 1 of them);
     - prune tables are [T, R, W, 7], index [n-1, i]: the share PRUNE_RATES[i] of the tokens, those of lowest score,
-      keeps the value of step t-n, and the others are fresh. Where a region has several streams, only the longest
+      keeps the value of step t-n, and the others are fresh. Where a region has several token groups, only the longest
       is pruned, as by the action ``prune(rate)``.
 
     NaN stands where an entry is undefined. Tables may be left out, but a table is in both dicts or in neither.
@@ -134,9 +134,9 @@ class Sensitivity:
         Raises:
             SensitivityError: a key is not a metric and an operator.
         """
-        known = {f"{metric}.{operator}" for metric in METRICS for operator in (*_OPERATORS, *PRUNE_OPERATORS)}
-        if unknown := sorted(set(self.mean) - known):
-            raise SensitivityError(f"table {unknown[0]!r} is not known; tables are {sorted(known)}")
+        names = {f"{metric}.{operator}" for metric in METRICS for operator in (*_OPERATORS, *PRUNE_OPERATORS)}
+        if unknown := sorted(set(self.mean) - names):
+            raise SensitivityError(f"table {unknown[0]!r} is not known; tables are {sorted(names)}")
         tables = {"mean": self.mean, "variance": self.variance}
         return {f"{kind}.{key}": table for kind, group in tables.items() for key, table in group.items()}
 

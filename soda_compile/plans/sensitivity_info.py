@@ -1,4 +1,4 @@
-"""What a sensitivity measurement was made for and how: everything beside its tables."""
+"""The setting of a sensitivity measurement: everything beside its tables."""
 
 import json
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ PRUNE_OPERATORS = tuple(f"prune.{score}" for score in SCORES)
 
 @dataclass(frozen=True)
 class SensitivityInfo:
-    """What was measured and how.
+    """The setting and the size of a measurement.
 
     Attributes:
         fingerprint: hash of the model structure.

@@ -1,4 +1,4 @@
-"""Where measurements are kept between runs."""
+"""The folder of measurements that are kept between runs."""
 
 from __future__ import annotations
 

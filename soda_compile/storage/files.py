@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of each."""
+"""Atomic file writes: a file is the old one or the new one, never half of each."""
 
 import os
 import secrets

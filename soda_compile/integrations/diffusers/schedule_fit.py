@@ -1,4 +1,4 @@
-"""Where in the noise scheduler's timesteps a plan lies, or why it lies nowhere."""
+"""The place of a plan in the noise scheduler's timesteps, or the reason why it has none."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def first_step(plan: Plan, scheduler: Any) -> int:
 
 
 def _worst(wanted: tuple[float, ...] | list[float], given: list[float]) -> int | None:
-    """Return the step where two schedules are farthest apart, or None if they agree."""
+    """Return the step where two schedules are farthest differ, or None if they agree."""
     worst = max(range(len(wanted)), key=lambda step: abs(wanted[step] - given[step]))
-    apart = abs(wanted[worst] - given[worst]) > 1e-3 * max(1.0, abs(wanted[worst]))
-    return worst if apart else None
+    differ = abs(wanted[worst] - given[worst]) > 1e-3 * max(1.0, abs(wanted[worst]))
+    return worst if differ else None
 
 
 def _count_error(plan: Plan, steps: int) -> PlanError:

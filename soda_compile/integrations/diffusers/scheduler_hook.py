@@ -127,9 +127,9 @@ class SchedulerHook:
         if not self._at_start or not self.clock.trajectory:
             return
         timestep = inspect.signature(method).bind_partial(*arguments, **options).arguments.get("timestep")
-        known = timesteps_of(self.scheduler)
-        if timestep is not None and known[self.clock.step] != float(timestep) and float(timestep) in known:
-            self.clock.step = known.index(float(timestep))
+        timesteps = timesteps_of(self.scheduler)
+        if timestep is not None and timesteps[self.clock.step] != float(timestep) and float(timestep) in timesteps:
+            self.clock.step = timesteps.index(float(timestep))
 
 
 def timesteps_of(scheduler: Any) -> list[float]:

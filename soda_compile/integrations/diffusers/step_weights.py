@@ -1,4 +1,4 @@
-"""How far an error in the denoiser's output at each step moves the sample."""
+"""Step weights: how far an error in the denoiser's output at each step moves the sample."""
 
 from __future__ import annotations
 
