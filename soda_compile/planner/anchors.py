@@ -79,11 +79,11 @@ class Schedules:
         parents = np.zeros((steps + 1, steps, spacings), dtype=np.int64)
         best = np.full((steps, spacings), np.inf)
         best[0, 0] = 0.0
-        tail = np.arange(max(0, steps - spacings + 1), steps)
+        starts = np.arange(max(0, steps - spacings + 1), steps)
         for count in range(1, steps + 1):
-            ended = best[tail] + costs.table[tail, :, steps - tail]
+            ended = best[starts] + costs.table[starts, :, steps - starts]
             row, spacing = divmod(int(ended.argmin()), spacings)
-            errors[count], last[count] = ended[row, spacing], (tail[row], spacing)
+            errors[count], last[count] = ended[row, spacing], (starts[row], spacing)
             if count == steps:
                 break
             extended = best[:, :, None] + costs.table

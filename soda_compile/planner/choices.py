@@ -31,7 +31,7 @@ class Option:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class RegionSchedules:
     """One action for every region and step, with what they cost and how far they are off.
 
     Attributes:
@@ -122,7 +122,9 @@ class Choices:
         assert best is not None
         return best
 
-    def rows(self, computed: Mask, anchors: tuple[int, ...], error_weight: float, cost_weight: float) -> Rows:
+    def rows(
+        self, computed: Mask, anchors: tuple[int, ...], error_weight: float, cost_weight: float
+    ) -> RegionSchedules:
         """Return the best choice at every stale step.
 
         Args:
@@ -144,7 +146,7 @@ class Choices:
         cost = np.where(computed, self.compute[:, None], np.take_along_axis(costs, chosen, axis=0)[0])
         menu = np.array([option.action for option in self.options] + [COMPUTE], dtype=object)
         actions = menu[np.where(computed, len(self.options), chosen[0])]
-        return Rows(tuple(map(tuple, actions)), error.sum(axis=1), cost.sum(axis=1))
+        return RegionSchedules(tuple(map(tuple, actions)), error.sum(axis=1), cost.sum(axis=1))
 
 
 def _stale(errors: StaleErrors, weights: Floats) -> Iterator[Floats]:

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from soda_compile.planner.anchors import IntervalCosts, Schedules
-from soda_compile.planner.choices import Choices, Mask, Rows
+from soda_compile.planner.choices import Choices, Mask, RegionSchedules
+from soda_compile.planner.computed_steps import best_computed, interval_table
 from soda_compile.planner.multiplier import Edge, Outcome, find_edge
-from soda_compile.planner.rows import best_computed, interval_table
 
 Anchors = tuple[int, ...]
 
@@ -59,7 +59,7 @@ class Limit:
         """Return whether a solution keeps the limit."""
         return self.is_cheap(outcome) == (self.budget is not None)
 
-    def best(self, edge: Edge[Rows]) -> Rows:
+    def best(self, edge: Edge[RegionSchedules]) -> RegionSchedules:
         """Return the best mixture, region by region, of an edge's two ends, of which one keeps the limit."""
         ends = (edge.cheap, edge.accurate) if self.budget is not None else (edge.accurate, edge.cheap)
         start, other = (end.value for end in ends)
@@ -72,9 +72,9 @@ class Limit:
             trial_errors[region], trial_costs[region] = other.errors[region], other.costs[region]
             if self.reached(Outcome(float(trial_costs.sum()), float(trial_errors.sum()), None)):
                 rows[region], errors, costs = other.actions[region], trial_errors, trial_costs
-        return Rows(tuple(rows), errors, costs)
+        return RegionSchedules(tuple(rows), errors, costs)
 
-    def rank(self, rows: Rows) -> tuple[float, float]:
+    def rank(self, rows: RegionSchedules) -> tuple[float, float]:
         """Return a key by which better results come first."""
         error, cost = float(rows.errors.sum()), float(rows.costs.sum())
         return (error, cost) if self.budget is not None else (cost, error)
@@ -92,7 +92,7 @@ class Solution:
         reached: whether the limit is kept; otherwise the rows come as near as any.
     """
 
-    rows: Rows
+    rows: RegionSchedules
     anchors: Anchors
     multiplier: float
     bound: float | None
@@ -151,7 +151,7 @@ def _anchors(choices: Choices, count: int | None, error_weight: float, cost_weig
     return Outcome(float(rows.costs.sum()), float(rows.errors.sum()), anchors)
 
 
-def _rows(choices: Choices, anchors: Anchors, error_weight: float, cost_weight: float) -> Outcome[Rows]:
+def _rows(choices: Choices, anchors: Anchors, error_weight: float, cost_weight: float) -> Outcome[RegionSchedules]:
     """Return the best rows with these anchors under these weights; history is that of each region."""
     table = interval_table(choices.cheapest(error_weight, cost_weight))
     between = np.full_like(table[..., 1:], np.inf)

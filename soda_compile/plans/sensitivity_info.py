@@ -24,7 +24,7 @@ class SensitivityInfo:
         steps: denoising steps in one generation.
         max_interval: W, the largest age in steps that was measured.
         generations: generations run.
-        samples: rows seen, over which mean and variance are taken.
+        samples: samples seen, over which mean and variance are taken.
         seeds: the seeds used, all different.
         timesteps: the scheduler's timesteps, one per step, as it gives them.
         timestep_input: name of the model input that carries the timestep.

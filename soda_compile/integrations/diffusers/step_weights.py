@@ -46,8 +46,8 @@ def probe_step_weights(
             f"{type(scheduler).__name__} could not be probed for its step weights: {type(error).__name__}: {error}. "
             "Pass scheduler=None to weigh all steps alike"
         ) from error
-    rows = torch.arange(steps)
-    moved: npt.NDArray[np.float64] = (disturbed - calm)[rows, rows].flatten(1).norm(dim=1).double().numpy()
+    samples = torch.arange(steps)
+    moved: npt.NDArray[np.float64] = (disturbed - calm)[samples, samples].flatten(1).norm(dim=1).double().numpy()
     return moved / float(errors[0, 0].norm()) / _sample_sizes(scheduler)
 
 
@@ -69,7 +69,7 @@ def _noised(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor, timestep: 
 
 
 def _run(scheduler: Any, arguments: Sequence[Any], options: Mapping[str, Any], outputs: torch.Tensor) -> torch.Tensor:
-    """Return the samples after each step, [steps, rows, 1, 2, 2], for given model outputs of that shape."""
+    """Return the samples after each step, [steps, samples, 1, 2, 2], for given model outputs of that shape."""
     copied = copy.deepcopy(scheduler)
     for name in ("set_timesteps", "step"):
         copied.__dict__.pop(name, None)  # an integration may have hooked the instance

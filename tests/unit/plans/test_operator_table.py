@@ -13,7 +13,7 @@ from soda_compile.plans.actions import ACTIONS, PRUNE_RATES, SIDE_RATES, STALE, 
 from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import PROFILED, Profile
-from soda_compile.plans.resume import tail
+from soda_compile.plans.resume import resume_at
 from soda_compile.plans.sensitivity import Sensitivity
 
 HIGHEST = OPERATORS[-1].name
@@ -82,7 +82,7 @@ def test_a_plan_from_a_later_step_on_has_the_highest_order_that_is_left(computed
     row = [*("C" * len(OPERATORS)), *("C" * computed), highest.symbol]
     legend = {action.symbol: action for action in ACTIONS}
     made = Plan("", ("a",), (tuple(legend[symbol] for symbol in row),))
-    assert tail(made, len(OPERATORS)).actions[0][-1] == STALE[computed - 1]
+    assert resume_at(made, len(OPERATORS)).actions[0][-1] == STALE[computed - 1]
 
 
 @pytest.mark.parametrize("strategy", [AnchorSchedule(HIGHEST), Unified(operator=HIGHEST, inherited_error=0.0)])
