@@ -10,7 +10,6 @@ from functools import cached_property
 import torch
 from torch import fx
 
-from soda_compile.compiler.all_steps import AllSteps, all_steps, is_conditioning, stacked
 from soda_compile.compiler.bind import require_token_axes
 from soda_compile.compiler.index_sharing import share_indices
 from soda_compile.compiler.lowering import Lowering
@@ -36,25 +35,6 @@ class Call:
 
 
 @dataclass(frozen=True, eq=False)
-class Ahead:
-    """How the conditioning of all steps is computed at once.
-
-    Attributes:
-        reads: For each input that it follows from its register, and the register of what it is at all steps, stacked.
-        calls: The calls.
-        values: For each value that steps read its register, and the register of those of all steps, stacked.
-        skip: For each step how many of its first calls compute the same for that step alone.
-        memory_bytes: Of the values of all steps.
-    """
-
-    reads: tuple[tuple[int, int], ...]
-    calls: tuple[Call, ...]
-    values: tuple[tuple[int, int], ...]
-    skip: tuple[int, ...]
-    memory_bytes: int
-
-
-@dataclass(frozen=True, eq=False)
 class Program:
     """A compiled plan for one signature of inputs.
 
@@ -63,24 +43,20 @@ class Program:
 
     Attributes:
         steps: For each step its calls.
-        inputs: Number of inputs, registers 0 to inputs - 1.
         outputs: Registers to return, in order (None for a None).
         registers: Number of registers.
         tensors: Constants, coefficients and what else a step needs to know, by register.
         slots: Layout of each slot, by register.
         flops: For each step the FLOPs of what runs.
-        ahead: How conditioning is computed ahead, if it is apart.
         notes: What the analysis and the passes left alone, and why.
     """
 
     steps: tuple[tuple[Call, ...], ...]
-    inputs: int
     outputs: tuple[int | None, ...]
     registers: int
     tensors: dict[int, torch.Tensor]
     slots: dict[int, Cut]
     flops: tuple[int, ...]
-    ahead: Ahead | None = None
     notes: tuple[Note, ...] = ()
 
     @cached_property
@@ -99,14 +75,7 @@ class Program:
         return sum(cut.memory_bytes for cut in self.slots.values())
 
 
-def build_program(
-    structure: Structure,
-    plan: Plan,
-    lowering: Lowering,
-    granularity: Granularity = "block",
-    *,
-    ahead: bool = False,
-) -> Program:
+def build_program(structure: Structure, plan: Plan, lowering: Lowering, granularity: Granularity = "block") -> Program:
     """Binds a plan to a structure and compiles all that it needs.
 
     Args:
@@ -114,7 +83,6 @@ def build_program(
         plan: What every region does at every step.
         lowering: Where compiled pieces are kept.
         granularity: What is compiled as one graph: ``block`` or ``step``.
-        ahead: Whether conditioning that is apart is compiled for all steps at once, too.
     """
     require_token_axes(structure, plan)
     sharing = share_indices(structure, plan)
@@ -128,9 +96,7 @@ def build_program(
         accesses = tuple(tuple(row[step] for row in rows[start:stop]) for start, stop in bounds)
         pieces = builder.pieces(tuple(tuple(access.mode for access in call) for call in accesses))
         steps.append(StepPieces(pieces, accesses))
-    together = all_steps(structure, builder, steps) if ahead else None
-    lowering.compile([*(piece for step in steps for piece in step.pieces), *(together.pieces if together else ())])
-    program = _assemble(structure, steps, together, Registers(structure, bounds, sharing), lowering)
+    program = assemble(structure, steps, Registers(structure, bounds, sharing), lowering)
     return dataclasses.replace(program, notes=(*structure.notes, *builder.notes))
 
 
@@ -143,33 +109,13 @@ def _region_bounds(structure: Structure) -> list[tuple[int, int]]:
     return bounds
 
 
-def _assemble(
-    structure: Structure,
-    steps: Sequence[StepPieces],
-    together: AllSteps | None,
-    registers: Registers,
-    lowering: Lowering,
-) -> Program:
-    """Resolves all arguments."""
+def assemble(structure: Structure, steps: Sequence[StepPieces], registers: Registers, lowering: Lowering) -> Program:
+    """Compile the pieces of all steps and resolve their arguments."""
+    lowering.compile(piece for step in steps for piece in step.pieces)
     resolved = tuple(_calls(structure, number, step, registers, lowering) for number, step in enumerate(steps))
     outputs = tuple(registers.value(name) if name else None for name in structure.outputs)
     flops = tuple(sum(graph_flops(piece.module.graph) for piece in step.pieces) for step in steps)
-    inputs = len(structure.inputs)
-    ahead = _ahead(structure, steps, together, registers, lowering) if together else None
-    return Program(resolved, inputs, outputs, registers.count, registers.tensors, registers.slots, flops, ahead)
-
-
-def _ahead(
-    structure: Structure, steps: Sequence[StepPieces], together: AllSteps, registers: Registers, lowering: Lowering
-) -> Ahead:
-    view = StepView(0, ())
-    return Ahead(
-        reads=tuple((registers.value(name), registers.value(stacked(name))) for name in structure.conditions),
-        calls=tuple(_call(piece, registers, view, lowering) for piece in together.pieces),
-        values=tuple((registers.value(name), registers.value(stacked(name))) for name in together.values),
-        skip=tuple(sum(is_conditioning(structure, piece) for piece in step.pieces) for step in steps),
-        memory_bytes=together.memory_bytes,
-    )
+    return Program(resolved, outputs, registers.count, registers.tensors, registers.slots, flops)
 
 
 def _calls(

@@ -120,8 +120,6 @@ class Structure:
         outputs: Names of the values to return, in order (None for a None).
         paths: For each input, its path in the model (``blocks.0.attn.weight``) or argument name.
         parameters: Which inputs are parameters or buffers of the model.
-        conditioning_calls: How many of the first calls do nothing but conditioning; see ``conditioning``.
-        conditions: Inputs other than parameters that those calls read.
         notes: Values that passes over the whole graph left alone, with the reason.
     """
 
@@ -131,8 +129,6 @@ class Structure:
     outputs: tuple[str | None, ...]
     paths: tuple[str, ...]
     parameters: tuple[bool, ...]
-    conditioning_calls: int = 0
-    conditions: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
 
     @cached_property
@@ -155,11 +151,6 @@ class Structure:
     def flops(self) -> int:
         """Work of one full call of the denoiser."""
         return sum(call.block.flops for call in self.calls)
-
-    @cached_property
-    def conditioning(self) -> frozenset[str]:
-        """Names of the values that the conditioning calls give."""
-        return frozenset(name for call in self.calls[: self.conditioning_calls] for name in call.outputs)
 
     @cached_property
     def read_values(self) -> dict[str, Any]:

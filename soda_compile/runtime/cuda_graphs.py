@@ -71,23 +71,19 @@ class StepGraphs:
     recorder: Recorder
     _addresses: tuple[int, ...] = ()
     _copies: list[torch.Tensor] = field(default_factory=list)  # of inputs
-    _given: list[torch.Tensor] = field(default_factory=list)  # copies of conditioning
-    _seen: set[tuple[int, bool]] = field(default_factory=set)
-    _graphs: dict[tuple[int, bool], tuple[Callable[[], None], list[Any]]] = field(default_factory=dict)
+    _seen: set[int] = field(default_factory=set)
+    _graphs: dict[int, tuple[Callable[[], None], list[Any]]] = field(default_factory=dict)
 
-    def run(
-        self, program: Program, step: int, inputs: Sequence[Any], given: Sequence[torch.Tensor] | None = None
-    ) -> list[Any]:
-        """Runs one step, see ``run_step``; always of the same program. What it gives is the caller's to keep."""
+    def run(self, program: Program, step: int, inputs: Sequence[Any]) -> list[Any]:
+        """Run one step, see ``run_step``; always of the same program. The caller may keep the outputs."""
         self._require_addresses(inputs)
-        kind = (program.distinct_steps[step], given is not None)
+        kind = program.distinct_steps[step]
         if kind not in self._seen:
             self._seen.add(kind)
-            return run_step(program, step, self.registers, inputs, given, in_place=True)
+            return run_step(program, step, self.registers, inputs, in_place=True)
         _copy([value for value, fixed in zip(inputs, self.fixed, strict=True) if not fixed], self._copies)
-        _copy(given or (), self._given)
         if kind not in self._graphs:
-            self._graphs[kind] = self._record(program, step, inputs, None if given is None else self._given)
+            self._graphs[kind] = self._record(program, step, inputs)
         replay, outputs = self._graphs[kind]
         replay()
         return [None if value is None else value.clone() for value in outputs]
@@ -100,15 +96,13 @@ class StepGraphs:
             self._addresses = addresses
             self._graphs.clear()
 
-    def _record(
-        self, program: Program, step: int, inputs: Sequence[Any], given: Sequence[torch.Tensor] | None
-    ) -> tuple[Callable[[], None], list[Any]]:
+    def _record(self, program: Program, step: int, inputs: Sequence[Any]) -> tuple[Callable[[], None], list[Any]]:
         copies = iter(self._copies)
         bound = [value if fixed else next(copies) for value, fixed in zip(inputs, self.fixed, strict=True)]
         outputs: list[Any] = []
 
         def body() -> None:
-            outputs.extend(run_step(program, step, self.registers, bound, given, in_place=True))
+            outputs.extend(run_step(program, step, self.registers, bound, in_place=True))
 
         try:
             replay = self.recorder.record(body)

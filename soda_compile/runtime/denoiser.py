@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from soda_compile.compiler.conditioning_stage import ConditioningStage
 from soda_compile.compiler.program import Program
 from soda_compile.errors import TrajectoryError
 from soda_compile.plans.plan import Plan
@@ -30,6 +31,7 @@ class PlannedDenoiser:
         clock: The clock that an integration ties to its scheduler.
         build: Compiles another plan for the same graph; only what its variants do not share is compiled anew.
         recording: Records steps as CUDA graphs; None runs them as they are.
+        conditioning: Computes further inputs of the program; None if it takes those of the captured graph alone.
     """
 
     program: Program
@@ -39,6 +41,7 @@ class PlannedDenoiser:
     clock: Clock | None
     build: Callable[[Plan], Program]
     recording: Recording | None = None
+    conditioning: ConditioningStage | None = None
     _tails: dict[int, Program] = field(default_factory=dict)
 
     def __call__(self, *inputs: Any) -> list[Any]:
@@ -62,12 +65,13 @@ class PlannedDenoiser:
     def _run(self, frame: Frame, step: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
         program = frame.tail or self.program
         here = step - frame.start
-        given = frame.conditioning_cache.conditioning(program, here, inputs, schedule) if program.ahead else None
+        if self.conditioning is not None:
+            inputs = (*inputs, *frame.conditioning_cache.values(self.conditioning, here, inputs, schedule))
         if self.recording is not None and frame.graphs is None:
             frame.graphs = self.recording.start(program, frame.registers, inputs)
         if frame.graphs is not None:
-            return frame.graphs.run(program, here, inputs, given)
-        return run_step(program, here, frame.registers, inputs, given)
+            return frame.graphs.run(program, here, inputs)
+        return run_step(program, here, frame.registers, inputs)
 
     def _tail(self, start: int) -> Program:
         """The program for a stream that begins at a later step."""
