@@ -1,4 +1,4 @@
-"""The pieces that one step runs: which variants, and what of them is still needed."""
+"""The pieces of one step: variants of blocks, as far as they are needed, in groups."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StepBuilder:
         self._steps: dict[tuple[tuple[RegionMode, ...], ...], tuple[Piece, ...]] = {}
 
     def pieces(self, modes: tuple[tuple[RegionMode, ...], ...]) -> tuple[Piece, ...]:
-        """The pieces for one tuple of modes for each call."""
+        """Return the pieces for one tuple of modes for each call."""
         if modes not in self._steps:
             self._steps[modes] = self._build(modes)
         return self._steps[modes]
@@ -72,7 +72,7 @@ class StepBuilder:
         return tuple(join([(index, calls[index], live[index]) for index in run], reads[run[-1]]) for run in runs)
 
     def _variant(self, index: int, modes: tuple[RegionMode, ...], needed: tuple[bool, ...]) -> Variant | None:
-        """The variant, or None where nothing of the call is read and nothing stored."""
+        """Return the variant, or None where nothing of the call is read and nothing stored."""
         if not any(needed) and not any(mode.writes for mode in modes):
             return None
         block = self.structure.calls[index].block
@@ -87,7 +87,7 @@ def _is_light(modes: Sequence[RegionMode]) -> bool:
 
 
 def _runs(calls: Sequence[int], light: Sequence[bool]) -> list[list[int]]:
-    """Blocks that compute stay alone, so that equal ones share code; runs of others become one graph.
+    """Group calls: blocks that compute stay alone, so that equal ones share code; runs of others become one graph.
 
     A graph of reuses is cheap to compile, and Inductor fuses its residual adds across blocks.
     """
@@ -99,7 +99,7 @@ def _runs(calls: Sequence[int], light: Sequence[bool]) -> list[list[int]]:
 
 
 def _chunks(run: Sequence[int]) -> list[list[int]]:
-    """A long run in even parts, which equal blocks can share; its ends, the head and tail of a model, alone."""
+    """Return a long run in even parts, which equal blocks can share; its ends, prologue and epilogue, alone."""
     if len(run) <= LONGEST_JOIN + 2:
         return [list(run)]
     inner = list(run[1:-1])
