@@ -14,12 +14,12 @@ from soda_compile.runtime.execution import run_once
 
 @dataclass(eq=False)
 class ConditioningCache:
-    """Values of the conditioning stage for one stream: conditions are recorded in one trajectory, used in the next.
+    """Values of the conditioning stage for one branch of guidance, foretold from the trajectory before.
 
-    What was the same at all steps (labels, a text) is taken from the first step of the new trajectory; what changed
-    (the timestep) is taken as it was. Each step compares its conditions with these, and what differs is computed for
-    the step alone. On a device, comparing numbers would wait for it. There a condition must be the very tensor of the
-    first step; and of the one that changes, a schedule must say that it is the same again.
+    Conditions that were the same at all steps (labels, a text) are taken from the first step of the new trajectory;
+    those that changed (the timestep) are taken as they were. Each step compares its conditions with these, and what
+    differs is computed for the step alone. On a device, comparing numbers would wait for it. There a condition must be
+    the very tensor of the first step; and of the one that changes, a schedule must say that it is the same again.
     """
 
     _schedule: Hashable = None
@@ -35,7 +35,7 @@ class ConditioningCache:
 
         Args:
             stage: The conditioning stage, always the same.
-            step: Steps since the stream began.
+            step: Steps since the branch began.
             inputs: The inputs of the captured graph.
             schedule: Key of the trajectory's timesteps; None if they are unknown.
         """

@@ -55,13 +55,13 @@ def capturer_for(device: torch.device) -> GraphCapturer | None:
 
 @dataclass(eq=False)
 class StepGraphs:
-    """The recorded steps of one stream.
+    """The recorded steps of one branch of guidance.
 
     Slots, weights and copies of the other inputs have fixed addresses, so any step may follow any other. The first
     time a step runs as it is, which loads and tunes its kernels; the second time it is recorded.
 
     Attributes:
-        registers: The stream's registers; slots among them are written in place.
+        registers: The branch's registers; slots among them are written in place.
         fixed: For each input whether it is a weight: its address is recorded, and a new address records anew.
         capturer: Captures the steps.
     """
@@ -137,7 +137,7 @@ class Recording:
     _refused: bool = False
 
     def start(self, program: Program, registers: list[Any], inputs: Sequence[Any]) -> StepGraphs | None:
-        """Return the recorded steps of a new stream, none yet; None where steps cannot be recorded, with a warning."""
+        """Return the recorded steps of a new branch, none yet; None, with a warning, where steps cannot be recorded."""
         if self._refused:
             return None
         device = inputs[self.weights.index(True)].device

@@ -94,7 +94,7 @@ class PlannedDenoiser:
         return float(value)
 
     def _nearest(self, timestep: float) -> float:
-        """Return the plan's nearest timestep; narrow dtypes round what the denoiser is given."""
+        """Return the plan's nearest timestep; narrow dtypes round the denoiser's."""
         return min(self._timesteps, key=lambda planned: abs(planned - timestep))
 
     def _mismatch(self, timestep: float, step: int) -> str:

@@ -14,7 +14,8 @@ import soda_compile
 from soda_compile.backend.inspection import inspect
 from soda_compile.backend.options import check_options
 from soda_compile.compiler.conditioning import separate_conditioning
-from soda_compile.compiler.conditioning_stage import ConditioningStage
+from soda_compile.compiler.conditioning_stage import ConditioningStage, build_stage
+from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program
 from soda_compile.errors import CaptureError, OptionError
 from soda_compile.ir.structure import Structure
@@ -113,6 +114,26 @@ def test_trajectories_give_what_steps_alone_give(name: str, eager: None, ahead: 
         ahead.clear()
         assert_close(generate(model, compiled, calls), expected)
         assert ahead == expected_steps
+
+
+def test_the_stage_gives_for_all_steps_at_once_what_it_gives_for_each():
+    model, calls, _ = subject()
+    structure = inspect(model, **calls[0])
+    conditioning, _ = separated(structure)
+    stage = build_stage(conditioning, STEPS, structure.weight_bytes, Lowering(target="eager"))
+    assert stage.all_steps is not None
+    assert [structure.paths[index] for index in stage.conditions] == ["timestep", "class_labels"]
+    weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    inputs = [[weights[path] if path in weights else call[path] for path in structure.paths] for call in calls]
+    stacked = list(inputs[0])
+    for index in stage.conditions:
+        stacked[index] = torch.stack([step[index] for step in inputs])
+    with torch.no_grad():
+        each = [conditioning_cache.run_once(stage.one_step, step) for step in inputs]
+        table = conditioning_cache.run_once(stage.all_steps, stacked)
+    assert len(table) == len(conditioning.outputs)
+    for number, values in enumerate(table):
+        assert_close(list(values.unbind(0)), [step[number] for step in each])
 
 
 def test_as_compiled_by_inductor(ahead: list[int]):
