@@ -17,11 +17,12 @@ from soda_compile.capture.forward import compile_forward, own_holder, restore_fo
 from soda_compile.compiler.prune_flops import prune_flops
 from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.integrations.base import Framework, SamplerHook, Stage, denoiser_of, denoisers_of, framework_of
+from soda_compile.measure.error_accumulator import ErrorAccumulator
 from soda_compile.measure.gram import ErrorEntries, Floats
 from soda_compile.measure.profile_store import versions
-from soda_compile.measure.recorder import Recorder
 from soda_compile.plans.pruning import SCORES
 from soda_compile.plans.sensitivity import METRICS, Sensitivity, SensitivityInfo, merge
+from soda_compile.runtime.call_counter import CallCounter
 from soda_compile.runtime.clock import Clock
 from soda_compile.storage.progress import progress_bar
 
@@ -42,10 +43,10 @@ def calibrate(
 ) -> Sensitivity:
     """Runs generations of the original model and measures the error of every reuse and forecast, in one pass.
 
-    Memory: windows of ``2 * max_interval`` past values of each region in each stream, and for the score drift
-    ``max_interval`` past values of its carries, all together at most ``memory_bytes``; where they are larger, every
-    k-th token is kept and k is recorded. Beside them, one region at a time is scored, in a few float64 copies of its
-    window.
+    Memory: ``2 * max_interval`` past values of each region in each branch of guidance, and for the score drift
+    ``max_interval`` past values of its carries, in all at most ``memory_bytes``; where they are larger, every k-th
+    token is kept and k is recorded. Beside them, one region at a time is scored, in a few float64 copies of its past
+    values.
 
     Args:
         model: The denoiser (not compiled), or a pipeline, such as one of diffusers.
@@ -57,7 +58,7 @@ def calibrate(
         scheduler: The framework's scheduler that a hand-written loop uses. Its ``step`` ends a step, and it is probed
             for how much each step weighs. Taken from ``model`` if that is a pipeline.
         guidance: Guidance scale, to be recorded.
-        memory_bytes: Bound on the memory of the windows.
+        memory_bytes: Bound on the memory of past values.
         prune_scores: Scores by which tokens can be ranked ("feature_mean", "drift", "random"): for each, the error of
             pruning at every rate is measured as well.
         resume: A measurement to which these generations are added; their seeds follow its own.
@@ -128,10 +129,9 @@ class _Settings:
     memory_bytes: int
     prune_scores: tuple[str, ...]
 
-    def recorder(self, automatic: bool) -> Recorder:
-        entries = ErrorEntries(self.max_interval)
-        clock = Clock(automatic=automatic)
-        return Recorder(clock, self.calls_per_step, entries, self.memory_bytes, self.prune_scores)
+    def accumulator(self, automatic: bool) -> ErrorAccumulator:
+        clock, counter, entries = Clock(automatic), CallCounter(self.calls_per_step), ErrorEntries(self.max_interval)
+        return ErrorAccumulator(clock, counter, entries, self.memory_bytes, self.prune_scores)
 
 
 def _measure(
@@ -142,7 +142,7 @@ def _measure(
     seeds: range,
     settings: _Settings,
 ) -> dict[str, Sensitivity]:
-    recorders = {name: settings.recorder(automatic=sampler is None) for name in denoisers}
+    accumulators = {name: settings.accumulator(automatic=sampler is None) for name in denoisers}
     hook: SamplerHook | None = None
     stages: dict[str, Stage] = {}
     weights: Floats | None = None
@@ -151,24 +151,26 @@ def _measure(
         if sampler is not None and framework is not None:
             hook = framework.attach(sampler)
             stack.callback(hook.detach)
-            stages = {name: Stage(hook, recorder.clock) for name, recorder in recorders.items()}
+            for name, denoiser in denoisers.items():
+                stages[name] = Stage(hook, accumulators[name].clock)
+                stack.callback(framework.name_branches(denoiser, accumulators[name].clock))
         for name, denoiser in denoisers.items():
-            stack.enter_context(_observed(denoiser, framework, recorders[name], stages.get(name)))
+            stack.enter_context(_observed(denoiser, framework, accumulators[name], stages.get(name)))
         progress = stack.enter_context(progress_bar())
-        steps = [_run(generate, recorders, seed) for seed in progress.track(seeds, description="calibrating")]
+        steps = [_run(generate, accumulators, seed) for seed in progress.track(seeds, description="calibrating")]
         if len(set(map(str, steps))) != 1:
             counts = sorted({sum(each.values()) for each in steps})
             raise SensitivityError(f"generations must all have the same number of steps; they had {counts}")
         if hook is not None and any(steps[0].values()):
-            _require_counted(hook, steps[0], recorders)
+            _require_counted(hook, steps[0], accumulators)
             weights = hook.step_weights()
     seconds = time.perf_counter() - started
     found = {}
-    for name, recorder in recorders.items():
+    for name, accumulator in accumulators.items():
         if count := steps[0][name]:
             first = stages[name].called_at if name in stages else 0
             part = _Part(first, count, hook, np.ones(count) if weights is None else weights[first : first + count])
-            found[name] = _assemble(recorder, part, seeds, settings.guidance, seconds)
+            found[name] = _assemble(accumulator, part, seeds, settings.guidance, seconds)
     return found
 
 
@@ -193,8 +195,8 @@ class _Part:
         return partial if self.steps < whole else {}
 
 
-def _require_counted(hook: SamplerHook, steps: Mapping[str, int], recorders: Mapping[str, Recorder]) -> None:
-    most = max(recorder.calls_in_a_step for recorder in recorders.values())
+def _require_counted(hook: SamplerHook, steps: Mapping[str, int], accumulators: Mapping[str, ErrorAccumulator]) -> None:
+    most = max(accumulator.calls_in_a_step for accumulator in accumulators.values())
     if max(steps.values()) == 1 and len(hook.timesteps) > 1 and most > 2:
         raise SensitivityError(
             f"all denoiser calls of a generation came before {hook.name}.step was called, so the steps "
@@ -232,10 +234,10 @@ def _check_scores(scores: Sequence[str], resume: Sensitivity | None) -> tuple[st
 
 @contextmanager
 def _observed(
-    denoiser: torch.nn.Module, framework: Framework | None, recorder: Recorder, stage: Stage | None
+    denoiser: torch.nn.Module, framework: Framework | None, accumulator: ErrorAccumulator, stage: Stage | None
 ) -> Iterator[None]:
     """Compiles the denoiser's forward in observe mode for a while."""
-    backend = functools.partial(soda, options={"observer": recorder})
+    backend = functools.partial(soda, options={"observer": accumulator})
     hosted = framework.around_calls(denoiser) if framework else nullcontext
     holders = framework.holders if framework else own_holder
 
@@ -253,33 +255,33 @@ def _observed(
         restore_forward(denoiser, compiled)
 
 
-def _run(generate: Callable[[int], Any], recorders: Mapping[str, Recorder], seed: int) -> dict[str, int]:
+def _run(generate: Callable[[int], Any], accumulators: Mapping[str, ErrorAccumulator], seed: int) -> dict[str, int]:
     """Runs one generation; returns the number of steps in which each denoiser was called."""
-    for recorder in recorders.values():
-        recorder.begin(seed)
+    for accumulator in accumulators.values():
+        accumulator.begin(seed)
     with torch.no_grad():
         generate(seed)
-    return {name: recorder.steps for name, recorder in recorders.items()}
+    return {name: accumulator.steps for name, accumulator in accumulators.items()}
 
 
 def _assemble(
-    recorder: Recorder,
+    accumulator: ErrorAccumulator,
     part: _Part,
     seeds: range,
     guidance: float | None,
     seconds: float,
 ) -> Sensitivity:
-    structure, hook = recorder.structure, part.hook
+    structure, hook = accumulator.structure, part.hook
     assert structure is not None
-    mean, variance = _tables(recorder, part.steps, len(structure.regions))
-    timestep_input, timesteps = _find_timestep(recorder, part.timesteps)
+    mean, variance = _tables(accumulator, part.steps, len(structure.regions))
+    timestep_input, timesteps = _find_timestep(accumulator, part.timesteps)
     info = SensitivityInfo(
         fingerprint=structure.fingerprint,
         regions=structure.region_names,
         steps=part.steps,
-        max_interval=recorder.entries.max_interval,
+        max_interval=accumulator.entries.max_interval,
         generations=len(seeds),
-        samples=recorder.samples,
+        samples=accumulator.samples,
         seeds=tuple(seeds),
         timesteps=timesteps,
         timestep_input=timestep_input,
@@ -287,37 +289,39 @@ def _assemble(
         scheduler_config=hook.config if hook is not None else None,
         scheduler_digest=hook.digest if hook is not None else None,
         guidance=guidance,
-        calls_per_step=recorder.calls_in_a_step,
-        tokens={"stride": recorder.stride},
+        calls_per_step=accumulator.calls_in_a_step,
+        tokens={"stride": accumulator.stride},
         versions=versions(),
         notes={"seconds": f"{seconds:.1f}", "device": str(structure.regions[0].cuts[0].device), **part.notes},
     )
     region_flops = np.array([region.flops for region in structure.regions], dtype=np.float64)
-    removed = prune_flops(structure) if recorder.prune_scores else None
+    removed = prune_flops(structure) if accumulator.prune_scores else None
     return Sensitivity(info, mean, variance, part.weights, region_flops, float(structure.flops), removed)
 
 
-def _tables(recorder: Recorder, steps: int, regions: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    mean = np.full((len(METRICS), steps, regions, recorder.width), np.nan)
+def _tables(accumulator: ErrorAccumulator, steps: int, regions: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    mean = np.full((len(METRICS), steps, regions, accumulator.width), np.nan)
     variance = mean.copy()
-    for (step, region), moments in recorder.moments.items():
+    for (step, region), moments in accumulator.moments.items():
         known = moments.count > 0
         mean[:, step, region][known] = moments.mean[known]
         variance[:, step, region][known] = moments.deviation[known] / moments.count[known]
     tables: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for target, values in zip(tables, (mean, variance), strict=True):
         for metric, rows in zip(METRICS, values, strict=True):
-            for operator, table in recorder.split(rows).items():
+            for operator, table in accumulator.split(rows).items():
                 target[f"{metric}.{operator}"] = np.ascontiguousarray(table, dtype=np.float32)
     return tables
 
 
-def _find_timestep(recorder: Recorder, known: list[float] | None) -> tuple[str | None, tuple[float, ...] | None]:
+def _find_timestep(
+    accumulator: ErrorAccumulator, known: list[float] | None
+) -> tuple[str | None, tuple[float, ...] | None]:
     """The input that carries the timestep: the one that follows the scheduler, or else runs one way."""
     series = {
-        name: [numbers[name] for numbers in recorder.inputs]
-        for name in recorder.inputs[0]
-        if all(name in numbers for numbers in recorder.inputs)
+        name: [numbers[name] for numbers in accumulator.inputs]
+        for name in accumulator.inputs[0]
+        if all(name in numbers for numbers in accumulator.inputs)
     }
     for name, values in series.items():
         rises = np.diff(values)

@@ -18,7 +18,7 @@ _numbers = itertools.count(1)
 
 @dataclass
 class Clock:
-    """Counts trajectories and steps for the denoisers of one generation.
+    """Count trajectories and steps for the denoisers of one generation.
 
     Attributes:
         automatic: Whether denoiser calls advance the step. Otherwise ``advance`` does, and all calls in between
@@ -28,9 +28,8 @@ class Clock:
         steps: Number of steps of the trajectory, where the owner of the clock knows it.
         schedule: Says which timesteps the trajectory goes through, where the owner knows: equal schedules give
             the denoiser equal timesteps at equal steps.
-        stream: Name of the call that comes next, where its owner knows one, such as "cond"; nameless calls of a step
-            are told apart by counting.
-        restarts: Whether a stream may come in late or leave out steps; it then computes everything when it comes.
+        branch: Name of the branch of guidance that is called next, such as "cond", where the owner knows it.
+        restarts: Whether a branch may come in late or leave out steps; it then computes everything when it comes.
     """
 
     automatic: bool = False
@@ -38,18 +37,18 @@ class Clock:
     step: int = 0
     steps: int | None = None
     schedule: Hashable = None
-    stream: str | None = None
+    branch: str | None = None
     restarts: bool = False
 
     def begin(self, steps: int | None = None, schedule: Hashable = None) -> None:
-        """Starts a new trajectory."""
+        """Start a new trajectory."""
         self.trajectory = next(_numbers)
         self.step = 0
         self.steps = steps
         self.schedule = schedule
 
     def advance(self) -> None:
-        """Ends the present step.
+        """End the present step.
 
         Raises:
             TrajectoryError: If denoiser calls advance this clock.
@@ -60,6 +59,15 @@ class Clock:
                 "open it with trajectory(model, manual=True) to call advance()"
             )
         self.step += 1
+
+    @contextmanager
+    def calling(self, branch: str) -> Iterator[None]:
+        """Name the branch of guidance whose calls come inside."""
+        before, self.branch = self.branch, branch
+        try:
+            yield
+        finally:
+            self.branch = before
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +85,7 @@ _active: ContextVar[tuple[_Active, ...]] = ContextVar("soda_compile_trajectories
 def trajectory(
     model: torch.nn.Module, *, manual: bool = False, timesteps: Iterable[float] | torch.Tensor | None = None
 ) -> Iterator[Clock]:
-    """One generation of a hand-written sampling loop.
+    """Open a trajectory for one generation of a hand-written sampling loop.
 
     Every call of ``model`` inside, compiled with backend "soda", belongs to this trajectory, in this thread. The
     generation starts clean, whatever happened before. ::
@@ -90,7 +98,7 @@ def trajectory(
         model: The denoiser, compiled or not: its parameters and buffers tell which compiled calls are meant.
         manual: By default each step has as many denoiser calls as the plan says (``calls_per_step``, one unless
             guidance makes a second one), and these advance the step. With ``manual=True`` the step ends where the
-            loop calls ``advance()`` on the yielded clock; the calls within a step are separate streams.
+            loop calls ``advance()`` on the yielded clock; the calls within a step are branches of guidance.
         timesteps: Those that the loop goes through. On a GPU, where the denoiser's timestep cannot be
             read without waiting, they let option ``conditioning="trajectory"`` know that they are the same again.
 
@@ -110,7 +118,7 @@ def trajectory(
 
 
 def clock_for(parameter: torch.Tensor) -> Clock | None:
-    """The innermost open trajectory of the model that owns ``parameter``, in this thread."""
+    """Return the clock of the innermost open trajectory of the model that owns ``parameter``, in this thread."""
     for entry in _active.get():
         if id(parameter) in entry.parameters:
             return entry.clock

@@ -15,7 +15,7 @@ from soda_compile.plans.resume import tail
 from soda_compile.runtime.clock import Clock, clock_for
 from soda_compile.runtime.cuda_graphs import Recording
 from soda_compile.runtime.execution import run_step
-from soda_compile.runtime.state import Frame, state_of
+from soda_compile.runtime.state import BranchState, state_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class PlannedDenoiser:
     clock: Clock | None
     build: Callable[[Plan], Program]
     recording: Recording | None = None
-    _tails: dict[int, Program] = field(default_factory=dict)
+    _resumed: dict[int, Program] = field(default_factory=dict, init=False)
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Runs the step that is due. Inputs and outputs are those of the captured graph."""
@@ -51,30 +51,30 @@ class PlannedDenoiser:
         nearest = None if shown is None else self._nearest(shown)
         starts = nearest is not None and nearest == self._timesteps[0]
         try:
-            step, frame = state.locate(clock, self.program, starts, self._tail)
+            step, branch = state.locate(clock, self.program, starts, self._resume)
             if shown is not None and nearest != self._timesteps[step]:
                 raise TrajectoryError(self._mismatch(shown, step))
-            return self._run(frame, step, inputs, clock.schedule if clock else None)
+            return self._run(branch, step, inputs, clock.schedule if clock else None)
         except BaseException:
             state.reset()
             raise
 
-    def _run(self, frame: Frame, step: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
-        program = frame.tail or self.program
-        here = step - frame.start
-        given = frame.conditioning_cache.conditioning(program, here, inputs, schedule) if program.ahead else None
-        if self.recording is not None and frame.graphs is None:
-            frame.graphs = self.recording.start(program, frame.registers, inputs)
-        if frame.graphs is not None:
-            return frame.graphs.run(program, here, inputs, given)
-        return run_step(program, here, frame.registers, inputs, given)
+    def _run(self, branch: BranchState, step: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
+        program = branch.program or self.program
+        here = step - branch.start
+        given = branch.conditioning_cache.conditioning(program, here, inputs, schedule) if program.ahead else None
+        if self.recording is not None and branch.graphs is None:
+            branch.graphs = self.recording.start(program, branch.registers, inputs)
+        if branch.graphs is not None:
+            return branch.graphs.run(program, here, inputs, given)
+        return run_step(program, here, branch.registers, inputs, given)
 
-    def _tail(self, start: int) -> Program:
-        """The program for a stream that begins at a later step."""
-        if start not in self._tails:
+    def _resume(self, start: int) -> Program:
+        """Return the program for a branch of guidance that begins at a later step."""
+        if start not in self._resumed:
             with torch.inference_mode(False):
-                self._tails[start] = self.build(tail(self.plan, start))
-        return self._tails[start]
+                self._resumed[start] = self.build(tail(self.plan, start))
+        return self._resumed[start]
 
     @property
     def _timesteps(self) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""The observer that calibration uses: keeps a window of past values and accumulates their errors."""
+"""The observer that calibration uses: keeps past values and accumulates the errors of predictions from them."""
 
 from __future__ import annotations
 
@@ -17,52 +17,58 @@ from soda_compile.compiler.observing import cut_to_branch_graphs
 from soda_compile.errors import SensitivityError
 from soda_compile.ir.structure import Cut, Region, Structure
 from soda_compile.measure.gram import ErrorEntries, Floats
+from soda_compile.measure.history import History, TokenGroup
 from soda_compile.measure.moments import Moments
-from soda_compile.measure.prune_errors import longest_streams, pruned_products
+from soda_compile.measure.prune_errors import longest_groups, pruned_products
 from soda_compile.measure.residual_weight import residual_weight
 from soda_compile.measure.scoring import errors_of, prediction_products
-from soda_compile.measure.token_subsampling import thin
-from soda_compile.measure.windows import TokenStream, Window, window_bytes
+from soda_compile.measure.token_subsampling import subsample_tokens
 from soda_compile.plans.actions import PRUNE_RATES
+from soda_compile.runtime.call_counter import Branch, CallCounter, CountedCall
 from soda_compile.runtime.clock import Clock
 
 _DRAWS = 0x50DA  # keeps the draws of the random score apart from what ``generate`` draws with the same seed
+_NO_CALL = CountedCall(0, -1, Branch(None, 0), 0)
 
 
 @dataclass(eq=False)
-class Recorder:
+class ErrorAccumulator:
     """Accumulates errors over generations.
 
     Attributes:
         clock: Tells the step; it begins a trajectory for each generation.
-        calls_per_step: Denoiser calls in a step, where no scheduler advances the clock.
+        counter: Counts the calls, by that clock.
         entries: The predictions to score.
-        memory_bytes: Bound on the memory of all windows; tokens are subsampled to keep it.
+        memory_bytes: Bound on the memory of all histories; tokens are subsampled to keep it.
         prune_scores: The scores by which pruning is measured as well.
+        structure: The calibrated model.
+        moments: Errors by step and region.
+        inputs: Numbers among the inputs, by step of the present generation.
+        samples: Samples so far.
+        calls_in_a_step: The most calls that a step had.
+        stride: About one token in so many is looked at.
+        histories: Past values by branch of guidance and region.
     """
 
     clock: Clock
-    calls_per_step: int
+    counter: CallCounter
     entries: ErrorEntries
     memory_bytes: int
     prune_scores: tuple[str, ...] = ()
     structure: Structure | None = None
-    moments: dict[tuple[int, int], Moments] = field(default_factory=dict)  # by step and region
-    inputs: list[dict[str, float]] = field(default_factory=list)  # numbers among the inputs, by call of a generation
+    moments: dict[tuple[int, int], Moments] = field(default_factory=dict)
+    inputs: list[dict[str, float]] = field(default_factory=list)
     samples: int = 0
     calls_in_a_step: int = 1
     stride: int = 1
+    histories: dict[tuple[Branch, int], History] = field(default_factory=dict)
     _heads: tuple[CutToBranch, ...] = ()
     _regions: tuple[Region, ...] = ()
     _carries: tuple[tuple[fx.Node, ...] | None, ...] = ()  # by region
-    _windows: dict[tuple[int, int], Window] = field(default_factory=dict)  # by stream and region
+    _branches: set[Branch] = field(default_factory=set)  # in all generations
     _draws: torch.Generator = field(default_factory=torch.Generator)
     _fitted: Any = None
-    _trajectory: int = 0
-    _calls: int = 0
-    _calls_in_step: int = 0
-    _step: int = 0
-    _stream: int = 0
+    _call: CountedCall = _NO_CALL
     _rows: int = 1
 
     @property
@@ -88,24 +94,18 @@ class Recorder:
 
     def begin_call(self, inputs: Mapping[str, Any]) -> None:
         """Places the call in the trajectory."""
-        if self.clock.trajectory != self._trajectory:
-            self._trajectory, self._calls, self._calls_in_step, self._step = self.clock.trajectory, 0, 0, 0
+        call = self.counter.count(self.clock)
+        if call.trajectory != self._call.trajectory:
             self.inputs.clear()
-            self._windows.clear()
-        if self.clock.automatic:
-            step, self._stream = divmod(self._calls, self.calls_per_step)
-        else:
-            step = self.clock.step
-            self._stream = self._calls_in_step if step == self._step else 0
-        self._step = step
-        self._calls_in_step = self._stream + 1
-        self.calls_in_a_step = max(self.calls_in_a_step, self._calls_in_step)
-        self._calls += 1
+            self.histories.clear()
+        self._call = call
+        self._branches.add(call.branch)
+        self.calls_in_a_step = max(self.calls_in_a_step, call.number + 1)
         self._rows = next(
             (len(value) for value in inputs.values() if isinstance(value, torch.Tensor) and value.ndim > 1), 1
         )
         self._fit_stride()
-        if self._stream == 0:
+        if call.number == 0:
             self.inputs.append(
                 {name: number for name, value in inputs.items() if (number := _number(value)) is not None}
             )
@@ -113,7 +113,7 @@ class Recorder:
     @property
     def steps(self) -> int:
         """Steps of the present trajectory so far."""
-        return self._step + 1 if self._calls else 0
+        return self._call.step + 1
 
     @property
     def width(self) -> int:
@@ -132,32 +132,33 @@ class Recorder:
         return {**self.entries.split(predicted), **named}
 
     def _fit_stride(self) -> None:
-        """Thins the tokens until the windows of all streams fit; done again where a new call needs more."""
-        needs = (self.structure, self._rows, max(self.calls_per_step, self.calls_in_a_step))
+        """Subsamples the tokens until the histories of all branches fit; done again where a new call needs more."""
+        needs = (self.structure, self._rows, len(self._branches))
         if needs == self._fitted:
             return
         self._fitted = needs
-        if (least := self._window_bytes(2**62)) > self.memory_bytes:
+        if (least := self._peak_bytes(2**62)) > self.memory_bytes:
             raise SensitivityError(
-                f"memory_bytes is {self.memory_bytes}, but windows of one token of each region take {least}; "
+                f"memory_bytes is {self.memory_bytes}, but past values of one token of each region take {least}; "
                 "pass at least that, or a smaller max_interval"
             )
-        stride = max(self.stride, math.ceil(self._window_bytes(1) / self.memory_bytes))
-        while self._window_bytes(stride) > self.memory_bytes:
+        stride = max(self.stride, math.ceil(self._peak_bytes(1) / self.memory_bytes))
+        while self._peak_bytes(stride) > self.memory_bytes:
             stride += 1
         if stride != self.stride:
             self.stride = stride
-            self._windows.clear()  # values at the old stride cannot be compared
+            self.histories.clear()  # values at the old stride cannot be compared
 
-    def _window_bytes(self, stride: int) -> int:
-        total = 0
-        for region, carries in zip(self._regions, self._carries, strict=True):
-            rows = self._rows_of(region.cuts)
-            total += window_bytes(region, carries or (), self._empty_window(), rows, stride)
-        return total * max(self.calls_per_step, self.calls_in_a_step)
+    def _peak_bytes(self, stride: int) -> int:
+        history = self._empty_history()
+        total = sum(
+            history.peak_bytes(region, carries or (), self._rows_of(region.cuts), stride)
+            for region, carries in zip(self._regions, self._carries, strict=True)
+        )
+        return total * max(self.counter.calls_per_step, len(self._branches))
 
-    def _empty_window(self) -> Window:
-        return Window(self.entries.lags, self.entries.max_interval if "drift" in self.prune_scores else 0)
+    def _empty_history(self) -> History:
+        return History(self.entries.lags, self.entries.max_interval if "drift" in self.prune_scores else 0)
 
     def _rows_of(self, cuts: Sequence[Cut] | Sequence[torch.Tensor]) -> int:
         """Samples in values whose first axis counts them, alone or times frames; else all is one sample."""
@@ -165,22 +166,24 @@ class Recorder:
 
     def record(self, region: int, values: Mapping[str, torch.Tensor]) -> None:
         """Scores all predictions of one region against its present value, and keeps that value."""
+        step, branch = self._call.step, self._call.branch
         cuts = [values[cut.node] for cut in self._regions[region].cuts]
         rows = self._rows_of(cuts)
-        carries = [values[node.name] for node in self._carries[region] or ()]
-        present, carries = ([thin(value, rows, self.stride) for value in group] for group in (cuts, carries))
-        window = self._windows.setdefault((self._stream, region), self._empty_window())
-        if len(window):
-            weights = self._weights(region, values, cuts)
-            streams = window.streams(present, [thin(weight, rows, self.stride) for weight in weights], carries)
+
+        def subsample(group: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            return [subsample_tokens(value, rows, self.stride) for value in group]
+
+        present, carries = subsample(cuts), subsample([values[node.name] for node in self._carries[region] or ()])
+        history = self.histories.setdefault((branch, region), self._empty_history())
+        if history.reach(step):
+            groups = history.token_groups(present, subsample(self._weights(region, values, cuts)), carries)
             share = sum(value.numel() for value in present) / sum(cut.numel() for cut in cuts)
             sizes = [_by_row(values[f"|{name}|"], rows) for name in self._regions[region].carries]
-            samples = self._score(region, streams, np.sum(sizes, axis=0) * share)
-            key = (self._step, region)
-            self.moments.setdefault(key, Moments.empty(*samples.shape[1:])).add(samples)
-        if region == 0 and self._step == 0:
+            samples = self._score(region, groups, np.sum(sizes, axis=0) * share)
+            self.moments.setdefault((step, region), Moments.empty(*samples.shape[1:])).add(samples)
+        if region == 0 and step == 0:
             self.samples += rows
-        window.keep(present, carries)
+        history.keep(step, present, carries)
 
     def _weights(
         self, region: int, values: Mapping[str, torch.Tensor], cuts: Sequence[torch.Tensor]
@@ -188,20 +191,20 @@ class Recorder:
         head = self._heads[region]
         return residual_weight(head, cuts, [values[name] for name in head.others]) or []
 
-    def _score(self, region: int, streams: Sequence[TokenStream], stream_square: Floats) -> Floats:
+    def _score(self, region: int, groups: Sequence[TokenGroup], residual_square: Floats) -> Floats:
         """Errors [rows, metrics, entries], the entries of pruning [scores, W, rates] after the others."""
-        products, square = prediction_products(self.entries, streams)
+        products, square = prediction_products(self.entries, groups)
         if self.prune_scores:
-            products = np.concatenate([products, self._prune(region, streams, len(square))], axis=-1)
-        return errors_of(products, square, stream_square)
+            products = np.concatenate([products, self._prune(region, groups, len(square))], axis=-1)
+        return errors_of(products, square, residual_square)
 
-    def _prune(self, region: int, streams: Sequence[TokenStream], rows: int) -> Floats:
+    def _prune(self, region: int, groups: Sequence[TokenGroup], rows: int) -> Floats:
         """Products of the changes that pruning leaves [3, rows, entries]; NaN where the region cannot be pruned."""
         products = np.full((3, rows, *self._prune_shape), np.nan)
-        if all(stream.carry is not None for stream in streams):
-            longest = longest_streams(self._regions[region], streams)
-            known = pruned_products(longest, self.prune_scores, self.entries.max_interval, self._draws)
-            products[..., : known.shape[3], :] = known.cpu().numpy()
+        if all(group.carry is not None for group in groups):
+            longest = longest_groups(self._regions[region], groups)
+            pruned = pruned_products(longest, self.prune_scores, self.entries.max_interval, self._draws)
+            products[..., : pruned.shape[3], :] = pruned.cpu().numpy()
         return products.reshape(3, rows, -1)
 
 
