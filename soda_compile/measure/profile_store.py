@@ -1,4 +1,4 @@
-"""Where profiles are kept, and what they are kept under."""
+"""The folder of profiles, and the key of each."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from soda_compile.storage.cache import cache_folder
 
 
 def default_folder() -> Path:
-    """Where profiles are kept: ``profiles`` in ``cache_folder()``."""
+    """Return the folder of profiles, ``profiles`` in ``cache_folder()``."""
     return cache_folder() / "profiles"
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself; for a CPU with the number of threads that torch uses."""
+    """Return the name of a device; for a CPU with the number of threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -40,19 +40,19 @@ def _cpu_model() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that the times depend on."""
+    """Return the versions of the packages that the times depend on."""
     return {name: importlib.metadata.version(name) for name in ("torch", "soda-compile")}
 
 
 def profile_key(structure: Structure, device: str, settings: Mapping[str, object]) -> str:
-    """Hash of all that the times depend on; the keys of block graphs cover shapes, strides and dtypes."""
+    """Return a hash of all that the times depend on; the keys of block graphs cover shapes, strides and dtypes."""
     parts = [device, *map(str, versions().items()), *(f"{name}={value}" for name, value in settings.items())]
     parts += [f"{call.name} {call.block.key}" for call in structure.calls]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
 def read_kept(path: Path, key: str) -> Profile:
-    """Reads a kept profile.
+    """Read a kept profile.
 
     Raises:
         ProfileError: It is damaged, or belongs to another key.

@@ -7,19 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from soda_compile.measure.gram import (
-    ErrorEntries,
-    Floats,
-    change_products,
-    cosine_errors,
-    difference_gram,
-    squared_errors,
-)
+from soda_compile.measure.gram import ErrorEntries, Floats, difference_gram, entry_products
 from soda_compile.measure.history import TokenGroup
 
 
 def prediction_products(entries: ErrorEntries, groups: Sequence[TokenGroup]) -> tuple[Floats, Floats]:
-    """Inner products of (prediction - present) for every reuse and forecast of a region.
+    """Return inner products of (prediction - present) for every reuse and forecast of a region.
 
     Returns:
         float64 [3, rows, entries]: squared norm, product with the present value, squared norm in the residual
@@ -28,19 +21,17 @@ def prediction_products(entries: ErrorEntries, groups: Sequence[TokenGroup]) -> 
     """
     present = _join([group.present for group in groups], 1)
     past = _join([group.past for group in groups], 2)
-    available = len(past)
     square, cross, gram = difference_gram(present, past)
-    error = squared_errors(entries, gram, available)
-    product = change_products(entries, cross, available)
-    weighted = error
+    error, product = entry_products(entries, cross, gram)
     weights = [group.weight for group in groups if group.weight is not None]
     if weights:
-        weighted = squared_errors(entries, difference_gram(present, past, _join(weights, 1))[2], available)
+        gram = difference_gram(present, past, _join(weights, 1))[2]
+    weighted = entry_products(entries, cross, gram)[0] if weights else error
     return np.stack([error, product, weighted]), square
 
 
 def errors_of(products: Floats, square: Floats, residual_square: Floats) -> Floats:
-    """Errors under the metrics cosine (the paper's), relative (L2) and residual (gated, against the residual stream).
+    """Return errors under the metrics cosine (the paper's, arXiv 2603.07057), relative (L2) and residual (gated).
 
     Args:
         products: float64 [3, rows, entries], as of ``prediction_products``.
@@ -48,16 +39,26 @@ def errors_of(products: Floats, square: Floats, residual_square: Floats) -> Floa
         residual_square: float64 [rows], squared norm of the residual stream.
 
     Returns:
-        float64 [rows, metrics, entries].
+        float64 [rows, metrics, entries]; NaN where products are.
     """
     error, product, weighted = products
-    cosine = cosine_errors(square, product, error)
     relative = np.sqrt(error / np.maximum(square, 1e-30)[:, None])
     residual = np.sqrt(weighted / np.maximum(residual_square, 1e-30)[:, None])
-    return np.stack([cosine, relative, residual], axis=1)
+    return np.stack([_cosine(square[:, None], product, error), relative, residual], axis=1)
+
+
+def _cosine(square: Floats, product: Floats, error: Floats) -> Floats:
+    """Return 1 - cos(prediction, present)."""
+    length = np.sqrt(square)
+    predicted = np.sqrt(np.maximum(square + 2 * product + error, 0.0))
+    # 1 - x.y / |x||y| = (|x - y|^2 - (|x| - |y|)^2) / 2|x||y|, without the cancellation in 1 - cos.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = (error - (length - predicted) ** 2) / (2 * length * predicted)
+    bounded = np.clip(np.nan_to_num(cosine, nan=0.0, posinf=1.0), 0.0, 2.0)
+    return np.where(np.isnan(error), np.nan, bounded)
 
 
 def _join(values: Sequence[torch.Tensor], start: int) -> torch.Tensor:
-    """The axes from ``start`` on as one, those of all values one after the other."""
+    """Return the axes from ``start`` on as one, those of all values one after the other."""
     flat = [value.flatten(start) for value in values]
     return flat[0] if len(flat) == 1 else torch.cat(flat, dim=start)

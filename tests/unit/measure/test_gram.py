@@ -7,7 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from soda_compile.measure.gram import ErrorEntries, change_products, cosine_errors, difference_gram, squared_errors
+from soda_compile.measure.gram import ErrorEntries, difference_gram, entry_products
+from soda_compile.measure.scoring import errors_of
 
 WIDTH, ROWS, FEATURES = 3, 2, 17
 ENTRIES = ErrorEntries(WIDTH)
@@ -48,8 +49,8 @@ def reach(operator: str, age: int, spacing: int) -> int:
 def tables(present: torch.Tensor, past: torch.Tensor, weight: torch.Tensor | None = None) -> dict[str, Array]:
     """All tables [rows, ...] under "squared.reuse", "cosine.forecast1" and so on."""
     square, cross, gram = difference_gram(present, past, weight)
-    error = squared_errors(ENTRIES, gram, len(past))
-    cosine = cosine_errors(square, change_products(ENTRIES, cross, len(past)), error)
+    error, product = entry_products(ENTRIES, cross, gram)
+    cosine = errors_of(np.stack([error, product, error]), square, square)[:, 0]
     return {
         f"{metric}.{operator}": table
         for metric, values in (("squared", error), ("cosine", cosine))
