@@ -85,7 +85,7 @@ _active: ContextVar[tuple[_Active, ...]] = ContextVar("soda_compile_trajectories
 def trajectory(
     model: torch.nn.Module, *, manual: bool = False, timesteps: Iterable[float] | torch.Tensor | None = None
 ) -> Iterator[Clock]:
-    """Open a trajectory for one generation of a hand-written sampling loop.
+    """Open one generation of a hand-written sampling loop.
 
     Every call of ``model`` inside, compiled with backend "soda", belongs to this trajectory, in this thread. The
     generation starts clean, whatever happened before. ::
@@ -118,7 +118,7 @@ def trajectory(
 
 
 def clock_for(parameter: torch.Tensor) -> Clock | None:
-    """Return the clock of the innermost open trajectory of the model that owns ``parameter``, in this thread."""
+    """Return the innermost open trajectory of the model that owns ``parameter``, in this thread."""
     for entry in _active.get():
         if id(parameter) in entry.parameters:
             return entry.clock

@@ -16,7 +16,7 @@ from soda_compile.runtime.execution import run_step
 log = logging.getLogger(__name__)
 
 
-class GraphCapturer(Protocol):
+class Recorder(Protocol):
     """Records what a device is asked to do."""
 
     def record(self, body: Callable[[], None]) -> Callable[[], None]:
@@ -24,7 +24,7 @@ class GraphCapturer(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class CudaGraphCapturer:
+class CudaRecorder:
     """Records CUDA graphs that share one pool of memory, as they never run at the same time.
 
     Attributes:
@@ -36,7 +36,7 @@ class CudaGraphCapturer:
     pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
 
     def record(self, body: Callable[[], None]) -> Callable[[], None]:
-        """See ``GraphCapturer``. The host must not wait for the device in ``body``."""
+        """See ``Recorder``. The host must not wait for the device in ``body``."""
         graph = torch.cuda.CUDAGraph()
         # Threads that load or decode something else meanwhile do no harm.
         with (
@@ -48,9 +48,9 @@ class CudaGraphCapturer:
         return replay
 
 
-def capturer_for(device: torch.device) -> GraphCapturer | None:
-    """Return what records steps on a device; None where nothing can."""
-    return CudaGraphCapturer(device) if device.type == "cuda" else None
+def recorder_for(device: torch.device) -> Recorder | None:
+    """What records steps on a device; None where nothing can."""
+    return CudaRecorder(device) if device.type == "cuda" else None
 
 
 @dataclass(eq=False)
@@ -63,12 +63,12 @@ class StepGraphs:
     Attributes:
         registers: The branch's registers; slots among them are written in place.
         fixed: For each input whether it is a weight: its address is recorded, and a new address records anew.
-        capturer: Records.
+        recorder: Records.
     """
 
     registers: list[Any]
     fixed: tuple[bool, ...]
-    capturer: GraphCapturer
+    recorder: Recorder
     _addresses: tuple[int, ...] = ()
     _copies: list[torch.Tensor] = field(default_factory=list)  # of inputs
     _given: list[torch.Tensor] = field(default_factory=list)  # copies of conditioning
@@ -111,7 +111,7 @@ class StepGraphs:
             outputs.extend(run_step(program, step, self.registers, bound, given, in_place=True))
 
         try:
-            replay = self.capturer.record(body)
+            replay = self.recorder.record(body)
         except RuntimeError as error:
             raise CaptureError(
                 f"step {step} cannot be recorded as a CUDA graph: {error}. Compile with mode=None or "
@@ -139,23 +139,23 @@ class Recording:
     """
 
     weights: tuple[bool, ...]
-    _capturer: GraphCapturer | None = None
+    _recorder: Recorder | None = None
     _refused: bool = False
 
     def start(self, program: Program, registers: list[Any], inputs: Sequence[Any]) -> StepGraphs | None:
-        """Return the recorded steps of a new branch, none yet; None where steps cannot be recorded, with a warning."""
+        """The recorded steps of a new stream, none yet; None where steps cannot be recorded, with a warning."""
         if self._refused:
             return None
         device = inputs[self.weights.index(True)].device
-        if self._capturer is None:
-            self._capturer = capturer_for(device)
+        if self._recorder is None:
+            self._recorder = recorder_for(device)
         found = _obstacle(program, inputs, device)
-        if self._capturer is None or found:
+        if self._recorder is None or found:
             self._refused = True
-            if found and self._capturer:
+            if found and self._recorder:
                 log.warning("steps run without CUDA graphs: %s", found)
             return None
-        return StepGraphs(registers, self.weights, self._capturer)
+        return StepGraphs(registers, self.weights, self._recorder)
 
 
 def _obstacle(program: Program, inputs: Sequence[Any], device: torch.device) -> str | None:
