@@ -44,9 +44,6 @@ class ErrorAccumulator:
         structure: The calibrated model.
         moments: Errors by step and region.
         inputs: Numbers among the inputs, by step of the present generation.
-        samples: Samples so far.
-        calls_in_a_step: The most calls that a step had.
-        stride: About one token in so many is looked at.
         histories: Past values by branch of guidance and region.
     """
 
@@ -59,8 +56,8 @@ class ErrorAccumulator:
     moments: dict[tuple[int, int], Moments] = field(default_factory=dict)
     inputs: list[dict[str, float]] = field(default_factory=list)
     samples: int = 0
-    calls_in_a_step: int = 1
-    stride: int = 1
+    calls_in_a_step: int = 1  # at most
+    stride: int = 1  # of the tokens that are looked at
     histories: dict[tuple[Branch, int], History] = field(default_factory=dict)
     _heads: tuple[CutToBranch, ...] = ()
     _regions: tuple[Region, ...] = ()
@@ -77,7 +74,7 @@ class ErrorAccumulator:
         return bool(self.prune_scores)
 
     def start(self, structure: Structure) -> None:
-        """Learns the regions; a second shape must be of the same model."""
+        """Learn the regions; a second shape must be of the same model."""
         if self.structure is not None and self.structure.fingerprint != structure.fingerprint:
             raise SensitivityError("the calibrated model changed its structure between calls; calibrate one model")
         if not structure.regions:
@@ -88,12 +85,12 @@ class ErrorAccumulator:
         self._carries = region_carries(structure) if self.wants_carries else (None,) * len(structure.regions)
 
     def begin(self, seed: int) -> None:
-        """Begins a generation; the random score draws the same for the same seed."""
+        """Begin a generation; the random score draws the same for the same seed."""
         self._draws.manual_seed(_DRAWS + seed)
         self.clock.begin()
 
     def begin_call(self, inputs: Mapping[str, Any]) -> None:
-        """Places the call in the trajectory."""
+        """Place the call in the trajectory."""
         call = self.counter.count(self.clock)
         if call.trajectory != self._call.trajectory:
             self.inputs.clear()
@@ -125,14 +122,14 @@ class ErrorAccumulator:
         return len(self.prune_scores), self.entries.max_interval, len(PRUNE_RATES)
 
     def split(self, values: Floats) -> dict[str, Floats]:
-        """Entries in the last axis as tables: those of ``ErrorEntries.split``, and prune.<score> [..., W, rates]."""
+        """Return entries in the last axis as tables: those of ``entries``, and prune.<score> [..., W, rates]."""
         predicted, pruned = np.split(values, [len(self.entries.weights)], axis=-1)
         tables = np.moveaxis(pruned.reshape(*values.shape[:-1], *self._prune_shape), -3, 0)
         named = {f"prune.{score}": table for score, table in zip(self.prune_scores, tables, strict=True)}
         return {**self.entries.split(predicted), **named}
 
     def _fit_stride(self) -> None:
-        """Subsamples the tokens until the histories of all branches fit; done again where a new call needs more."""
+        """Subsample the tokens until the histories of all branches fit; done again where a new call needs more."""
         needs = (self.structure, self._rows, len(self._branches))
         if needs == self._fitted:
             return
@@ -161,11 +158,11 @@ class ErrorAccumulator:
         return History(self.entries.lags, self.entries.max_interval if "drift" in self.prune_scores else 0)
 
     def _rows_of(self, cuts: Sequence[Cut] | Sequence[torch.Tensor]) -> int:
-        """Samples in values whose first axis counts them, alone or times frames; else all is one sample."""
+        """Return the samples in values whose first axis counts them, alone or times frames; else all is one sample."""
         return self._rows if all(cut.shape[0] % self._rows == 0 for cut in cuts) else 1
 
     def record(self, region: int, values: Mapping[str, torch.Tensor]) -> None:
-        """Scores all predictions of one region against its present value, and keeps that value."""
+        """Score all predictions of one region against its present value, and keep that value."""
         step, branch = self._call.step, self._call.branch
         cuts = [values[cut.node] for cut in self._regions[region].cuts]
         rows = self._rows_of(cuts)
@@ -176,30 +173,23 @@ class ErrorAccumulator:
         present, carries = subsample(cuts), subsample([values[node.name] for node in self._carries[region] or ()])
         history = self.histories.setdefault((branch, region), self._empty_history())
         if history.reach(step):
-            groups = history.token_groups(present, subsample(self._weights(region, values, cuts)), carries)
+            head = self._heads[region]
+            weights = residual_weight(head, cuts, [values[name] for name in head.others]) or []
+            groups = history.token_groups(present, subsample(weights), carries)
+            products, square = prediction_products(self.entries, groups)
+            if self.prune_scores:
+                products = np.concatenate([products, self._prune(region, groups, rows)], axis=-1)
             share = sum(value.numel() for value in present) / sum(cut.numel() for cut in cuts)
-            sizes = [_by_row(values[f"|{name}|"], rows) for name in self._regions[region].carries]
-            samples = self._score(region, groups, np.sum(sizes, axis=0) * share)
-            self.moments.setdefault((step, region), Moments.empty(*samples.shape[1:])).add(samples)
+            sizes = [values[f"|{name}|"].reshape(rows, -1).sum(1).double() for name in self._regions[region].carries]
+            residual_square = np.sum([size.cpu().numpy() for size in sizes], axis=0) * share
+            samples = errors_of(products, square, residual_square)
+            self.moments.setdefault((step, region), Moments(*samples.shape[1:])).add(samples)
         if region == 0 and step == 0:
             self.samples += rows
         history.keep(step, present, carries)
 
-    def _weights(
-        self, region: int, values: Mapping[str, torch.Tensor], cuts: Sequence[torch.Tensor]
-    ) -> list[torch.Tensor]:
-        head = self._heads[region]
-        return residual_weight(head, cuts, [values[name] for name in head.others]) or []
-
-    def _score(self, region: int, groups: Sequence[TokenGroup], residual_square: Floats) -> Floats:
-        """Errors [rows, metrics, entries], the entries of pruning [scores, W, rates] after the others."""
-        products, square = prediction_products(self.entries, groups)
-        if self.prune_scores:
-            products = np.concatenate([products, self._prune(region, groups, len(square))], axis=-1)
-        return errors_of(products, square, residual_square)
-
     def _prune(self, region: int, groups: Sequence[TokenGroup], rows: int) -> Floats:
-        """Products of the changes that pruning leaves [3, rows, entries]; NaN where the region cannot be pruned."""
+        """Return products of the changes that pruning leaves, [3, rows, scores * W * rates]; NaN where it cannot."""
         products = np.full((3, rows, *self._prune_shape), np.nan)
         if all(group.carry is not None for group in groups):
             longest = longest_groups(self._regions[region], groups)
@@ -208,14 +198,8 @@ class ErrorAccumulator:
         return products.reshape(3, rows, -1)
 
 
-def _by_row(squares: torch.Tensor, rows: int) -> Floats:
-    """Squared sizes [rows * k] summed to [rows]."""
-    summed: Floats = squares.reshape(rows, -1).sum(1).double().cpu().numpy()
-    return summed
-
-
 def _number(value: Any) -> float | None:
-    """The number that an input holds, if all its elements are the same one."""
+    """Return the number that an input holds, if all its elements are the same one."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, torch.Tensor) and value.ndim <= 1 and value.numel():

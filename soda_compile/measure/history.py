@@ -1,4 +1,4 @@
-"""The past values that calibration keeps: what of them, how many, and how much memory they take."""
+"""The past values that calibration keeps, and the memory that they take."""
 
 from __future__ import annotations
 
@@ -75,14 +75,7 @@ class History:
             del kept[length:]
 
     def peak_bytes(self, region: Region, carries: Sequence[fx.Node], rows: int, stride: int) -> int:
-        """Return the most memory it takes: one value more than it keeps, as a new one comes before the oldest goes.
-
-        Args:
-            region: Whose values.
-            carries: The carry of each cut.
-            rows: Samples in the batch.
-            stride: As for ``subsample_tokens``.
-        """
+        """Return the most memory it takes: one value more than it keeps, as a new one comes before the oldest goes."""
         cuts = sum(subsampled_size(cut.shape, rows, stride) * cut.dtype.itemsize for cut in region.cuts)
         values = [tensor_of(carry) for carry in carries] if self.carry_lags else []
         carried = sum(subsampled_size(value.shape, rows, stride) * value.dtype.itemsize for value in values)

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import torch
 
-from soda_compile.errors import ProfileError
 from soda_compile.ir.structure import Structure
-from soda_compile.plans.profile import Profile
 from soda_compile.storage.cache import cache_folder
 
 
@@ -31,10 +29,8 @@ def device_name(device: torch.device) -> str:
 
 
 def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
 
@@ -49,15 +45,3 @@ def profile_key(structure: Structure, device: str, settings: Mapping[str, object
     parts = [device, *map(str, versions().items()), *(f"{name}={value}" for name, value in settings.items())]
     parts += [f"{call.name} {call.block.key}" for call in structure.calls]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-
-
-def read_kept(path: Path, key: str) -> Profile:
-    """Read a kept profile.
-
-    Raises:
-        ProfileError: It is damaged, or belongs to another key.
-    """
-    found = Profile.load(path)
-    if found.key != key:
-        raise ProfileError(f"{path}: it belongs to {found.key}; delete the file or pass refresh=True")
-    return found

@@ -20,12 +20,12 @@ from soda_compile.backend.options import check_options
 from soda_compile.capture.forward import Holders, compile_forward, own_holder, restore_forward
 from soda_compile.capture.normalisation import capture
 from soda_compile.compiler.analyse import analyse
-from soda_compile.errors import CaptureError, OptionError
+from soda_compile.errors import CaptureError, OptionError, ProfileError
 from soda_compile.integrations.base import Framework, denoiser_of, framework_of
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.gram import Floats
 from soda_compile.measure.probing import Probing
-from soda_compile.measure.profile_store import default_folder, device_name, profile_key, read_kept
+from soda_compile.measure.profile_store import default_folder, device_name, profile_key
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.pruning import Pruning
 from soda_compile.runtime.clock import trajectory
@@ -90,7 +90,10 @@ def profile(
     key = profile_key(structure, device, settings)
     path = (Path(folder) if folder is not None else default_folder()) / f"{key}.json"
     if path.exists() and not refresh:
-        return read_kept(path, key)
+        kept = Profile.load(path)
+        if kept.key != key:
+            raise ProfileError(f"{path}: it belongs to {kept.key}; delete the file or pass refresh=True")
+        return kept
     probing = Probing.build(structure, pruning)
     made = probing.profile(_time(denoiser, call, holders, probing, rounds, mode, inductor), device, key)
     if made.spread > NOISY:

@@ -2,8 +2,8 @@
 
 A pruned region computes the tokens of the highest score; the others keep the value of n steps ago. The change of the
 whole output is then the sum of the changes of the kept tokens, so one sort by score and one cumulated sum give the
-error at all rates. In a region of several groups (joint attention) only the longest is pruned, as by ``prune(rate)``:
-the others, such as text, are few tokens, and planners leave them whole.
+error at all rates. In a region of several token groups (joint attention) only the longest is pruned, as by
+``prune(rate)``: the others, such as text, are few tokens, and planners leave them whole.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from soda_compile.plans.actions import PRUNE_RATES
 
 
 def longest_groups(region: Region, groups: Sequence[TokenGroup]) -> list[TokenGroup]:
-    """Of a region's groups, one for each cut, those that an action's ``rate`` prunes; see ``wanted_tokens``."""
+    """Return the token groups, of one for each cut, that an action's ``rate`` prunes; see ``wanted_tokens``."""
     longest = max(cut.shape[1] for cut in region.cuts)
     return [group for group, cut in zip(groups, region.cuts, strict=True) if cut.shape[1] == longest]
 
@@ -28,7 +28,7 @@ def longest_groups(region: Region, groups: Sequence[TokenGroup]) -> list[TokenGr
 def pruned_products(
     groups: Iterable[TokenGroup], scores: tuple[str, ...], max_interval: int, draws: torch.Generator
 ) -> torch.Tensor:
-    """Inner products of the change that pruning leaves in a region's output.
+    """Return inner products of the change that pruning leaves in a region's output.
 
     Args:
         groups: The groups to prune, with carries; each is ranked by itself, and the rate is the same for all.
@@ -45,16 +45,12 @@ def pruned_products(
         recent = replace(group, past=group.past[:max_interval])
         products = token_products(recent)
         kept = [kept_sums(products, token_score(name, recent, draws)) for name in scores]
-        parts.append(torch.stack(kept, dim=3).sum(4))  # [3, lags, rows, scores, rates], summed over the groups
+        parts.append(torch.stack(kept, dim=3).sum(4))  # [3, lags, rows, scores, rates], summed over the frames
     return torch.stack(parts).sum(0).movedim(1, 3)
 
 
 def token_products(group: TokenGroup) -> torch.Tensor:
-    """Of each token's change since each past step: squared norm, product with the present value, weighted squared norm.
-
-    Returns:
-        float64 [3, lags, rows, G, N].
-    """
+    """Return the terms of ``pruned_products`` for each token's change since each past step, [3, lags, rows, G, N]."""
     present = group.present.float()
     change = group.past.float() - present
     square = change.square()
@@ -64,7 +60,7 @@ def token_products(group: TokenGroup) -> torch.Tensor:
 
 
 def token_score(name: str, group: TokenGroup, draws: torch.Generator) -> torch.Tensor:
-    """Scores of tokens, float32 [lags, rows, G, N]; those with the highest are computed."""
+    """Return scores of tokens, float32 [lags, rows, G, N]; those with the highest are computed."""
     shape = group.past.shape[:-1]
     assert group.carry is not None
     carry = group.carry.float()
@@ -78,11 +74,7 @@ def token_score(name: str, group: TokenGroup, draws: torch.Generator) -> torch.T
 
 
 def kept_sums(values: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
-    """Sums of ``values`` [3, ..., N] over the tokens that each rate keeps: the ``floor(rate * N)`` of lowest score.
-
-    Returns:
-        [3, ..., rates].
-    """
+    """Return sums [3, ..., rates] of ``values`` [3, ..., N] over the ``floor(rate * N)`` tokens of lowest score."""
     order = score.argsort(dim=-1, stable=True)
     sums = values.gather(-1, order.expand_as(values)).cumsum(-1)
     sums = torch.nn.functional.pad(sums, (1, 0))  # no token kept

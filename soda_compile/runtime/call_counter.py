@@ -22,14 +22,7 @@ class Branch(NamedTuple):
 
 
 class CountedCall(NamedTuple):
-    """Where a call stands.
-
-    Attributes:
-        trajectory: Number of the trajectory.
-        step: Step in the trajectory.
-        branch: Branch of guidance.
-        number: How many calls of the same step came before.
-    """
+    """The place of a call; ``number`` counts the calls of its step that came before."""
 
     trajectory: int
     step: int

@@ -210,7 +210,7 @@ def test_moments_are_those_of_all_samples_at_once():
     generator = np.random.default_rng(0)
     samples = generator.normal(5, 2, (12, 3, 4))
     samples[generator.random(samples.shape) < 0.3] = np.nan
-    moments = Moments.empty(3, 4)
+    moments = Moments(3, 4)
     for part in np.split(samples, [1, 4, 5]):
         moments.add(part)
     np.testing.assert_array_equal(moments.count, (~np.isnan(samples)).sum(0))
