@@ -62,7 +62,7 @@ class TinyPipeline:
 def planned_by_hooks(
     model: nn.Module, regions: dict[str, Region], plan: Plan, calls_per_step: int = 1
 ) -> Iterator[list[int]]:
-    """Lets the model follow a plan in eager mode, each call of a step by itself. Yields a list with one entry a call."""
+    """Lets a model follow a plan in eager mode, each call of a step by itself; yields a list with one entry a call."""
     branches = [EagerReference(model, regions, plan) for _ in range(calls_per_step)]
     forward, calls = model.forward, []
 

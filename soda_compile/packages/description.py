@@ -44,7 +44,7 @@ def _facts(package: Package) -> Iterator[str]:
         fixed = ", ".join(f"{name}={value!r}" for name, value in program.call.constants.items() if value is not None)
         if fixed:
             yield f"fixed        {fixed}"
-        yield f"slots        {_slots(program)} for each branch of guidance"
+        yield f"slots        {_slots(program)} for each stream"
     pieces = {name.removeprefix(CODE).partition("/")[0] for name in package.members if name.startswith(CODE)}
     code = sum(len(data) for name, data in package.members.items() if name.startswith(CODE))
     stored = sum(memory_bytes(entry, {}) for entry in manifest.weights.values())

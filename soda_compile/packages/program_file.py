@@ -96,7 +96,7 @@ def decode(
 
 
 def with_slots(program: Program, entry: ProgramEntry, device: torch.device, values: Point) -> Program:
-    """Return a program of its own for these sizes: slots are kept by program."""
+    """A program of its own for these sizes: streams keep their slots by program."""
     return replace(program, slots={int(number): _cut(slot, device, values) for number, slot in entry.slots.items()})
 
 

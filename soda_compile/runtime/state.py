@@ -46,7 +46,7 @@ class BranchState:
 
 @dataclass(eq=False)
 class State:
-    """What one model under one plan remembers between calls.
+    """Memory of one model under one plan between calls.
 
     Attributes:
         counter: Counts the calls, and knows the plan's number of steps.
