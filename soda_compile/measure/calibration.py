@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from soda_compile.backend.entry import soda
-from soda_compile.capture.forward import compile_forward, own_holder, restore_forward
+from soda_compile.capture.forward import compile_forward, own_holder
 from soda_compile.compiler.prune_flops import prune_flops
 from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.integrations.base import Framework, SamplerHook, Stage, denoiser_of, denoisers_of, framework_of
@@ -230,10 +230,9 @@ def _check_scores(scores: Sequence[str], resume: Sensitivity | None) -> tuple[st
     return ordered
 
 
-@contextmanager
 def _observed(
     denoiser: torch.nn.Module, framework: Framework | None, recorder: Recorder, stage: Stage | None
-) -> Iterator[None]:
+) -> AbstractContextManager[Any]:
     """Compiles the denoiser's forward in observe mode for a while."""
     backend = functools.partial(soda, options={"observer": recorder})
     hosted = framework.around_calls(denoiser) if framework else nullcontext
@@ -246,11 +245,7 @@ def _observed(
         with hosted():
             yield
 
-    compiled = compile_forward(denoiser, backend, around, holders)
-    try:
-        yield
-    finally:
-        restore_forward(denoiser, compiled)
+    return compile_forward(denoiser, backend, around, holders)
 
 
 def _run(generate: Callable[[int], Any], recorders: Mapping[str, Recorder], seed: int) -> dict[str, int]:
