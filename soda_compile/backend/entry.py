@@ -66,7 +66,7 @@ def soda(
         structure = analyse_graph(module, inputs)
     if structure is None:
         return _unplanned(module, inputs, checked)
-    log_artifact("soda_structure", lambda: repr(structure.region_names))
+    log_artifact("soda_structure", lambda: str(structure))
     # Inductor would record each piece on its own; the runtime records whole steps.
     pieces = {CUDA_GRAPHS: False} if checked.cuda_graphs else {}
     lowering = Lowering({**checked.inductor, **pieces}, target=checked.lowering)
