@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from soda_compile.backend.entry import soda
-from soda_compile.capture.forward import ReplacedForward, compiled_forward, replace_forward, restore_forward
+from soda_compile.capture.forward import CompiledForward, ReplacedForward, replace_forward, restore_forward
 from soda_compile.errors import OptionError
 from soda_compile.integrations.base import Stage
 from soda_compile.integrations.diffusers.branch_names import name_branches
@@ -83,7 +83,7 @@ class AcceleratedDenoiser:
         if key not in self._compiled:
             settings = {**self.options, "plan": self.plan, "clock": self.stage.clock}
             backend = functools.partial(soda, options=settings)
-            self._compiled[key] = compiled_forward(self.module, backend)
+            self._compiled[key] = CompiledForward(self.module, backend)
         with self._around():
             return self._compiled[key](*arguments, **options)
 

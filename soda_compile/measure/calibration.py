@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from soda_compile.backend.entry import soda
-from soda_compile.capture.forward import compile_forward, own_holder, restore_forward
+from soda_compile.capture.forward import compile_forward, own_holder
 from soda_compile.compiler.prune_flops import prune_flops
 from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.integrations.base import Framework, SamplerHook, Stage, denoiser_of, denoisers_of, framework_of
@@ -206,8 +206,7 @@ def _check_scores(scores: Sequence[str], resume: Sensitivity | None) -> tuple[st
     return ordered
 
 
-@contextmanager
-def _compiled(denoiser: _Observed, framework: Framework | None) -> Iterator[None]:
+def _compiled(denoiser: _Observed, framework: Framework | None) -> AbstractContextManager[Any]:
     """Compile the denoiser's forward in observe mode for a while."""
     backend = functools.partial(soda, options={"observer": denoiser.errors})
     hosted = framework.around_calls(denoiser.module) if framework else nullcontext
@@ -220,11 +219,7 @@ def _compiled(denoiser: _Observed, framework: Framework | None) -> Iterator[None
         with hosted():
             yield
 
-    compiled = compile_forward(denoiser.module, backend, around, holders)
-    try:
-        yield
-    finally:
-        restore_forward(denoiser.module, compiled)
+    return compile_forward(denoiser.module, backend, around, holders)
 
 
 def _assemble(
