@@ -78,7 +78,7 @@ def is_graph_of(model: torch.nn.Module, structure: Structure) -> bool:
 
 
 def analyse(captured: Captured) -> Structure:
-    """Outlines the blocks of a captured denoiser and finds the regions of each distinct block graph once."""
+    """Outline the blocks of a captured denoiser and find the regions of each distinct block graph once."""
     notes = Pipeline((MakeContiguous(),)).run(captured.graph).skipped
     blocks: dict[str, BlockGraph] = {}
     calls = []

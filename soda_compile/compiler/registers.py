@@ -1,9 +1,8 @@
-"""Gives every value, slot and per-step constant of a program its register."""
+"""Allocation of a register to every value, slot and per-step constant of a program."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -11,99 +10,83 @@ from soda_compile.compiler.index_sharing import IndexSharing
 from soda_compile.compiler.schedule import Access
 from soda_compile.compiler.variants import CallRole
 from soda_compile.ir.roles import CoefficientInput, IndexInput, RandomInput, SlotInput, StepInput, TrackInput
-from soda_compile.ir.structure import Cut, Region, Structure
+from soda_compile.ir.structure import Cut, Structure
 from soda_compile.plans.pruning import random_scores
 
 
-@dataclass(frozen=True)
-class StepView:
-    """What the roles of one step's calls are resolved against.
+class Registers:
+    """Registers by name or key: inputs first, then constants; slots and per-step constants as they are met.
 
     Attributes:
-        step: Number of the step.
-        accesses: Slot traffic, [call][region].
+        tensors: Constants and coefficients, by register.
+        slots: Layouts of slots, by register.
     """
 
-    step: int
-    accesses: tuple[tuple[Access, ...], ...]
+    def __init__(self, structure: Structure, starts: Sequence[int], sharing: IndexSharing) -> None:
+        """Number the inputs and constants of a structure.
 
-
-class Registers:
-    """Inputs first, then constants; slots and per-step constants as they are met."""
-
-    def __init__(self, structure: Structure, bounds: Sequence[tuple[int, int]], sharing: IndexSharing) -> None:
+        Args:
+            structure: The denoiser.
+            starts: For each call the number of its first region.
+            sharing: Groups of regions that share a choice of tokens.
+        """
         self.structure = structure
-        self.bounds = bounds
+        self.starts = starts
         self.sharing = sharing
-        self.values: dict[str, int] = {}
-        self.tensors: dict[int, torch.Tensor] = {}
-        self.slots: dict[int, Cut] = {}
-        self._known: dict[Hashable, int] = {}
-        self.count = 0
+        self._numbers: dict[Hashable, int] = {}
         for name in structure.inputs:
-            self.values[name] = self._new()
-        for name, tensor in structure.constants.items():
-            self.values[name] = self._new()
-            self.tensors[self.values[name]] = tensor
+            self.value(name)
+        self.tensors = {self.value(name): tensor for name, tensor in structure.constants.items()}
+        self.slots: dict[int, Cut] = {}
 
-    def _new(self) -> int:
-        self.count += 1
-        return self.count - 1
+    @property
+    def count(self) -> int:
+        """Return the number of registers so far."""
+        return len(self._numbers)
 
-    def value(self, name: str) -> int:
-        """The register of a named value."""
-        if name not in self.values:
-            self.values[name] = self._new()
-        return self.values[name]
+    def value(self, key: Hashable) -> int:
+        """Return the register of a value, by its name, or of a slot or constant."""
+        return self._numbers.setdefault(key, len(self._numbers))
 
-    def role(self, source: CallRole, layout: torch.Tensor, view: StepView) -> int:
-        """The register of a slot or constant that a call takes at a step; ``layout`` is the input's fake tensor."""
+    def role(self, source: CallRole, layout: torch.Tensor, step: int, accesses: Sequence[Sequence[Access]]) -> int:
+        """Return the register of a slot or constant that a call takes.
+
+        Args:
+            source: The call and the role.
+            layout: Fake tensor of the input.
+            step: Number of the step.
+            accesses: Slot traffic of the step, [call][region].
+        """
         role = source.role
         if isinstance(role, StepInput):
-            return self._constant(("step", view.step, layout.device), float(view.step), layout)
-        number = self.bounds[source.call][0] + role.region
+            return self._constant(("step", step, layout.device), float(step), layout)
+        number = self.starts[source.call] + role.region
         region = self.structure.regions[number]
-        access = view.accesses[source.call][role.region]
+        access = accesses[source.call][role.region]
         match role:
             case CoefficientInput():
                 return self._constant((access.coefficients, layout.device), access.coefficients, layout)
             case RandomInput():
-                drawn = random_scores(view.step, number, len(layout))
-                return self._constant(("random", view.step, number, len(layout)), drawn, layout)
+                drawn = random_scores(step, number, len(layout))
+                return self._constant(("random", step, number, len(layout)), drawn, layout)
             case TrackInput():
-                return self._slot((number, role.cut, role.what), role.what, layout)
+                return self._slot((number, role.cut, role.what), Cut.like(role.what, layout))
             case IndexInput():
                 key = self.sharing.key(number, region, role.cut, layout.shape[1])
-                return self._slot(("index", *key), "index", layout)
+                return self._slot(("index", *key), Cut.like("index", layout))
             case SlotInput():
                 place = access.places[-1 if role.age is None else role.age]
-                return self._cut_slot(number, region, role.cut, place)
+                return self._slot(("slot", number, role.cut, place), region.cuts[role.cut])
 
     def _constant(self, key: Hashable, value: object, layout: torch.Tensor) -> int:
-        if key not in self._known:
-            self._known[key] = self._new()
+        register = self.value(key)
+        if register not in self.tensors:
             # A tensor born in inference mode could not be used outside of it.
             with torch.inference_mode(False):
-                tensor = torch.as_tensor(value, dtype=torch.float32).to(layout.device)
-            self.tensors[self._known[key]] = tensor
-        return self._known[key]
+                self.tensors[register] = torch.as_tensor(value, dtype=torch.float32).to(layout.device)
+        return register
 
-    def _slot(self, key: Hashable, name: str, layout: torch.Tensor) -> int:
-        if key not in self._known:
-            self._known[key] = self._new()
-            self.slots[self._known[key]] = Cut(
-                name,
-                tuple(layout.shape),
-                tuple(layout.stride()),
-                layout.dtype,
-                layout.device,
-                layout.numel() * layout.element_size(),
-            )
-        return self._known[key]
-
-    def _cut_slot(self, number: int, region: Region, cut: int, place: int) -> int:
-        key = ("slot", number, cut, place)
-        if key not in self._known:
-            self._known[key] = self._new()
-            self.slots[self._known[key]] = region.cuts[cut]
-        return self._known[key]
+    def _slot(self, key: Hashable, cut: Cut) -> int:
+        register = self.value(key)
+        self.slots.setdefault(register, cut)
+        return register

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of each."""
+"""Atomic file writes: a file is the old one or the new one, never half of each."""
 
 import os
 import secrets
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes `data` to `path` through a temporary file beside it and a rename.
+    """Write `data` to `path` through a temporary file beside it and a rename.
 
     Readers see the old content or the new, whatever interrupts the write.
 
