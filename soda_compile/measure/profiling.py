@@ -18,11 +18,11 @@ from soda_compile.backend.entry import soda
 from soda_compile.backend.options import check_options
 from soda_compile.capture.forward import Holders, compile_forward, own_holder
 from soda_compile.compiler.analyse import analyse_model
-from soda_compile.errors import CaptureError, OptionError
+from soda_compile.errors import CaptureError, OptionError, ProfileError
 from soda_compile.integrations.base import Framework, denoiser_of, framework_of
 from soda_compile.measure.gram import Floats
 from soda_compile.measure.probing import Probing
-from soda_compile.measure.profile_store import default_folder, device_name, profile_key, read_kept, versions
+from soda_compile.measure.profile_store import default_folder, device_name, profile_key
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.pruning import Pruning
 from soda_compile.runtime.clock import trajectory
@@ -87,25 +87,15 @@ def profile(
     key = profile_key(structure, device, settings)
     path = (Path(folder) if folder is not None else default_folder()) / f"{key}.json"
     if path.exists() and not refresh:
-        return read_kept(path, key)
+        kept = Profile.load(path)
+        if kept.key != key:
+            raise ProfileError(f"{path}: it belongs to {kept.key}; delete the file or pass refresh=True")
+        return kept
     probing = Probing.build(structure, pruning)
-    times = probing.read(_time(denoiser, call, holders, probing, rounds, mode, inductor))
-    made = Profile(
-        fingerprint=structure.fingerprint,
-        regions=structure.region_names,
-        device=device,
-        key=key,
-        full_us=times.full_us,
-        base_us=times.base_us,
-        cost_us=times.cost_us,
-        memory_bytes=times.memory_bytes,
-        score=pruning.score if pruning else None,
-        spread=times.spread,
-        versions=versions(),
-    )
-    if times.spread > NOISY:
+    made = probing.profile(_time(denoiser, call, holders, probing, rounds, mode, inductor), device, key)
+    if made.spread > NOISY:
         warnings.warn(
-            f"the times of equal steps differ by {times.spread:.0%} (interquartile range over median): something else "
+            f"the times of equal steps differ by {made.spread:.0%} (interquartile range over median): something else "
             "uses the device. Measure again with refresh=True when it is idle, or take more rounds",
             stacklevel=2,
         )
@@ -149,7 +139,7 @@ def _time(
     mode: str | None,
     inductor: dict[str, Any] | None,
 ) -> Floats:
-    """[rounds, steps], the time of each step in microseconds."""
+    """Return the time of each step in microseconds, [rounds, steps]."""
     backend = functools.partial(soda, options={"plan": probing.plan, "inductor": inductor or {}}, mode=mode)
     timer = _cuda_timer if probing.structure.regions[0].cuts[0].device.type == "cuda" else _host_timer
     times = []
@@ -170,7 +160,7 @@ def _host_timer(run: Callable[[], Any], steps: int) -> list[float]:
 
 
 def _cuda_timer(run: Callable[[], Any], steps: int) -> list[float]:
-    """Between events on the stream: launches run ahead as in real use, and count only where the device waits."""
+    """Time between events on the CUDA stream: launches overlap as in real use, and count only where it waits."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     events[0].record()
