@@ -91,8 +91,8 @@ def clean_path(source: str) -> str:
     path = re.sub(rf"\.__dict__\[['\"]{stores}['\"]\]|\.{stores}(?=\[)", "", source)
     path = re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", path)
     path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
-    # fn is a root that has no forward of its own, a Sequential, or that forward
-    return re.sub(r"^(?:self|kwargs|fn(?:\.__self__)?)\.", "", path)
+    # fn is a root that has no forward of its own, a Sequential, or that forward; on the stack is super().forward
+    return re.sub(r"^(?:self|kwargs|(?:fn|___stack\d+)\.__self__|fn)\.", "", path)
 
 
 def _addcmul(carry: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *, value: float = 1) -> torch.Tensor:
