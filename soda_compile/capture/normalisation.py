@@ -22,11 +22,9 @@ aten = torch.ops.aten
 
 
 def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
-    """Normalises a graph from Dynamo, or finds what it gave in an earlier process.
+    """Normalise a graph from Dynamo over plain tensors, or read what it gave in an earlier process.
 
-    Args:
-        module: What Dynamo hands to a backend: parameters are inputs.
-        inputs: Example inputs; tensors, or numbers for symbolic sizes, which become static.
+    Symbolic sizes become static.
 
     Raises:
         CaptureError: If the graph changes its inputs in place or cannot be exported.
