@@ -32,7 +32,6 @@ class Options:
 
     Attributes:
         plan: A plan, or the path of one; None compiles with plain Inductor.
-        mode: A mode of ``torch.compile``, which itself takes either a mode or options.
         inductor: Settings for Inductor, as ``torch.compile(options=...)`` takes them without us.
         cuda_graphs: Whether whole steps become CUDA graphs; what mode "reduce-overhead" and Inductor's setting
             ``triton.cudagraphs`` ask for.
@@ -50,7 +49,6 @@ class Options:
     """
 
     plan: Plan | None = None
-    mode: str | None = None
     inductor: dict[str, Any] = field(default_factory=dict)
     cuda_graphs: bool = False
     granularity: Granularity = "block"
@@ -72,7 +70,7 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
         PlanError: For a plan file that is missing, damaged or of another version.
     """
     given = dict(options or {})
-    taken = [entry.name for entry in fields(Options) if entry.name != "cuda_graphs"]
+    taken = {entry.name for entry in fields(Options)} - {"cuda_graphs"} | {"mode"}
     _require_known(given, taken, "option of backend 'soda'")
     if mode is not None and given.get("mode", mode) != mode:
         raise OptionError(f"mode is given twice: {mode!r} and, as an option, {given['mode']!r}")
@@ -100,7 +98,7 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
         log.warning("graphs run without Inductor, so its settings do nothing: %s", ", ".join(idle))
     standard_observers()  # refuses wrong environment variables before work starts
     clock, observer = given.get("clock"), given.get("observer")
-    return Options(plan, mode, settings, cuda_graphs, granularity, conditioning, lowering, clock, observer)
+    return Options(plan, settings, cuda_graphs, granularity, conditioning, lowering, clock, observer)
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:

@@ -111,24 +111,12 @@ def compile_forward(
     around: Callable[[], AbstractContextManager[None]] = nullcontext,
     holders: Holders = own_holder,
 ) -> Iterator[CompiledForward]:
-    """Replaces the module's forward by a compiled one inside the context.
+    """Replace the module's forward by a compiled one inside the context.
 
-    Args:
-        module: The module.
-        backend: A backend of ``torch.compile``.
-        around: Makes a context for each call.
-        holders: Where the module's forward may be kept.
-
-    Raises:
-        OptionError: If the instance's forward is replaced already.
+    See ``CompiledForward`` and ``replace_forward`` for the arguments and errors.
     """
-    compiled = CompiledForward(module, backend)
-
-    def surrounded(*arguments: Any, **options: Any) -> Any:
-        with around():
-            return compiled(*arguments, **options)
-
-    replaced = replace_forward(module, surrounded, holders)
+    compiled = CompiledForward(module, backend, around)
+    replaced = replace_forward(module, compiled, holders)
     try:
         yield compiled
     finally:
@@ -145,11 +133,13 @@ class CompiledForward:
     Attributes:
         module: The module; hooks on it are left out.
         backend: A backend of ``torch.compile``.
+        around: Makes a context for each call.
         reason: Why it is captured in several graphs; None where it is not.
     """
 
     module: torch.nn.Module
     backend: Callable[..., Any]
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
     reason: Exception | None = None
 
     def __post_init__(self) -> None:
@@ -161,7 +151,8 @@ class CompiledForward:
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Runs the compiled forward."""
-        return self._compiled(*arguments, **options) if self._settled else self._first(arguments, options)
+        with self.around():
+            return self._compiled(*arguments, **options) if self._settled else self._first(arguments, options)
 
     def _first(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ class GraphRun:
     """One run of one graph.
 
     Attributes:
-        captured: The graph; None where it is not supported.
+        captured: The graph; None for what ``capture_graph`` gives None for.
         inputs: The very values that went in, plain tensors and numbers, one for each input of the graph.
         outputs: The very values that came out.
     """
@@ -89,46 +89,34 @@ def capture_model(
         CaptureError: If Dynamo cannot capture the model, or a graph is not supported.
         OptionError: If hooks are to be run, but the model's forward is replaced already.
     """
-    recorder = _Recorder()
-    if holders is None:
-        context: Any = nullcontext(CompiledForward(model, recorder))
-    else:
-        context = compile_forward(model, recorder, holders=holders)
-    with torch.no_grad(), context as compiled:
-        try:
-            result = (compiled if holders is None else model)(*args, **kwargs)
-        except capture_failures() as error:
-            raise CaptureError(f"{type(model).__name__} cannot be captured: {error}") from error
-    if recorder.errors:
-        raise recorder.errors[0]
-    if not recorder.runs:
-        raise CaptureError(f"{type(model).__name__} calls no operator, so there is no graph")
-    return CapturedCall(tuple(recorder.runs), result, compiled.reason)
+    runs: list[GraphRun] = []
+    errors: list[CaptureError] = []
 
-
-@dataclass(frozen=True, eq=False)
-class _Recorder:
-    """A backend that captures graphs, runs them in eager mode, and notes what ran.
-
-    Errors are kept until the call is over: Dynamo would wrap them.
-    """
-
-    runs: list[GraphRun] = field(default_factory=list)
-    errors: list[CaptureError] = field(default_factory=list)
-
-    def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    def backend(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        captured = None
         try:
             captured = capture_graph(module, inputs)
         except CaptureError as error:
-            self.errors.append(error)
-            captured = None
+            errors.append(error)  # raised when the call is over: Dynamo would wrap it
 
         def run(*values: Any) -> Any:
             outputs = module.forward(*values)
-            self.runs.append(GraphRun(captured, flatten_inputs(values), outputs))
+            runs.append(GraphRun(captured, flatten_inputs(values), outputs))
             return outputs
 
         return run
+
+    alone = nullcontext(CompiledForward(model, backend))
+    with torch.no_grad(), compile_forward(model, backend, holders=holders) if holders else alone as compiled:
+        try:
+            result = (model if holders else compiled)(*args, **kwargs)
+        except capture_failures() as error:
+            raise CaptureError(f"{type(model).__name__} cannot be captured: {error}") from error
+    if errors:
+        raise errors[0]
+    if not runs:
+        raise CaptureError(f"{type(model).__name__} calls no operator, so there is no graph")
+    return CapturedCall(tuple(runs), result, compiled.reason)
 
 
 def _is_rest(module: fx.GraphModule) -> bool:

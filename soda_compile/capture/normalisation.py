@@ -22,11 +22,9 @@ aten = torch.ops.aten
 
 
 def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
-    """Normalises a graph from Dynamo, or finds what it gave in an earlier process.
+    """Normalise a graph from Dynamo over plain tensors, or read what it gave in an earlier process.
 
-    Args:
-        module: What Dynamo hands to a backend: parameters are inputs.
-        inputs: Example inputs; tensors, or numbers for symbolic sizes, which become static.
+    Symbolic sizes become static.
 
     Raises:
         CaptureError: If the graph changes its inputs in place or cannot be exported.
@@ -91,8 +89,8 @@ def clean_path(source: str) -> str:
     path = re.sub(rf"\.__dict__\[['\"]{stores}['\"]\]|\.{stores}(?=\[)", "", source)
     path = re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", path)
     path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
-    # fn is a root that has no forward of its own, a Sequential, or that forward
-    return re.sub(r"^(?:self|kwargs|fn(?:\.__self__)?)\.", "", path)
+    # fn is a root that has no forward of its own, a Sequential, or that forward; on the stack is super().forward
+    return re.sub(r"^(?:self|kwargs|(?:fn|___stack\d+)\.__self__|fn)\.", "", path)
 
 
 def _addcmul(carry: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *, value: float = 1) -> torch.Tensor:

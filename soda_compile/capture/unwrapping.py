@@ -29,20 +29,16 @@ def unwrap_inputs(module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[fx.Gra
     if not has_wrapped(inputs):
         return module, inputs
     graph = fx.Graph()
-    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    leaves = {
-        node: [_placeholder(graph, node, path) for path, _ in plain_tensors(value)]
+    placeholders = module.graph.find_nodes(op="placeholder")
+    leaves = [
+        [_placeholder(graph, node, path) for path, _ in plain_tensors(value)]
         for node, value in zip(placeholders, inputs, strict=True)
+    ]
+    values: dict[fx.Node, Any] = {
+        node: graph.call_function(_builder(value), tuple(inner)) if is_wrapper(value) else inner[0]
+        for node, value, inner in zip(placeholders, inputs, leaves, strict=True)
     }
-    values: dict[fx.Node, fx.Node] = {}
-    for node, value in zip(placeholders, inputs, strict=True):
-        wrapped = is_wrapper(value)
-        values[node] = graph.call_function(_builder(value), tuple(leaves[node])) if wrapped else leaves[node][0]
-    for node in module.graph.nodes:
-        if node.op == "output":
-            graph.output(fx.map_arg(node.args[0], values.__getitem__))
-        elif node.op != "placeholder":
-            values[node] = graph.node_copy(node, values.__getitem__)
+    graph.output(graph.graph_copy(module.graph, values))
     return fx.GraphModule(module, graph), flatten_inputs(inputs)
 
 

@@ -52,7 +52,7 @@ def build_tree(structure: Structure, title: str) -> Tree:
 
 
 def _add_notes(branch: Tree, notes: Sequence[Note], path: str = "") -> None:
-    """Adds a leaf for each note, without the path of the block that it is shown under; by reason."""
+    """Add a leaf for each note, without the path of the block that it is shown under; by reason."""
     for reason in dict.fromkeys(note.reason for note in notes):
         leaves = branch.add(f"[dim]left alone, {escape(reason)}:[/dim]")
         for note in notes:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from quantised import quantise
 from torch import Tensor, nn
 from tracing import graphs_as_they_are
 
@@ -167,6 +168,24 @@ def test_it_measures_keeps_and_reads_again(model, inputs, few_rates, tmp_path, m
     replace(Profile.load(path), key="another").save(path)
     with pytest.raises(ProfileError, match="belongs to another"):
         soda_compile.profile(model, inputs, pruning=Pruning("drift"), folder=tmp_path)
+
+
+class Breaks(Denoiser):
+    """Reads data on the host, which ends a graph before the blocks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+@pytest.mark.parametrize("kind", [Breaks, lambda: quantise(Denoiser())])
+def test_broken_and_quantised_models_are_timed_whole(kind, inputs, tmp_path, monkeypatch):
+    """The regions are those of the graph with the blocks, over plain tensors."""
+    graphs_as_they_are(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # this machine may be busy
+        made = soda_compile.profile(kind(), inputs, rounds=1, folder=tmp_path)
+    assert made.regions == ("blocks.0.attn", "blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp")
+    assert (made.column(COMPUTE) >= 0).all()
 
 
 def test_what_cannot_be_profiled_is_named(model, inputs, tmp_path):

@@ -3,42 +3,12 @@
 from typing import Any
 
 import torch
+from quantised import Quantised
 from torch import Tensor
 
 from soda_compile.capture.normalisation import capture
 from soda_compile.capture.unwrapping import unwrap_inputs
 from soda_compile.torch_internals.wrapped_tensors import flatten_inputs, has_wrapped
-
-
-class Quantised(torch.Tensor):
-    """int8 values and a scale that stand for their product."""
-
-    @staticmethod
-    def __new__(cls, values: Tensor, scale: Tensor) -> "Quantised":
-        return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=scale.dtype, device=values.device)
-
-    def __init__(self, values: Tensor, scale: Tensor) -> None:
-        self.values_, self.scale = values, scale
-
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["values_", "scale"], None
-
-    @staticmethod
-    def __tensor_unflatten__(inner: dict[str, Tensor], context: None, size: Any, stride: Any) -> "Quantised":
-        return Quantised(inner["values_"], inner["scale"])
-
-    @classmethod
-    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        if function is torch.nn.functional.linear:
-            hidden, weight, *rest = arguments
-            return function(hidden, weight.values_ * weight.scale, *rest)
-        return super().__torch_function__(function, types, arguments, options or {})
-
-    @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        if function is torch.ops.aten.detach.default:
-            return Quantised(arguments[0].values_, arguments[0].scale)
-        raise NotImplementedError(function)
 
 
 class Model(torch.nn.Module):

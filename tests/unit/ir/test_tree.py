@@ -1,6 +1,7 @@
 """The tree of a structure: equal blocks collapse, amounts and shares add up, and nothing found is left out."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,11 @@ def test_every_line_fits_the_width(model):
     lines = render(model, "Toy", width=50).splitlines()
     assert max(map(len, lines)) <= 50
     assert "conditioning" in " ".join(lines)
+
+
+def test_what_passes_over_the_whole_graph_left_alone_comes_last(model):
+    noted = replace(model, notes=(Note("permute", "a view relies on its layout"),))
+    assert str(noted).splitlines()[-3:-1] == ["└── left alone, a view relies on its layout:", "    └── permute"]
 
 
 def test_color_changes_nothing_but_color(model):
