@@ -13,24 +13,10 @@ import numpy as np
 
 from soda_compile.errors import PlanError
 from soda_compile.plans import plan_file, plan_grid
-from soda_compile.plans.actions import ACTIONS, COMPUTE, DEFAULT_ACTIONS, FORECAST1, FORECAST2, REUSE, Action, prune
+from soda_compile.plans.actions import ACTIONS, COMPUTE, DEFAULT_ACTIONS, Action, prune
 from soda_compile.plans.plan_file import Scalar
 from soda_compile.plans.pruning import Pruning
 from soda_compile.storage.files import write_atomic
-
-__all__ = [
-    "ACTIONS",
-    "COMPUTE",
-    "FORECAST1",
-    "FORECAST2",
-    "REUSE",
-    "Action",
-    "Plan",
-    "Pruning",
-    "compute_all_plan",
-    "prune",
-    "random_plan",
-]
 
 _DECODED = {"schema_version", "steps", "timesteps", "pruning", "method", "legend", "actions"}
 
