@@ -134,12 +134,12 @@ def eager_pieces() -> Any:
         (Path(folder) / "piece.so").write_bytes(b"code of " + Path(folder).name.encode())
         return [str(Path(folder) / "piece.so")], SizeGuards((), {})
 
-    def open_piece(package: str, name: str) -> Any:
+    def open_subgraph(package: str, name: str) -> Any:
         return lambda values: list(modules[name](*values))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("soda_compile.packages.aot.aot_compile", aot_compile)
-        patch.setattr("soda_compile.packages.loading.open_piece", open_piece)
+        patch.setattr("soda_compile.packages.loading.open_subgraph", open_subgraph)
         yield
 
 

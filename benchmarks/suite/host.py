@@ -112,7 +112,7 @@ def _package_us(
     model: nn.Module, plan: soda_compile.Plan, calls: list[dict[str, Any]], mask: tuple[bool, ...]
 ) -> dict[str, float]:
     """A call of the same denoiser as a package, whose code runs once and then returns what it has."""
-    opened = loading.open_piece
+    opened = loading.open_subgraph
 
     def open_once(package: str, name: str) -> Compiled:
         run, kept = opened(package, name), list[Any]()
@@ -124,7 +124,7 @@ def _package_us(
 
         return call
 
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(loading, "open_piece", open_once):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(loading, "open_subgraph", open_once):
         path = soda_compile.export(model, calls[0], plan=plan, path=f"{folder}/host.soda.pt2")
         denoiser = soda_compile.load(path)
     return _median_us(denoiser, denoiser, calls, mask)

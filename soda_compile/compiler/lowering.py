@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from soda_compile.compiler.variants import Piece
 from soda_compile.storage.progress import progress_bar
-from soda_compile.torch_internals.inductor import Compiled, inductor_compile, kernels_built_together
+from soda_compile.torch_internals.inductor import inductor_compile
+from soda_compile.torch_internals.inductor_patches import Compiled, deferred_kernel_builds
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Lowering:
         if self.target == "eager":
             self.compiled.update({key: piece.module for key, piece in new.items()})
             return
-        with progress_bar() as progress, kernels_built_together() if _on_cpu(new.values()) else nullcontext():
+        with progress_bar() as progress, deferred_kernel_builds() if _on_cpu(new.values()) else nullcontext():
             for piece in progress.track(new.values(), description="compiling"):
                 started = time.perf_counter()
                 self.compiled[piece.key] = inductor_compile(piece.module, self.options)

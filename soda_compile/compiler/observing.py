@@ -17,7 +17,7 @@ from soda_compile.ir.graphs import copy_graph
 from soda_compile.ir.structure import BlockGraph, Structure
 from soda_compile.passes.manager import Pipeline
 from soda_compile.passes.observe import Observe
-from soda_compile.torch_internals.inductor import Compiled
+from soda_compile.torch_internals.inductor_patches import Compiled
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ from soda_compile.ir.aten_operators import graph_flops
 from soda_compile.ir.graphs import results_of
 from soda_compile.ir.structure import Cut, Note, Structure
 from soda_compile.plans.plan import Plan
-from soda_compile.torch_internals.inductor import Compiled
+from soda_compile.torch_internals.inductor_patches import Compiled
 
 
 @dataclass(frozen=True, eq=False)

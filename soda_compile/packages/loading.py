@@ -22,7 +22,8 @@ from soda_compile.packages.weights import Source, bind, read_checkpoint
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.denoiser import PlannedDenoiser
 from soda_compile.runtime.memory import keep_freed_memory
-from soda_compile.torch_internals.inductor import Compiled, open_piece
+from soda_compile.torch_internals.inductor import open_subgraph
+from soda_compile.torch_internals.inductor_patches import Compiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +141,7 @@ def _origin(package: Package, weights: Source | None) -> str:
 def _load_code(package: Package) -> dict[str, Compiled]:
     keys = {name.removeprefix(CODE).partition("/")[0] for name in package.members if name.startswith(CODE)}
     try:
-        return {key: _function(open_piece(os.fspath(package.path), key)) for key in sorted(keys)}
+        return {key: _function(open_subgraph(os.fspath(package.path), key)) for key in sorted(keys)}
     except RuntimeError as error:
         raise PackageError(f"{package.path}: cannot load its code: {error}") from error
 

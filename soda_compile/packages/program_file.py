@@ -15,7 +15,7 @@ from soda_compile.packages.aot import PieceCode
 from soda_compile.packages.manifest import CallEntry, FixedEntry, PieceCall, ProgramEntry, TensorEntry
 from soda_compile.packages.sizes import Point, size_at
 from soda_compile.packages.tensors import dtype_name, laid_out, named_dtype
-from soda_compile.torch_internals.inductor import Compiled
+from soda_compile.torch_internals.inductor_patches import Compiled
 
 
 def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], prefix: str) -> ProgramEntry:

@@ -1,4 +1,4 @@
-"""Use of torch that is not public API, but for Inductor (``torch_inductor``). Checked with torch 2.11 and 2.13.
+"""Use of torch that is not public API, but for Inductor (``inductor``). Checked with torch 2.11 and 2.13.
 
 Dynamo and Inductor are imported where they are used: they take seconds, and a process that only runs a package from
 ``soda_compile.load`` needs neither.

@@ -44,7 +44,7 @@ def external(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails a test that gets as far as loading code."""
-    monkeypatch.setattr("soda_compile.packages.loading.open_piece", lambda *_: pytest.fail("loads code"))
+    monkeypatch.setattr("soda_compile.packages.loading.open_subgraph", lambda *_: pytest.fail("loads code"))
 
 
 def refused(path: Path, reason: str, **options: Any) -> None:
