@@ -16,8 +16,8 @@ from soda_compile.compiler.index_sharing import share_indices
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.registers import Registers, StepView
 from soda_compile.compiler.schedule import schedule_region
-from soda_compile.compiler.steps import Granularity, StepBuilder, StepPieces
-from soda_compile.compiler.variants import CallRole, Piece
+from soda_compile.compiler.steps import Granularity, StepBuilder, StepSubgraphs
+from soda_compile.compiler.variants import CallRole, Subgraph
 from soda_compile.ir.aten_operators import graph_flops
 from soda_compile.ir.graphs import results_of
 from soda_compile.ir.structure import Cut, Note, Structure
@@ -112,7 +112,7 @@ def build_program(
     Args:
         structure: The analysed denoiser; its regions must be those of the plan, in the same order.
         plan: What every region does at every step.
-        lowering: Where compiled pieces are kept.
+        lowering: Where compiled subgraphs are kept.
         granularity: What is compiled as one graph: ``block`` or ``step``.
         ahead: Whether conditioning that is apart is compiled for all steps at once, too.
     """
@@ -126,10 +126,12 @@ def build_program(
     steps = []
     for step in range(plan.steps):
         accesses = tuple(tuple(row[step] for row in rows[start:stop]) for start, stop in bounds)
-        pieces = builder.pieces(tuple(tuple(access.mode for access in call) for call in accesses))
-        steps.append(StepPieces(pieces, accesses))
+        subgraphs = builder.subgraphs(tuple(tuple(access.mode for access in call) for call in accesses))
+        steps.append(StepSubgraphs(subgraphs, accesses))
     together = all_steps(structure, builder, steps) if ahead else None
-    lowering.compile([*(piece for step in steps for piece in step.pieces), *(together.pieces if together else ())])
+    lowering.compile(
+        [*(subgraph for step in steps for subgraph in step.subgraphs), *(together.subgraphs if together else ())]
+    )
     program = _assemble(structure, steps, together, Registers(structure, bounds, sharing), lowering)
     return dataclasses.replace(program, notes=(*structure.notes, *builder.notes))
 
@@ -145,7 +147,7 @@ def _region_bounds(structure: Structure) -> list[tuple[int, int]]:
 
 def _assemble(
     structure: Structure,
-    steps: Sequence[StepPieces],
+    steps: Sequence[StepSubgraphs],
     together: AllSteps | None,
     registers: Registers,
     lowering: Lowering,
@@ -153,47 +155,50 @@ def _assemble(
     """Resolves all arguments."""
     resolved = tuple(_calls(structure, number, step, registers, lowering) for number, step in enumerate(steps))
     outputs = tuple(registers.value(name) if name else None for name in structure.outputs)
-    flops = tuple(sum(graph_flops(piece.module.graph) for piece in step.pieces) for step in steps)
+    flops = tuple(sum(graph_flops(subgraph.module.graph) for subgraph in step.subgraphs) for step in steps)
     inputs = len(structure.inputs)
     ahead = _ahead(structure, steps, together, registers, lowering) if together else None
     return Program(resolved, inputs, outputs, registers.count, registers.tensors, registers.slots, flops, ahead)
 
 
 def _ahead(
-    structure: Structure, steps: Sequence[StepPieces], together: AllSteps, registers: Registers, lowering: Lowering
+    structure: Structure, steps: Sequence[StepSubgraphs], together: AllSteps, registers: Registers, lowering: Lowering
 ) -> Ahead:
     view = StepView(0, ())
     return Ahead(
         reads=tuple((registers.value(name), registers.value(stacked(name))) for name in structure.conditions),
-        calls=tuple(_call(piece, registers, view, lowering) for piece in together.pieces),
+        calls=tuple(_call(subgraph, registers, view, lowering) for subgraph in together.subgraphs),
         values=tuple((registers.value(name), registers.value(stacked(name))) for name in together.values),
-        skip=tuple(sum(is_conditioning(structure, piece) for piece in step.pieces) for step in steps),
+        skip=tuple(sum(is_conditioning(structure, subgraph) for subgraph in step.subgraphs) for step in steps),
         memory_bytes=together.memory_bytes,
     )
 
 
 def _calls(
-    structure: Structure, number: int, step: StepPieces, registers: Registers, lowering: Lowering
+    structure: Structure, number: int, step: StepSubgraphs, registers: Registers, lowering: Lowering
 ) -> tuple[Call, ...]:
     last_use = {
-        source: index for index, piece in enumerate(step.pieces) for source in piece.inputs if isinstance(source, str)
+        source: index
+        for index, subgraph in enumerate(step.subgraphs)
+        for source in subgraph.inputs
+        if isinstance(source, str)
     }
     fixed = {*structure.inputs, *structure.constants, *structure.outputs}
     view = StepView(number, step.accesses)
     calls = []
-    for index, piece in enumerate(step.pieces):
+    for index, subgraph in enumerate(step.subgraphs):
         release = tuple(registers.value(name) for name, last in last_use.items() if last == index and name not in fixed)
-        calls.append(_call(piece, registers, view, lowering, release))
+        calls.append(_call(subgraph, registers, view, lowering, release))
     return tuple(calls)
 
 
 def _call(
-    piece: Piece, registers: Registers, view: StepView, lowering: Lowering, release: tuple[int, ...] = ()
+    subgraph: Subgraph, registers: Registers, view: StepView, lowering: Lowering, release: tuple[int, ...] = ()
 ) -> Call:
-    graph = piece.module.graph
-    arguments = _registers(piece.inputs, graph.find_nodes(op="placeholder"), registers, view)
-    results = _registers(piece.outputs, results_of(graph), registers, view)
-    return Call(lowering.compiled[piece.key], arguments, results, release)
+    graph = subgraph.module.graph
+    arguments = _registers(subgraph.inputs, graph.find_nodes(op="placeholder"), registers, view)
+    results = _registers(subgraph.outputs, results_of(graph), registers, view)
+    return Call(lowering.compiled[subgraph.key], arguments, results, release)
 
 
 def _registers(

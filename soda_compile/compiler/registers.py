@@ -10,14 +10,14 @@ import torch
 from soda_compile.compiler.index_sharing import IndexSharing
 from soda_compile.compiler.schedule import Access
 from soda_compile.compiler.variants import CallRole
-from soda_compile.ir.roles import CoefficientInput, IndexInput, RandomInput, SlotInput, StepInput, TrackInput
-from soda_compile.ir.structure import Cut, Region, Structure
+from soda_compile.ir.roles import Slot
+from soda_compile.ir.structure import Cut, Structure
 from soda_compile.plans.pruning import random_scores
 
 
 @dataclass(frozen=True)
 class StepView:
-    """What the roles of one step's calls are resolved against.
+    """One step, which the roles of its calls are resolved against.
 
     Attributes:
         step: Number of the step.
@@ -38,7 +38,7 @@ class Registers:
         self.values: dict[str, int] = {}
         self.tensors: dict[int, torch.Tensor] = {}
         self.slots: dict[int, Cut] = {}
-        self._known: dict[Hashable, int] = {}
+        self._registers: dict[Hashable, int] = {}
         self.count = 0
         for name in structure.inputs:
             self.values[name] = self._new()
@@ -57,53 +57,46 @@ class Registers:
         return self.values[name]
 
     def role(self, source: CallRole, layout: torch.Tensor, view: StepView) -> int:
-        """The register of a slot or constant that a call takes at a step; ``layout`` is the input's fake tensor."""
-        role = source.role
-        if isinstance(role, StepInput):
-            return self._constant(("step", view.step, layout.device), float(view.step), layout)
-        number = self.bounds[source.call][0] + role.region
-        region = self.structure.regions[number]
+        """Return the register of what a call takes or gives at a step; ``layout`` is the fake tensor there."""
+        role, number = source.role, self.bounds[source.call][0] + source.role.region
         access = view.accesses[source.call][role.region]
-        match role:
-            case CoefficientInput():
-                return self._constant((access.coefficients, layout.device), access.coefficients, layout)
-            case RandomInput():
+        if isinstance(role, Slot):
+            return self._slot(role, number, access, layout)
+        match role.kind:
+            case "coefficients":
+                return self._constant(access.coefficients, access.coefficients, layout)
+            case "random":
                 drawn = random_scores(view.step, number, len(layout))
                 return self._constant(("random", view.step, number, len(layout)), drawn, layout)
-            case TrackInput():
-                return self._slot((number, role.cut, role.what), role.what, layout)
-            case IndexInput():
-                key = self.sharing.key(number, region, role.cut, layout.shape[1])
-                return self._slot(("index", *key), "index", layout)
-            case SlotInput():
-                place = access.places[-1 if role.age is None else role.age]
-                return self._cut_slot(number, region, role.cut, place)
+            case "number":
+                return self._constant(("number", view.step), float(view.step), layout)
+
+    def _slot(self, role: Slot, number: int, access: Access, layout: torch.Tensor) -> int:
+        key: Hashable
+        region = self.structure.regions[number]
+        match role.kind:
+            case "cut":
+                key = (role.kind, number, role.cut, access.places[-1 if role.access == "write" else role.age])
+            case "index":
+                key = (role.kind, *self.sharing.key(number, region, role.cut, layout.shape[1]))
+            case _:
+                key = (role.kind, number, role.cut)
+        if key not in self._registers:
+            self._registers[key] = self._new()
+            self.slots[self._registers[key]] = region.cuts[role.cut] if role.kind == "cut" else _as_cut(role, layout)
+        return self._registers[key]
 
     def _constant(self, key: Hashable, value: object, layout: torch.Tensor) -> int:
-        if key not in self._known:
-            self._known[key] = self._new()
+        key = (key, layout.device)
+        if key not in self._registers:
+            self._registers[key] = self._new()
             # A tensor born in inference mode could not be used outside of it.
             with torch.inference_mode(False):
                 tensor = torch.as_tensor(value, dtype=torch.float32).to(layout.device)
-            self.tensors[self._known[key]] = tensor
-        return self._known[key]
+            self.tensors[self._registers[key]] = tensor
+        return self._registers[key]
 
-    def _slot(self, key: Hashable, name: str, layout: torch.Tensor) -> int:
-        if key not in self._known:
-            self._known[key] = self._new()
-            self.slots[self._known[key]] = Cut(
-                name,
-                tuple(layout.shape),
-                tuple(layout.stride()),
-                layout.dtype,
-                layout.device,
-                layout.numel() * layout.element_size(),
-            )
-        return self._known[key]
 
-    def _cut_slot(self, number: int, region: Region, cut: int, place: int) -> int:
-        key = ("slot", number, cut, place)
-        if key not in self._known:
-            self._known[key] = self._new()
-            self.slots[self._known[key]] = region.cuts[cut]
-        return self._known[key]
+def _as_cut(role: Slot, layout: torch.Tensor) -> Cut:
+    shape, stride = tuple(layout.shape), tuple(layout.stride())
+    return Cut(role.kind, shape, stride, layout.dtype, layout.device, layout.nbytes)

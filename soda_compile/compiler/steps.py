@@ -1,4 +1,4 @@
-"""The pieces that one step runs: which variants, and what of them is still needed."""
+"""The subgraphs that one step runs: which variants, and what of them is still needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from soda_compile.compiler.schedule import Access, RegionMode
-from soda_compile.compiler.variants import Piece, Variant, join, make_variant
+from soda_compile.compiler.variants import Subgraph, Variant, join, make_variant
 from soda_compile.ir.structure import Note, Structure
 
 Granularity = Literal["block", "step"]
@@ -19,15 +19,15 @@ LONGEST_JOIN = 8
 
 
 @dataclass(frozen=True, eq=False)
-class StepPieces:
-    """The pieces of one step, and the slot traffic of each region."""
+class StepSubgraphs:
+    """The subgraphs of one step, and the slot traffic of each region."""
 
-    pieces: tuple[Piece, ...]
+    subgraphs: tuple[Subgraph, ...]
     accesses: tuple[tuple[Access, ...], ...]  # [call][region]
 
 
 class StepBuilder:
-    """Builds the pieces of steps; equal steps share them.
+    """Builds the subgraphs of steps; equal steps share them.
 
     Attributes:
         structure: The analysed denoiser.
@@ -39,16 +39,16 @@ class StepBuilder:
         self.structure = structure
         self.granularity = granularity
         self._variants: dict[tuple[str, tuple[RegionMode, ...], tuple[bool, ...]], Variant] = {}
-        self._steps: dict[tuple[tuple[RegionMode, ...], ...], tuple[Piece, ...]] = {}
+        self._steps: dict[tuple[tuple[RegionMode, ...], ...], tuple[Subgraph, ...]] = {}
 
-    def pieces(self, modes: tuple[tuple[RegionMode, ...], ...]) -> tuple[Piece, ...]:
-        """The pieces for one tuple of modes for each call."""
+    def subgraphs(self, modes: tuple[tuple[RegionMode, ...], ...]) -> tuple[Subgraph, ...]:
+        """The subgraphs for one tuple of modes for each call."""
         if modes not in self._steps:
             self._steps[modes] = self._build(modes, filter(None, self.structure.outputs))
         return self._steps[modes]
 
-    def conditioning(self, read: Iterable[str]) -> tuple[Piece, ...]:
-        """The pieces of the conditioning calls alone, as far as these values need them."""
+    def conditioning(self, read: Iterable[str]) -> tuple[Subgraph, ...]:
+        """The subgraphs of the conditioning calls alone, as far as these values need them."""
         return self._build(((),) * self.structure.conditioning_calls, read)
 
     @property
@@ -60,8 +60,8 @@ class StepBuilder:
         found = ((names[key], note) for (key, *_), variant in self._variants.items() for note in variant.skipped)
         return tuple(dict.fromkeys(Note(f"{name}.{note.subject}", note.reason) for name, note in found))
 
-    def _build(self, modes: tuple[tuple[RegionMode, ...], ...], read: Iterable[str]) -> tuple[Piece, ...]:
-        """The pieces of the first calls, for one tuple of modes for each; ``read`` are the values wanted."""
+    def _build(self, modes: tuple[tuple[RegionMode, ...], ...], read: Iterable[str]) -> tuple[Subgraph, ...]:
+        """The subgraphs of the first calls, for one tuple of modes for each; ``read`` are the values wanted."""
         calls = self.structure.calls
         variants: list[Variant | None] = [None] * len(modes)
         needed = set(read)
@@ -77,12 +77,12 @@ class StepBuilder:
         live = [index for index, variant in enumerate(variants) if variant is not None]
         ahead, rest = [index for index in live if index < first], [index for index in live if index >= first]
         light = [_is_light(mode) for mode in modes]
-        pieces = []
+        subgraphs = []
         split = self.granularity == "block"
         for run in (*_runs(ahead, light), *(_runs(rest, light) if split else filter(None, [rest]))):
             members = [(index, calls[index], variants[index]) for index in run]
-            pieces.append(join(members, reads[run[-1]]))
-        return tuple(pieces)
+            subgraphs.append(join(members, reads[run[-1]]))
+        return tuple(subgraphs)
 
     def _variant(self, index: int, modes: tuple[RegionMode, ...], needed: tuple[bool, ...]) -> Variant | None:
         """The variant, or None where nothing of the call is read and nothing stored."""

@@ -45,12 +45,12 @@ def _facts(package: Package) -> Iterator[str]:
         if fixed:
             yield f"fixed        {fixed}"
         yield f"slots        {_slots(program)} for each stream"
-    pieces = {name.removeprefix(CODE).partition("/")[0] for name in package.members if name.startswith(CODE)}
+    subgraphs = {name.removeprefix(CODE).partition("/")[0] for name in package.members if name.startswith(CODE)}
     code = sum(len(data) for name, data in package.members.items() if name.startswith(CODE))
     stored = sum(memory_bytes(entry, {}) for entry in manifest.weights.values())
     where = "inside, once" if manifest.weights_inside else "external; load needs the checkpoint"
     yield f"weights      {len(manifest.weights)} tensors, {amount(stored, 'B')}, {where}"
-    yield f"code         {len(pieces)} pieces, {amount(code, 'B')}"
+    yield f"code         {len(subgraphs)} subgraphs, {amount(code, 'B')}"
     yield f"file         {amount(package.path.stat().st_size, 'B')}, {len(package.members)} members, checksums verified"
 
 

@@ -15,7 +15,7 @@ import torch
 from soda_compile.backend.options import check_options
 from soda_compile.errors import OptionError, PackageError
 from soda_compile.ir.structure import Structure
-from soda_compile.packages.aot import compile_pieces
+from soda_compile.packages.aot import compile_subgraphs
 from soda_compile.packages.archive import MANIFEST, ArchiveWriter
 from soda_compile.packages.arguments import flatten
 from soda_compile.packages.environment import environment
@@ -50,7 +50,7 @@ def export(
     """Compiles a denoiser by a plan, ahead of time, into one file that ``soda_compile.load`` runs.
 
     The graph, its regions and the passes are those of ``torch.compile(denoiser, backend="soda")``. The file is a PT2
-    archive: code of each distinct piece, step programs, plan, regions, and the weights once. It holds native code:
+    archive: code of each distinct subgraph, step programs, plan, regions, and the weights once. It holds native code:
     load files that you trust only.
 
     Args:
@@ -92,7 +92,7 @@ def export(
             programs.add(example, space)
     device = programs.weights.device
     with tempfile.TemporaryDirectory(prefix="soda-export-") as folder:
-        files = compile_pieces(programs.pieces, options.inductor, Path(folder))
+        files = compile_subgraphs(programs.subgraphs, options.inductor, Path(folder))
         try:
             with ArchiveWriter(target) as archive:
                 _write(programs, device, files, archive, inside=weights == "inside")

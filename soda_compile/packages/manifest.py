@@ -89,10 +89,10 @@ class CallEntry(Strict):
     result: Any
 
 
-class PieceCall(Strict):
-    """One compiled call: the piece's key, and registers for its arguments, its results and what is free after it."""
+class SubgraphCall(Strict):
+    """One compiled call: the subgraph's key, and registers for its arguments, its results and what is free after it."""
 
-    piece: str
+    piece: str  # the name in files
     arguments: list[int]
     results: list[int]
     release: list[int]
@@ -120,7 +120,7 @@ class ProgramEntry(Strict):
     slots: dict[str, TensorEntry]
     tensors: dict[str, str]
     layouts: dict[str, FixedEntry]
-    calls: list[PieceCall]
+    calls: list[SubgraphCall]
     steps: list[list[int]]
     flops: list[int]
     dims: dict[str, list[int]] = {}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from soda_compile.compiler.variants import Piece
+from soda_compile.compiler.variants import Subgraph
 from soda_compile.errors import PackageError
 from soda_compile.packages.sizes import Point, Size, fit, fit_number, show
 
@@ -24,14 +24,14 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """A piece for all sizes.
+    """A subgraph for all sizes.
 
     Attributes:
-        piece: Placeholders with dynamic sizes have them with their strides in the meta ``layout``.
-        carriers: Dimensions that none of the piece's own inputs tells: for each it takes one more input that does.
+        subgraph: Placeholders with dynamic sizes have them with their strides in the meta ``layout``.
+        carriers: Dimensions that none of the subgraph's own inputs tells: for each it takes one more input that does.
     """
 
-    piece: Piece
+    subgraph: Subgraph
     carriers: tuple[str, ...]
 
 
@@ -72,23 +72,23 @@ def merge_json(values: Sequence[Any], points: Sequence[Point], place: str = "", 
     return size if isinstance(size, int) else str(size)
 
 
-def merge_pieces(pieces: Sequence[Piece], points: Sequence[Point], carriers: Mapping[str, Carrier]) -> Merged:
-    """One piece from the same piece at several sizes.
+def merge_subgraphs(subgraphs: Sequence[Subgraph], points: Sequence[Point], carriers: Mapping[str, Carrier]) -> Merged:
+    """One subgraph from the same subgraph at several sizes.
 
     Args:
-        pieces: The piece at each point.
+        subgraphs: The subgraph at each point.
         points: The sizes.
         carriers: For each dimension an argument that tells it.
 
     Raises:
         PackageError: If the graphs differ in more than sizes.
     """
-    key = hashlib.sha256(repr([piece.key for piece in pieces]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr([subgraph.key for subgraph in subgraphs]).encode()).hexdigest()[:16]
     try:
-        module, missing = _Merge([piece.module.graph for piece in pieces], points, carriers).run()
+        module, missing = _Merge([subgraph.module.graph for subgraph in subgraphs], points, carriers).run()
     except PackageError as error:
-        raise PackageError(f"{pieces[0].name}: {error}") from None
-    return Merged(replace(pieces[0], key=key, module=module), missing)
+        raise PackageError(f"{subgraphs[0].name}: {error}") from None
+    return Merged(replace(subgraphs[0], key=key, module=module), missing)
 
 
 class _Merge:

@@ -11,8 +11,8 @@ import torch
 from soda_compile.compiler.program import Call, Program
 from soda_compile.errors import PackageError
 from soda_compile.ir.structure import Cut
-from soda_compile.packages.aot import PieceCode
-from soda_compile.packages.manifest import CallEntry, FixedEntry, PieceCall, ProgramEntry, TensorEntry
+from soda_compile.packages.aot import SubgraphCode
+from soda_compile.packages.manifest import CallEntry, FixedEntry, ProgramEntry, SubgraphCall, TensorEntry
 from soda_compile.packages.sizes import Point, size_at
 from soda_compile.packages.tensors import dtype_name, laid_out, named_dtype
 from soda_compile.torch_internals.inductor_patches import Compiled
@@ -22,23 +22,23 @@ def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], 
     """The file form of a program.
 
     Args:
-        program: Its functions are ``PieceCode``.
+        program: Its functions are ``SubgraphCode``.
         call: How the denoiser is called.
         tensors: Takes the program's constants and coefficients.
         prefix: What their names begin with.
     """
     numbers: dict[tuple[object, ...], int] = {}
-    calls: list[PieceCall] = []
+    calls: list[SubgraphCall] = []
     steps: list[list[int]] = []
     for step in program.steps:
         steps.append([])
         for one in step:
-            assert isinstance(one.function, PieceCode)
+            assert isinstance(one.function, SubgraphCode)
             key = (one.function.key, one.arguments, one.results, one.release)
             if key not in numbers:
                 numbers[key] = len(calls)
                 calls.append(
-                    PieceCall(
+                    SubgraphCall(
                         piece=one.function.key,
                         arguments=list(one.arguments),
                         results=list(one.results),
@@ -75,7 +75,7 @@ def decode(
     """The program, with compiled functions in place, and still without slots: ``with_slots`` adds them.
 
     Raises:
-        PackageError: The entry names a register, a tensor or a piece that does not exist.
+        PackageError: The entry names a register, a tensor or a subgraph that does not exist.
     """
     _check(entry, tensors, code)
     calls = [
@@ -112,7 +112,7 @@ def _check(entry: ProgramEntry, tensors: Mapping[str, torch.Tensor], code: Mappi
     for call in entry.calls:
         registers |= {*call.arguments, *call.results, *call.release}
         if call.piece not in code:
-            raise PackageError(f"the step program calls piece {call.piece}, which the package does not hold")
+            raise PackageError(f"the step program calls subgraph {call.piece}, which the package does not hold")
     registers |= {register for register in entry.outputs if register is not None}
     if registers and not 0 <= min(registers) <= max(registers) < entry.registers:
         raise PackageError(f"the step program uses registers up to {max(registers)}, but has {entry.registers}")

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 
 from soda_compile.compiler.bind import require_fit
+from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import build_program
-from soda_compile.compiler.variants import Piece
+from soda_compile.compiler.variants import Subgraph
 from soda_compile.errors import CaptureError, PackageError
 from soda_compile.ir.structure import Structure
-from soda_compile.packages.aot import PieceList
+from soda_compile.packages.aot import SubgraphCode
 from soda_compile.packages.arguments import copy_tensors
 from soda_compile.packages.conditions import doubtful_points
 from soda_compile.packages.manifest import ProgramEntry
-from soda_compile.packages.merging import Carrier, Merged, merge_json, merge_pieces
+from soda_compile.packages.merging import Carrier, Merged, merge_json, merge_subgraphs
 from soda_compile.packages.program_file import encode
 from soda_compile.packages.sizes import Point, read_size, show
 from soda_compile.packages.spaces import Space
@@ -33,13 +34,13 @@ class Sample:
     Attributes:
         structure: The captured model.
         entry: The program.
-        pieces: What it calls, by key.
+        subgraphs: What it calls, by key.
         tensors: What it holds, by name.
     """
 
     structure: Structure
     entry: ProgramEntry
-    pieces: dict[str, Piece]
+    subgraphs: dict[str, Subgraph]
     tensors: dict[str, torch.Tensor]
 
 
@@ -52,7 +53,7 @@ class Programs:
         plan: The plan.
         weights: Takes the model's tensors.
         entries: The programs.
-        pieces: What they call, by key, with the sizes that each is for.
+        subgraphs: What they call, by key, with the sizes that each is for.
         tensors: What they hold, by name.
         structure: The captured model, at the first sizes.
     """
@@ -61,7 +62,7 @@ class Programs:
     plan: Plan
     weights: ModelTensors
     entries: list[ProgramEntry] = field(default_factory=list)
-    pieces: dict[str, tuple[Piece, Space]] = field(default_factory=dict)
+    subgraphs: dict[str, tuple[Subgraph, Space]] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     structure: Structure | None = None
 
@@ -76,21 +77,21 @@ class Programs:
         points = space.points()
         samples = [self._sample(example, space, point) for point in points]
         self.structure = self.structure or samples[0].structure
-        entry, pieces = _merge(samples, points, space)
+        entry, subgraphs = _merge(samples, points, space)
         for condition, point in doubtful_points(self.model, example, space) if space.varying else ():
             if point in points:
                 continue
             points.append(dict(point))
             try:
                 samples.append(self._sample(example, space, point))
-                entry, pieces = _merge(samples, points, space)
+                entry, subgraphs = _merge(samples, points, space)
             except (PackageError, CaptureError, RuntimeError) as error:
                 raise PackageError(
                     f"at {show(point)} the model is not the same as at {show(points[0])}, since {condition} does not "
                     f"hold there; leave these sizes out of the range, or export them as another example: {error}"
                 ) from error
         self.entries.append(entry)
-        self.pieces |= pieces
+        self.subgraphs |= subgraphs
         self.tensors |= samples[0].tensors
 
     def _sample(self, example: ExampleInputs, space: Space, point: Point) -> Sample:
@@ -98,40 +99,45 @@ class Programs:
         bound.arguments.update(space.resized(copy_tensors(dict(bound.arguments)), point))
         traced = trace(self.model, bound, self.weights, self.plan.timestep_input)
         require_fit(self.plan, traced.structure)
-        collected = PieceList()
+        subgraphs: dict[str, Subgraph] = {}
         tensors: dict[str, torch.Tensor] = {}
-        program = build_program(traced.structure, self.plan, collected)
+
+        def postpone(subgraph: Subgraph) -> SubgraphCode:
+            subgraphs[subgraph.key] = subgraph
+            return SubgraphCode(subgraph.key)
+
+        program = build_program(traced.structure, self.plan, Lowering(target=postpone))
         entry = encode(program, traced.call, tensors, f"({len(self.entries)})")
-        return Sample(traced.structure, entry, collected.pieces, tensors)
+        return Sample(traced.structure, entry, subgraphs, tensors)
 
 
-Pieces = dict[str, tuple[Piece, Space]]
+Subgraphs = dict[str, tuple[Subgraph, Space]]
 
 
-def _merge(samples: Sequence[Sample], points: Sequence[Point], space: Space) -> tuple[ProgramEntry, Pieces]:
+def _merge(samples: Sequence[Sample], points: Sequence[Point], space: Space) -> tuple[ProgramEntry, Subgraphs]:
     """One program from those for fixed sizes."""
     first = samples[0]
     if len(samples) == 1:
-        return first.entry, {key: (piece, space) for key, piece in first.pieces.items()}
+        return first.entry, {key: (subgraph, space) for key, subgraph in first.subgraphs.items()}
     _require_equal_tensors(samples, points)
     trees: list[dict[str, Any]] = [sample.entry.model_dump() for sample in samples]
     arguments = merge_json([tree["call"]["arguments"] for tree in trees], points, "arguments")
     registers, carriers = _carriers(first.entry, arguments, space)
     merged: dict[tuple[str, ...], Merged] = {}
-    pieces: Pieces = {}
+    subgraphs: Subgraphs = {}
     for calls in zip(*(tree["calls"] for tree in trees), strict=False):
         keys = tuple(call["piece"] for call in calls)
         if keys not in merged:
-            alike = [sample.pieces[key] for sample, key in zip(samples, keys, strict=True)]
-            merged[keys] = merge_pieces(alike, points, carriers)
-            pieces[merged[keys].piece.key] = (merged[keys].piece, space)
+            alike = [sample.subgraphs[key] for sample, key in zip(samples, keys, strict=True)]
+            merged[keys] = merge_subgraphs(alike, points, carriers)
+            subgraphs[merged[keys].subgraph.key] = (merged[keys].subgraph, space)
         for call in calls:
-            call["piece"] = merged[keys].piece.key
+            call["piece"] = merged[keys].subgraph.key
             call["arguments"] = [*call["arguments"], *(registers[name] for name in merged[keys].carriers)]
     for tree in trees:
         tree["flops"] = first.entry.flops
     tree = {**merge_json(trees, points), "dims": {name: list(ends) for name, ends in space.varying.items()}}
-    return ProgramEntry.model_validate(tree), pieces
+    return ProgramEntry.model_validate(tree), subgraphs
 
 
 def _require_equal_tensors(samples: Sequence[Sample], points: Sequence[Point]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from soda_compile.errors import PackageError
 
-# Pieces run as fast, and with the same rounding, on tensors that lie where torch would have put them.
+# Subgraphs run as fast, and with the same rounding, on tensors that lie where torch would have put them.
 ALIGNMENT = 64
 DTYPES = {
     "F64": torch.float64,

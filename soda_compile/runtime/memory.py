@@ -1,4 +1,4 @@
-"""How the host's allocator treats what the pieces of a step free."""
+"""How the host's allocator treats what the subgraphs of a step free."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Lets glibc keep what a piece frees for the next piece, which otherwise faults all pages in anew, step by step.
+    """Let glibc keep what a subgraph frees for the next one, which otherwise faults all pages in anew, step by step.
 
     It gives memory back beyond a threshold of twice the largest block that was freed so far, if below 32 MiB; a process
     may never have freed a large one. The block here is never touched. Concerns the whole process, and the CPU only.

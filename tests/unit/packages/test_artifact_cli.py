@@ -1,4 +1,4 @@
-"""The commands export, info and run; pieces run in eager mode here."""
+"""The commands export, info and run; subgraphs run in eager mode here."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ def placed():
 
 @pytest.fixture(scope="module", autouse=True)
 def eager() -> Iterator[None]:
-    with toy.eager_pieces():
+    with toy.eager_subgraphs():
         yield
 
 

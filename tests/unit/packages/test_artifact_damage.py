@@ -27,7 +27,7 @@ WEIGHTS = "extra/weights.safetensors"
 
 @pytest.fixture(scope="module", autouse=True)
 def eager() -> Iterator[None]:
-    with toy.eager_pieces():
+    with toy.eager_subgraphs():
         yield
 
 

@@ -1,4 +1,4 @@
-"""Packages for a range of sizes: one step program from several fixed sizes; pieces run in eager mode here."""
+"""Packages for a range of sizes: one step program from several fixed sizes; subgraphs run in eager mode here."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ SHAPES = {"hidden_states": {0: BATCH}, "timestep": [BATCH]}
 
 @pytest.fixture(scope="module", autouse=True)
 def eager() -> Iterator[None]:
-    with toy.eager_pieces():
+    with toy.eager_subgraphs():
         yield
 
 
