@@ -135,7 +135,7 @@ def eager_subgraphs() -> Any:
         return [str(Path(folder) / "subgraph.so")], SizeGuards((), {})
 
     def open_subgraph(package: str, name: str) -> Any:
-        return lambda values: list(modules[name](*values))
+        return lambda *values: list(modules[name](*values))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("soda_compile.packages.aot.aot_compile", aot_compile)

@@ -117,9 +117,8 @@ def _package_us(
     def open_once(package: str, name: str) -> Compiled:
         run, kept = opened(package, name), list[Any]()
 
-        def call(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-            kept.extend(run(inputs) if not kept else ())
-            inputs.clear()
+        def call(*inputs: torch.Tensor) -> list[torch.Tensor]:
+            kept.extend(run(*inputs) if not kept else ())
             return kept
 
         return call

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from soda_compile.errors import PackageError
+from soda_compile.packages.manifest import MemberEntry
 from soda_compile.packages.tensors import ALIGNMENT
 
 ROOT = "package/"
@@ -25,17 +26,7 @@ MANIFEST = "extra/manifest.json"
 _SEAL = re.compile(rb"soda-compile sha256:([0-9a-f]{64})")
 _SEAL_BYTES = len(b"soda-compile sha256:") + 64
 _LOCAL_HEADER_BYTES = 30
-_CHUNK_BYTES = 1 << 24
-
-Chunk = bytes | memoryview
-
-
-@dataclass(frozen=True)
-class Member:
-    """Size and SHA-256 of one member."""
-
-    size_bytes: int
-    sha256: str
+_PT2 = {"archive_format": b"pt2", "archive_version": b"0", ".data/version": b"6\n", "byteorder": b"little"}
 
 
 @dataclass(eq=False)
@@ -48,19 +39,17 @@ class ArchiveWriter:
     """
 
     path: Path
-    members: dict[str, Member] = field(default_factory=dict)
+    members: dict[str, MemberEntry] = field(default_factory=dict)
 
     def __enter__(self) -> ArchiveWriter:
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         self._zip = zipfile.ZipFile(self._temporary, "x", zipfile.ZIP_STORED)
-        self.add("archive_format", [b"pt2"])
-        self.add("archive_version", [b"0"])
-        self.add(".data/version", [b"6\n"])
-        self.add("byteorder", [b"little"])
+        for name, text in _PT2.items():
+            self.add(name, [text])
         return self
 
-    def add(self, name: str, chunks: Iterable[Chunk]) -> None:
-        """Writes one member; its data starts at a multiple of ``ALIGNMENT``."""
+    def add(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
+        """Write one member; its data starts at a multiple of ``ALIGNMENT``."""
         info = zipfile.ZipInfo(ROOT + name)
         assert self._zip.fp is not None
         # The local header: its fixed part, the name, the sizes as 64-bit field (20 bytes), then the padding field.
@@ -73,7 +62,7 @@ class ArchiveWriter:
                 file.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)
-        self.members[name] = Member(size, digest.hexdigest())
+        self.members[name] = MemberEntry(size_bytes=size, sha256=digest.hexdigest())
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
@@ -81,22 +70,21 @@ class ArchiveWriter:
                 self._zip.comment = b"?" * _SEAL_BYTES
             self._zip.close()
             if kind is None:
-                with open(self._temporary, "r+b") as file:
-                    _write_seal(file.fileno())
+                _write_seal(self._temporary)
                 os.replace(self._temporary, self.path)
         finally:
             self._temporary.unlink(missing_ok=True)
 
 
-def _write_seal(descriptor: int) -> None:
-    with mmap.mmap(descriptor, 0) as data:
+def _write_seal(path: Path) -> None:
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as data:
         seal = _seal(data, _spans(data))
         data[len(data) - _SEAL_BYTES :] = b"soda-compile sha256:" + seal.encode()
-    os.fsync(descriptor)
+        os.fsync(file.fileno())
 
 
 def read_archive(path: Path) -> dict[str, memoryview]:
-    """The members of a package, by name, as private copies on write of the mapped file.
+    """Return the members of a package by name, as private copies on write of the mapped file.
 
     Their own checksums, which the manifest has, are not verified yet.
 
@@ -128,13 +116,8 @@ def read_archive(path: Path) -> dict[str, memoryview]:
     return {name: view[start:stop] for name, (start, stop) in spans.items()}
 
 
-def sha256(data: memoryview | mmap.mmap) -> str:
-    """The checksum of a member."""
-    return _sha256(data, [(0, len(data))])
-
-
 def _spans(data: mmap.mmap) -> dict[str, tuple[int, int]]:
-    """Where the members' data lie, by name."""
+    """Return where the members' data lie, by name."""
     spans = {}
     with zipfile.ZipFile(data) as archive:  # type: ignore[call-overload]  # a mapping reads and seeks like a file
         for info in archive.infolist():
@@ -148,16 +131,11 @@ def _spans(data: mmap.mmap) -> dict[str, tuple[int, int]]:
 
 
 def _seal(data: mmap.mmap, spans: Mapping[str, tuple[int, int]]) -> str:
-    """The checksum of all bytes that are in no member but the manifest, less the seal itself."""
+    """Return the checksum of all bytes that are in no member but the manifest, less the seal itself."""
     covered = sorted(span for name, span in spans.items() if name != MANIFEST)
     starts, stops = [0, *(stop for _, stop in covered)], [*(start for start, _ in covered), len(data) - _SEAL_BYTES]
-    return _sha256(data, list(zip(starts, stops, strict=True)))
-
-
-def _sha256(data: memoryview | mmap.mmap, spans: Iterable[tuple[int, int]]) -> str:
     digest = hashlib.sha256()
     with memoryview(data) as view:
-        for start, stop in spans:
-            for place in range(start, stop, _CHUNK_BYTES):
-                digest.update(view[place : min(place + _CHUNK_BYTES, stop)])
+        for start, stop in zip(starts, stops, strict=True):
+            digest.update(view[start:stop])
     return digest.hexdigest()

@@ -9,36 +9,13 @@ import sys
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+
+from soda_compile.packages.manifest import Environment
 
 # Flags of /proc/cpuinfo that stand for instructions which a compiler may choose by itself.
 _INSTRUCTIONS = re.compile(
     r"(p?ssse?|sse|avx|fma|f16c|bmi|popcnt|abm|movbe|adx|amx|gfni|v?aes|v?pclmul|sha).*|asimd.*|sve.*"
 )
-
-
-class Environment(BaseModel):
-    """Where a package was made.
-
-    Attributes:
-        torch: Version of torch, with the build ("2.13.0+cpu").
-        soda: Version of soda_compile.
-        system: Operating system and machine ("linux x86_64").
-        instructions: Instruction sets of the CPU that compiled code may use.
-        device: Device type.
-        device_name: Name of the device, for information; empty for a CPU.
-        capability: Compute capability of a CUDA device, as "9.0"; empty otherwise.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    torch: str
-    soda: str
-    system: str
-    instructions: list[str]
-    device: str
-    device_name: str
-    capability: str
 
 
 def environment(device: str) -> Environment:

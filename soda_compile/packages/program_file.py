@@ -12,14 +12,16 @@ from soda_compile.compiler.program import Call, Program
 from soda_compile.errors import PackageError
 from soda_compile.ir.structure import Cut
 from soda_compile.packages.aot import SubgraphCode
-from soda_compile.packages.manifest import CallEntry, FixedEntry, ProgramEntry, SubgraphCall, TensorEntry
+from soda_compile.packages.manifest import CallEntry, FixedEntry, ProgramEntry, SubgraphCall, TensorEntry, dtype_name
 from soda_compile.packages.sizes import Point, size_at
-from soda_compile.packages.tensors import dtype_name, laid_out, named_dtype
+from soda_compile.packages.tensors import laid_out, named_dtype
 from soda_compile.torch_internals.inductor_patches import Compiled
+
+_Identity = tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], prefix: str) -> ProgramEntry:
-    """The file form of a program.
+    """Return the file form of a program.
 
     Args:
         program: Its functions are ``SubgraphCode``.
@@ -27,25 +29,8 @@ def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], 
         tensors: Takes the program's constants and coefficients.
         prefix: What their names begin with.
     """
-    numbers: dict[tuple[object, ...], int] = {}
-    calls: list[SubgraphCall] = []
-    steps: list[list[int]] = []
-    for step in program.steps:
-        steps.append([])
-        for one in step:
-            assert isinstance(one.function, SubgraphCode)
-            key = (one.function.key, one.arguments, one.results, one.release)
-            if key not in numbers:
-                numbers[key] = len(calls)
-                calls.append(
-                    SubgraphCall(
-                        piece=one.function.key,
-                        arguments=list(one.arguments),
-                        results=list(one.results),
-                        release=list(one.release),
-                    )
-                )
-            steps[-1].append(numbers[key])
+    numbers: dict[_Identity, int] = {}
+    steps = [[numbers.setdefault(_identity(one), len(numbers)) for one in step] for step in program.steps]
     names = {register: f"{prefix}{register}" for register in program.tensors}
     tensors |= {names[register]: tensor for register, tensor in program.tensors.items()}
     return ProgramEntry(
@@ -57,22 +42,25 @@ def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], 
             for register, cut in program.slots.items()
         },
         tensors={str(register): name for register, name in names.items()},
-        layouts={
-            str(register): FixedEntry(
-                shape=list(tensor.shape), stride=list(tensor.stride()), dtype=dtype_name(tensor.dtype)
-            )
-            for register, tensor in program.tensors.items()
-        },
-        calls=calls,
+        layouts={str(register): FixedEntry.of(tensor) for register, tensor in program.tensors.items()},
+        calls=[
+            SubgraphCall(piece=key, arguments=list(arguments), results=list(results), release=list(release))
+            for key, arguments, results, release in numbers
+        ],
         steps=steps,
         flops=list(program.flops),
     )
 
 
+def _identity(one: Call) -> _Identity:
+    assert isinstance(one.function, SubgraphCode)
+    return one.function.key, one.arguments, one.results, one.release
+
+
 def decode(
     entry: ProgramEntry, tensors: Mapping[str, torch.Tensor], code: Mapping[str, Compiled], device: torch.device
 ) -> Program:
-    """The program, with compiled functions in place, and still without slots: ``with_slots`` adds them.
+    """Return the program, with compiled functions in place, and still without slots: ``with_slots`` adds them.
 
     Raises:
         PackageError: The entry names a register, a tensor or a subgraph that does not exist.
@@ -96,18 +84,17 @@ def decode(
 
 
 def with_slots(program: Program, entry: ProgramEntry, device: torch.device, values: Point) -> Program:
-    """A program of its own for these sizes: streams keep their slots by program."""
-    return replace(program, slots={int(number): _cut(slot, device, values) for number, slot in entry.slots.items()})
-
-
-def _cut(entry: TensorEntry, device: torch.device, values: Point) -> Cut:
-    dtype = named_dtype(entry.dtype)
-    shape, stride = (tuple(size_at(size, values) for size in sizes) for sizes in (entry.shape, entry.stride))
-    return Cut("slot", shape, stride, dtype, device, math.prod(shape) * dtype.itemsize)
+    """Return a program of its own for these sizes: streams keep their slots by program."""
+    slots = {}
+    for register, slot in entry.slots.items():
+        dtype = named_dtype(slot.dtype)
+        shape, stride = (tuple(size_at(size, values) for size in sizes) for sizes in (slot.shape, slot.stride))
+        slots[int(register)] = Cut("slot", shape, stride, dtype, device, math.prod(shape) * dtype.itemsize)
+    return replace(program, slots=slots)
 
 
 def _check(entry: ProgramEntry, tensors: Mapping[str, torch.Tensor], code: Mapping[str, Compiled]) -> None:
-    """A program that was put together wrongly must not run into native code."""
+    """Refuse a program that was put together wrongly, before it runs into native code."""
     registers = {int(register) for register in (*entry.slots, *entry.tensors)}
     for call in entry.calls:
         registers |= {*call.arguments, *call.results, *call.release}

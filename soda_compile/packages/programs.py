@@ -18,7 +18,7 @@ from soda_compile.packages.aot import SubgraphCode
 from soda_compile.packages.arguments import copy_tensors
 from soda_compile.packages.conditions import doubtful_points
 from soda_compile.packages.manifest import ProgramEntry
-from soda_compile.packages.merging import Carrier, Merged, merge_json, merge_subgraphs
+from soda_compile.packages.merging import Carrier, merge_json, merge_subgraphs
 from soda_compile.packages.program_file import encode
 from soda_compile.packages.sizes import Point, read_size, show
 from soda_compile.packages.spaces import Space
@@ -29,14 +29,7 @@ from soda_compile.plans.plan import Plan
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A step program for fixed sizes.
-
-    Attributes:
-        structure: The captured model.
-        entry: The program.
-        subgraphs: What it calls, by key.
-        tensors: What it holds, by name.
-    """
+    """A step program for fixed sizes, with the subgraphs that it calls, by key, and the tensors that it holds."""
 
     structure: Structure
     entry: ProgramEntry
@@ -49,11 +42,8 @@ class Programs:
     """The step programs of a package.
 
     Attributes:
-        model: The denoiser.
-        plan: The plan.
         weights: Takes the model's tensors.
-        entries: The programs.
-        subgraphs: What they call, by key, with the sizes that each is for.
+        subgraphs: What the programs call, by key, with the sizes that each is for.
         tensors: What they hold, by name.
         structure: The captured model, at the first sizes.
     """
@@ -67,7 +57,7 @@ class Programs:
     structure: Structure | None = None
 
     def add(self, example: ExampleInputs, space: Space) -> None:
-        """Adds the program for a space of sizes, which the example is stretched to.
+        """Add the program for a space of sizes, which the example is stretched to.
 
         Raises:
             CaptureError: If the model cannot be captured as one graph.
@@ -115,7 +105,7 @@ Subgraphs = dict[str, tuple[Subgraph, Space]]
 
 
 def _merge(samples: Sequence[Sample], points: Sequence[Point], space: Space) -> tuple[ProgramEntry, Subgraphs]:
-    """One program from those for fixed sizes."""
+    """Return one program from those for fixed sizes."""
     first = samples[0]
     if len(samples) == 1:
         return first.entry, {key: (subgraph, space) for key, subgraph in first.subgraphs.items()}
@@ -123,21 +113,20 @@ def _merge(samples: Sequence[Sample], points: Sequence[Point], space: Space) -> 
     trees: list[dict[str, Any]] = [sample.entry.model_dump() for sample in samples]
     arguments = merge_json([tree["call"]["arguments"] for tree in trees], points, "arguments")
     registers, carriers = _carriers(first.entry, arguments, space)
-    merged: dict[tuple[str, ...], Merged] = {}
-    subgraphs: Subgraphs = {}
+    merged: dict[tuple[str, ...], tuple[Subgraph, tuple[str, ...]]] = {}
     for calls in zip(*(tree["calls"] for tree in trees), strict=False):
         keys = tuple(call["piece"] for call in calls)
         if keys not in merged:
             alike = [sample.subgraphs[key] for sample, key in zip(samples, keys, strict=True)]
             merged[keys] = merge_subgraphs(alike, points, carriers)
-            subgraphs[merged[keys].subgraph.key] = (merged[keys].subgraph, space)
+        subgraph, names = merged[keys]
         for call in calls:
-            call["piece"] = merged[keys].subgraph.key
-            call["arguments"] = [*call["arguments"], *(registers[name] for name in merged[keys].carriers)]
+            call["piece"] = subgraph.key
+            call["arguments"] = [*call["arguments"], *(registers[name] for name in names)]
     for tree in trees:
         tree["flops"] = first.entry.flops
     tree = {**merge_json(trees, points), "dims": {name: list(ends) for name, ends in space.varying.items()}}
-    return ProgramEntry.model_validate(tree), subgraphs
+    return ProgramEntry.model_validate(tree), {one.key: (one, space) for one, _ in merged.values()}
 
 
 def _require_equal_tensors(samples: Sequence[Sample], points: Sequence[Point]) -> None:
@@ -155,7 +144,7 @@ def _require_equal_tensors(samples: Sequence[Sample], points: Sequence[Point]) -
 def _carriers(
     entry: ProgramEntry, arguments: dict[str, Any], space: Space
 ) -> tuple[dict[str, int], dict[str, Carrier]]:
-    """For each dimension an argument that tells it: its register, and its layout."""
+    """Return for each dimension an argument that tells it: its register, and its layout."""
     registers, carriers = {}, {}
     for register, read in enumerate(entry.call.inputs):
         if read.kind == "weight":

@@ -18,16 +18,10 @@ from soda_compile.errors import CaptureError, PackageError
 from soda_compile.ir.structure import Structure
 from soda_compile.packages.arguments import copy_tensors, encode_result, encode_signature, flatten, is_plain
 from soda_compile.packages.manifest import CallEntry, InputEntry, TensorEntry, WeightEntry
-from soda_compile.packages.tensors import dtype_name
 from soda_compile.torch_internals.tracing import capture_failures
 from soda_compile.torch_internals.wrapped_tensors import flatten_inputs, has_wrapped
 
 ExampleInputs = Mapping[str, Any] | tuple[Any, ...]
-
-
-def layout(tensor: torch.Tensor) -> TensorEntry:
-    """The tensor's layout."""
-    return TensorEntry(shape=list(tensor.shape), stride=list(tensor.stride()), dtype=dtype_name(tensor.dtype))
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -48,7 +42,7 @@ class ModelTensors:
     entries: dict[str, WeightEntry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        saved = {name for name, _ in self.model.state_dict(keep_vars=True).items()}
+        saved = self.model.state_dict(keep_vars=True).keys()
         self._names: dict[int, list[tuple[str, str]]] = {}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             self._names.setdefault(id(parameter), []).append((name, "parameter" if name in saved else "own"))
@@ -61,7 +55,7 @@ class ModelTensors:
         if name not in self.tensors:
             self.tensors[name] = tensor.detach()
             self.entries[name] = WeightEntry(
-                **layout(tensor).model_dump(),
+                **TensorEntry.of(tensor).model_dump(),
                 kind=kind,  # type: ignore[arg-type]
                 aliases=[alias for alias, _ in others],
             )
@@ -166,7 +160,7 @@ def trace(
             )
     call = CallEntry(
         signature=encode_signature(bound.signature),
-        arguments={path: layout(value) for path, value in tensors.items()},
+        arguments={path: TensorEntry.of(value) for path, value in tensors.items()},
         unused=[path for path in tensors if path not in read],
         constants=constants,
         inputs=inputs,

@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from soda_compile.errors import PackageError
-from soda_compile.packages.manifest import WeightEntry
-from soda_compile.packages.tensors import dtype_name, laid_out
+from soda_compile.packages.manifest import WeightEntry, dtype_name
+from soda_compile.packages.tensors import laid_out
 
 Source = str | os.PathLike[str] | Mapping[str, torch.Tensor]
 

@@ -145,19 +145,11 @@ def _new_size(shape_env: Any, name: str, hint: int) -> torch.SymInt:
     return size
 
 
-def open_subgraph(package: str, name: str) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
-    """Load one model of an AOTInductor package, without Dynamo and Inductor.
-
-    Args:
-        package: Path of the .pt2 file.
-        name: Name of the model in it.
-
-    Returns:
-        A function of a list of tensors, which it may empty.
-    """
+def open_subgraph(package: str, name: str) -> Compiled:
+    """Load the model of this name in an AOTInductor package, a .pt2 file, without Dynamo and Inductor."""
     loader = torch._C._aoti.AOTIModelPackageLoader(package, name, False, 1, -1)
     run: Callable[[list[torch.Tensor]], list[torch.Tensor]] = loader.boxed_run
-    return run
+    return lambda *inputs: run(list(inputs))
 
 
 def plain_inductor(module: fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any]) -> Callable[..., Any]:
