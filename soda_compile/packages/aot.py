@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from soda_compile.compiler.variants import Subgraph
 from soda_compile.errors import PackageError
 from soda_compile.packages.conditions import broken
-from soda_compile.packages.sizes import Size, show
+from soda_compile.packages.sizes import read_size, show
 from soda_compile.packages.spaces import Space
 from soda_compile.storage.progress import progress_bar
 from soda_compile.torch_internals.inductor import aot_compile
@@ -26,11 +26,7 @@ _STUB = "// The code is in the library beside this file, by whose name torch 2.1
 
 @dataclass(frozen=True)
 class SubgraphCode:
-    """Stands for a compiled subgraph in a program that will be written to a file.
-
-    Attributes:
-        key: The subgraph's key.
-    """
+    """Stands for a compiled subgraph, by its key, in a program that will be written to a file."""
 
     key: str
 
@@ -42,15 +38,7 @@ class SubgraphCode:
 def compile_subgraphs(
     subgraphs: Mapping[str, tuple[Subgraph, Space]], options: dict[str, Any], folder: Path
 ) -> dict[str, list[Path]]:
-    """Compiles subgraphs, with a progress bar on a terminal.
-
-    Args:
-        subgraphs: Subgraphs by key, with the sizes that each is for.
-        options: Settings for Inductor.
-        folder: Where the files go.
-
-    Returns:
-        Paths of the files by key.
+    """Compile subgraphs into files in a folder; gives their paths by key.
 
     Raises:
         PackageError: If Inductor makes code that does not hold for all sizes.
@@ -61,23 +49,19 @@ def compile_subgraphs(
             started = time.perf_counter()
             hints = space.typical()
             paths, guards = aot_compile(subgraph.module, options, str(folder / key), hints)
-            for condition, point in broken(guards, {name: Size(((1, (name,)),)) for name in hints}, space):
+            for condition, point in broken(guards, {name: read_size(name) for name in hints}, space):
                 raise PackageError(
                     f"{subgraph.name}: Inductor's code rests on {condition}, which does not hold at {show(point)}; "
                     "leave that out of dynamic_shapes"
                 )
-            files[key] = _needed(map(Path, paths))
+            files[key] = _needed([Path(path) for path in paths])
             log.info("compiled %s (%s) in %.1f s", subgraph.name, key, time.perf_counter() - started)
     return files
 
 
-def _needed(paths: Iterable[Path]) -> list[Path]:
-    """The files without sources, of which only the name of one is needed."""
-    kept = []
+def _needed(paths: Sequence[Path]) -> list[Path]:
+    """Return the files without sources, of which only the name of one is needed."""
     for path in paths:
         if path.name.endswith(_WRAPPER):
             path.write_text(_STUB)
-        elif path.name.endswith(_SOURCES):
-            continue
-        kept.append(path)
-    return kept
+    return [path for path in paths if path.name.endswith(_WRAPPER) or not path.name.endswith(_SOURCES)]

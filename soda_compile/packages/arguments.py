@@ -76,7 +76,7 @@ class Record(dict[str, Any]):
 
 
 def encode_result(value: Any, position: Callable[[torch.Tensor], int]) -> Any:
-    """The form of a result: a graph output as its number, containers as ``{"tuple": [...]}`` and so on.
+    """Return the form of a result: a graph output as its number, containers as ``{"tuple": [...]}`` and so on.
 
     Raises:
         PackageError: For anything but tensors, None, tuples, lists, and mappings or dataclasses with such fields.
@@ -86,8 +86,7 @@ def encode_result(value: Any, position: Callable[[torch.Tensor], int]) -> Any:
     if isinstance(value, torch.Tensor):
         return position(value)
     if is_dataclass(value) and not isinstance(value, type):
-        named = {field.name: getattr(value, field.name) for field in fields(value)}
-        return {"record": {name: encode_result(item, position) for name, item in named.items()}}
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):
         return {"record": {str(name): encode_result(item, position) for name, item in value.items()}}
     if isinstance(value, list | tuple):
@@ -97,7 +96,7 @@ def encode_result(value: Any, position: Callable[[torch.Tensor], int]) -> Any:
 
 
 def decode_result(form: Any, outputs: Sequence[Any]) -> Any:
-    """The result for the values of the graph's outputs."""
+    """Return the result for the values of the graph's outputs."""
     match form:
         case None:
             return None
@@ -113,7 +112,7 @@ def decode_result(form: Any, outputs: Sequence[Any]) -> Any:
 
 
 def encode_signature(signature: inspect.Signature) -> list[dict[str, Any]]:
-    """The parameters of a forward, with those defaults that JSON can hold."""
+    """Return the parameters of a forward, with those defaults that JSON can hold."""
     entries: list[dict[str, Any]] = []
     for parameter in signature.parameters.values():
         entry: dict[str, Any] = {"name": parameter.name, "kind": parameter.kind.name}
@@ -124,14 +123,11 @@ def encode_signature(signature: inspect.Signature) -> list[dict[str, Any]]:
 
 
 def decode_signature(entries: Sequence[Mapping[str, Any]]) -> inspect.Signature:
-    """The signature that ``encode_signature`` described."""
+    """Return the signature that ``encode_signature`` described."""
+    kinds, empty = inspect._ParameterKind, inspect.Parameter.empty
     return inspect.Signature(
         [
-            inspect.Parameter(
-                entry["name"],
-                inspect._ParameterKind[entry["kind"]],
-                default=entry.get("default", inspect.Parameter.empty),
-            )
+            inspect.Parameter(entry["name"], kinds[entry["kind"]], default=entry.get("default", empty))
             for entry in entries
         ]
     )

@@ -24,24 +24,19 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, eq=False)
 class Carrier:
-    """An argument of the denoiser that tells a dimension: its layout at one size, and at all."""
+    """An argument of the denoiser that tells a dimension: its register, and its layout at one size, and at all."""
 
+    register: int
     like: torch.Tensor
     shape: tuple[int | Size, ...]
     stride: tuple[int | Size, ...]
 
 
 def merge_json(values: Sequence[Any], points: Sequence[Point], place: str = "", sizes: bool = False) -> Any:
-    """Return one JSON tree from several, with sizes as text where lists of sizes differ.
-
-    Args:
-        values: A tree for each point.
-        points: The sizes.
-        place: Where in the whole it is, for messages.
-        sizes: Whether numbers may differ.
+    """Return one JSON tree from one for each point, with sizes as text where lists of sizes differ.
 
     Raises:
-        PackageError: If anything else differs.
+        PackageError: If anything else differs, with the ``place`` in the whole; numbers may only among ``sizes``.
     """
     first = values[0]
     if all(value == first for value in values):
@@ -62,12 +57,7 @@ def merge_json(values: Sequence[Any], points: Sequence[Point], place: str = "", 
 def merge_subgraphs(
     subgraphs: Sequence[Subgraph], points: Sequence[Point], carriers: Mapping[str, Carrier]
 ) -> tuple[Subgraph, tuple[str, ...]]:
-    """Return one subgraph from the same subgraph at several sizes.
-
-    Args:
-        subgraphs: The subgraph at each point.
-        points: The sizes.
-        carriers: For each dimension an argument that tells it.
+    """Return one subgraph from the same subgraph at each point; ``carriers`` tell the dimensions.
 
     Raises:
         PackageError: If the graphs differ in more than sizes.

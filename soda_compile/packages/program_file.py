@@ -21,13 +21,9 @@ _Identity = tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], prefix: str) -> ProgramEntry:
-    """Return the file form of a program.
+    """Return the file form of a program whose functions are ``SubgraphCode``.
 
-    Args:
-        program: Its functions are ``SubgraphCode``.
-        call: How the denoiser is called.
-        tensors: Takes the program's constants and coefficients.
-        prefix: What their names begin with.
+    Its constants and coefficients go to ``tensors``, by names that begin with ``prefix``.
     """
     numbers: dict[_Identity, int] = {}
     steps = [[numbers.setdefault(_identity(one), len(numbers)) for one in step] for step in program.steps]

@@ -112,7 +112,7 @@ def _merge(samples: Sequence[Sample], points: Sequence[Point], space: Space) -> 
     _require_equal_tensors(samples, points)
     trees: list[dict[str, Any]] = [sample.entry.model_dump() for sample in samples]
     arguments = merge_json([tree["call"]["arguments"] for tree in trees], points, "arguments")
-    registers, carriers = _carriers(first.entry, arguments, space)
+    carriers = _carriers(first.entry, arguments, space)
     merged: dict[tuple[str, ...], tuple[Subgraph, tuple[str, ...]]] = {}
     for calls in zip(*(tree["calls"] for tree in trees), strict=False):
         keys = tuple(call["piece"] for call in calls)
@@ -122,7 +122,7 @@ def _merge(samples: Sequence[Sample], points: Sequence[Point], space: Space) -> 
         subgraph, names = merged[keys]
         for call in calls:
             call["piece"] = subgraph.key
-            call["arguments"] = [*call["arguments"], *(registers[name] for name in names)]
+            call["arguments"] = [*call["arguments"], *(carriers[name].register for name in names)]
     for tree in trees:
         tree["flops"] = first.entry.flops
     tree = {**merge_json(trees, points), "dims": {name: list(ends) for name, ends in space.varying.items()}}
@@ -132,20 +132,17 @@ def _merge(samples: Sequence[Sample], points: Sequence[Point], space: Space) -> 
 def _require_equal_tensors(samples: Sequence[Sample], points: Sequence[Point]) -> None:
     first = samples[0].tensors
     for sample, point in zip(samples, points, strict=True):
-        for name in first.keys() | sample.tensors.keys():
-            one, other = first.get(name), sample.tensors.get(name)
-            if one is None or other is None or one.shape != other.shape or not torch.equal(one, other):
-                raise PackageError(
-                    f"a tensor that the model or the plan makes is another at {show(point)} than at {show(points[0])}, "
-                    "so one program cannot hold both; export these sizes as examples of their own"
-                )
+        same_names = first.keys() == sample.tensors.keys()
+        if not same_names or not all(torch.equal(first[name], tensor) for name, tensor in sample.tensors.items()):
+            raise PackageError(
+                f"a tensor that the model or the plan makes is another at {show(point)} than at {show(points[0])}, "
+                "so one program cannot hold both; export these sizes as examples of their own"
+            )
 
 
-def _carriers(
-    entry: ProgramEntry, arguments: dict[str, Any], space: Space
-) -> tuple[dict[str, int], dict[str, Carrier]]:
-    """Return for each dimension an argument that tells it: its register, and its layout."""
-    registers, carriers = {}, {}
+def _carriers(entry: ProgramEntry, arguments: dict[str, Any], space: Space) -> dict[str, Carrier]:
+    """Return for each dimension an argument that tells it."""
+    carriers: dict[str, Carrier] = {}
     for register, read in enumerate(entry.call.inputs):
         if read.kind == "weight":
             continue
@@ -156,9 +153,9 @@ def _carriers(
         )
         for size in shape:
             form = None if isinstance(size, int) else size.linear
-            if form and form[0] not in registers:
-                registers[form[0]] = register
-                carriers[form[0]] = Carrier(torch.empty(0, dtype=named_dtype(layout["dtype"])), shape, stride)
-    for name in space.varying.keys() - registers.keys():
+            if form:
+                like = torch.empty(0, dtype=named_dtype(layout["dtype"]))
+                carriers.setdefault(form[0], Carrier(register, like, shape, stride))
+    for name in space.varying.keys() - carriers.keys():
         raise PackageError(f"no tensor that the denoiser reads has the size {name}")
-    return registers, carriers
+    return carriers

@@ -102,16 +102,7 @@ def space_of(leaves: Mapping[str, Any], shapes: DynamicShapes | None) -> Space:
 
 
 def batch_shapes(leaves: Mapping[str, Any], low: int, high: int) -> dict[str, Any]:
-    """Return a dynamic batch: the first axis of all tensors that are as long there as the first tensor is.
-
-    Args:
-        leaves: The arguments of the example call by path.
-        low: The smallest batch.
-        high: The largest.
-
-    Returns:
-        The argument ``dynamic_shapes`` of ``export``, by path.
-    """
+    """Return ``dynamic_shapes`` for a batch: the first axis of all tensors that are as long there as the first."""
     tensors = {path: value for path, value in leaves.items() if isinstance(value, torch.Tensor) and value.ndim}
     batch = next(iter(tensors.values())).shape[0]
     dim = torch.export.Dim("batch", min=low, max=high)

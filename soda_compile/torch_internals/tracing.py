@@ -16,31 +16,9 @@ import torch
 from torch import fx
 from torch._logging._internal import trace_structured
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary as WeakIdKeyDictionary
 
 BUILT_IN = ("aten", "prims")  # namespaces of operators that mean the same in every process
-
-__all__ = [
-    "BUILT_IN",
-    "SizeGuards",
-    "WeakIdKeyDictionary",
-    "capture_failures",
-    "fake_mode_of",
-    "inductor_cache_folder",
-    "is_wrapper",
-    "known_float",
-    "largest_size",
-    "linear_dim",
-    "log_artifact",
-    "mark_dynamic",
-    "refake",
-    "refake_mode",
-    "refused_by_caches",
-    "size_guards",
-    "source_name",
-    "specialised",
-    "tracing_state",
-]
 
 
 def capture_failures() -> tuple[type[Exception], ...]:
