@@ -1,6 +1,6 @@
 """The switch that leaves Inductor as it is."""
 
-import artifact_tools as toy
+import package_tools as toy
 import pytest
 import torch
 from tracing import graph_of

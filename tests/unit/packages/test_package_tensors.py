@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import artifact_tools as toy
+import package_tools as toy
 import pytest
 import torch
 from safetensors.torch import load

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import artifact_tools as toy
+import package_tools as toy
 import pytest
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from soda_compile.cli import app
 
 TARGET = """
-import artifact_tools as toy
+import package_tools as toy
 
 def named():
     return toy.Denoiser(), toy.inputs()
