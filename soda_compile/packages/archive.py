@@ -10,16 +10,17 @@ import hashlib
 import mmap
 import os
 import re
-import secrets
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from soda_compile.errors import PackageError
 from soda_compile.packages.manifest import MemberEntry
 from soda_compile.packages.tensors import ALIGNMENT
+from soda_compile.storage.files import replaced
 
 ROOT = "package/"
 MANIFEST = "extra/manifest.json"
@@ -29,58 +30,44 @@ _LOCAL_HEADER_BYTES = 30
 _PT2 = {"archive_format": b"pt2", "archive_version": b"0", ".data/version": b"6\n", "byteorder": b"little"}
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class ArchiveWriter:
-    """Writes a package beside its path and moves it there when it is whole.
+    """An archive that is being written, with what was written so far by name."""
 
-    Attributes:
-        path: The file to create or replace.
-        members: What was written so far, by name.
-    """
-
-    path: Path
+    file: zipfile.ZipFile
     members: dict[str, MemberEntry] = field(default_factory=dict)
-
-    def __enter__(self) -> ArchiveWriter:
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-        self._zip = zipfile.ZipFile(self._temporary, "x", zipfile.ZIP_STORED)
-        for name, text in _PT2.items():
-            self.add(name, [text])
-        return self
 
     def add(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
         """Write one member; its data starts at a multiple of ``ALIGNMENT``."""
         info = zipfile.ZipInfo(ROOT + name)
-        assert self._zip.fp is not None
+        assert self.file.fp is not None
         # The local header: its fixed part, the name, the sizes as 64-bit field (20 bytes), then the padding field.
-        start = self._zip.fp.tell() + _LOCAL_HEADER_BYTES + len(info.filename.encode()) + 20 + 4
+        start = self.file.fp.tell() + _LOCAL_HEADER_BYTES + len(info.filename.encode()) + 20 + 4
         padding = -start % ALIGNMENT
         info.extra = struct.pack("<HH", 0x4246, padding) + b"Z" * padding
         digest, size = hashlib.sha256(), 0
-        with self._zip.open(info, "w", force_zip64=True) as file:
+        with self.file.open(info, "w", force_zip64=True) as file:
             for chunk in chunks:
                 file.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)
         self.members[name] = MemberEntry(size_bytes=size, sha256=digest.hexdigest())
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        try:
-            if kind is None:
-                self._zip.comment = b"?" * _SEAL_BYTES
-            self._zip.close()
-            if kind is None:
-                _write_seal(self._temporary)
-                os.replace(self._temporary, self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
 
-
-def _write_seal(path: Path) -> None:
-    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as data:
-        seal = _seal(data, _spans(data))
-        data[len(data) - _SEAL_BYTES :] = b"soda-compile sha256:" + seal.encode()
-        os.fsync(file.fileno())
+@contextmanager
+def write_archive(path: Path) -> Iterator[ArchiveWriter]:
+    """Write a package, sealed at the end of the context; an error leaves an older file as it is."""
+    with replaced(path) as temporary:
+        with zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive:
+            writer = ArchiveWriter(archive)
+            for name, text in _PT2.items():
+                writer.add(name, [text])
+            yield writer
+            archive.comment = b"?" * _SEAL_BYTES
+        with open(temporary, "r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+            seal = _seal(data, _spans(data))
+            data[len(data) - _SEAL_BYTES :] = b"soda-compile sha256:" + seal.encode()
+            os.fsync(file.fileno())
 
 
 def read_archive(path: Path) -> dict[str, memoryview]:

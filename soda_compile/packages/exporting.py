@@ -16,7 +16,7 @@ from soda_compile.backend.options import check_options
 from soda_compile.errors import OptionError, PackageError
 from soda_compile.ir.structure import Structure
 from soda_compile.packages.aot import compile_subgraphs
-from soda_compile.packages.archive import MANIFEST, ArchiveWriter
+from soda_compile.packages.archive import MANIFEST, ArchiveWriter, write_archive
 from soda_compile.packages.arguments import flatten
 from soda_compile.packages.environment import environment
 from soda_compile.packages.manifest import CODE, PLAN, REGIONS, TENSORS, WEIGHTS, Manifest, dtype_name, program_member
@@ -87,7 +87,7 @@ def export(
     with tempfile.TemporaryDirectory(prefix="soda-export-") as folder:
         files = compile_subgraphs(programs.subgraphs, options.inductor, Path(folder))
         try:
-            with ArchiveWriter(target) as archive:
+            with write_archive(target) as archive:
                 _write(programs, device, files, archive, weights == "inside")
         except OSError as error:
             raise PackageError(f"cannot write {target}: {error.strerror or error}") from error

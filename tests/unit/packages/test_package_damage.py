@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import soda_compile
 from soda_compile import PackageError
-from soda_compile.packages.archive import ArchiveWriter, read_archive
+from soda_compile.packages.archive import read_archive, write_archive
 from soda_compile.packages.loading import open_package
 from soda_compile.packages.tensors import unpack
 
@@ -103,7 +103,7 @@ def test_what_is_no_package_is_refused(tmp_path: Path, no_code: None) -> None:
 def rebuilt(package: Path, target: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
     members = {name: bytes(data) for name, data in read_archive(package).items()}
     change(members)
-    with ArchiveWriter(target) as archive:
+    with write_archive(target) as archive:
         for name, data in members.items():
             if name not in archive.members:
                 archive.add(name, [data])
