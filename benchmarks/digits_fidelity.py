@@ -32,10 +32,14 @@ def plans(sensitivity: soda_compile.Sensitivity, anchors: int) -> dict[str, soda
         f"fixed interval, {operator}": soda_compile.fixed_interval_plan(sensitivity, anchors=anchors, operator=operator)
         for operator in ("reuse", "forecast1", "forecast2")
     }
-    rows["paper (OFS+DCS), reuse"] = soda_compile.plan(sensitivity, anchors=anchors, paper=True)
+    rows["paper (OFS+DCS), reuse"] = soda_compile.plan(
+        sensitivity, anchors=anchors, strategy=soda_compile.PaperSchedule()
+    )
     for operator, weighted in itertools.product(("reuse", "forecast1", "forecast2", "auto"), (False, True)):
         name = f"DP, {operator}" + (", step weights" if weighted else "")
-        rows[name] = soda_compile.plan(sensitivity, anchors=anchors, operator=operator, step_weights=weighted)
+        rows[name] = soda_compile.plan(
+            sensitivity, anchors=anchors, strategy=soda_compile.AnchorSchedule(operator=operator, step_weights=weighted)
+        )
     return rows
 
 

@@ -89,7 +89,9 @@ def main(out: Path = Path("benchmarks/results/inherited_error.json"), samples: i
     rows = []
     for anchors in (12, 18):
         for operator, points in (("reuse", 1), ("forecast1", 2)):
-            plan = soda_compile.plan(sensitivity, anchors=anchors, operator=operator)
+            plan = soda_compile.plan(
+                sensitivity, anchors=anchors, strategy=soda_compile.AnchorSchedule(operator=operator)
+            )
             found = ratios(model, watch, calls, true, plan.anchors, points)
             everything = [value for values in found.values() for value in values]
             row = {

@@ -109,7 +109,7 @@ def plans(sensitivity: Sensitivity, anchors: int) -> Iterator[tuple[str, Plan]]:
     assert even.flop_ratio is not None
     speedup = 1 / even.flop_ratio
     yield "fixed interval", even
-    yield "OFS+DCS", soda_compile.plan(sensitivity, anchors=anchors + EXTRA, paper=True)
+    yield "OFS+DCS", soda_compile.plan(sensitivity, anchors=anchors + EXTRA, strategy=soda_compile.PaperSchedule())
     for score in SCORES:
         yield f"OFS+UAS, {score}", fixed_with_pruning(sensitivity, anchors, Pruning(score), speedup)
     for score in SCORES:
@@ -118,18 +118,21 @@ def plans(sensitivity: Sensitivity, anchors: int) -> Iterator[tuple[str, Plan]]:
     yield "OFS+DCS+UAS, drift, tuned lambda", min(tuned, key=lambda plan: plan.predicted_error or math.inf)
     yield "fixed interval, forecast1", soda_compile.fixed_interval_plan(sensitivity, anchors=anchors + EXTRA)
     yield "default planner, forecast1", soda_compile.plan(sensitivity, anchors=anchors + EXTRA)
-    yield "unified planner, no pruning", soda_compile.plan(sensitivity, speedup=speedup, unified=True)
+    yield (
+        "unified planner, no pruning",
+        soda_compile.plan(sensitivity, speedup=speedup, strategy=soda_compile.Unified()),
+    )
     for score in SCORES:
         yield (
             f"unified planner, pruning by {score}",
-            soda_compile.plan(sensitivity, speedup=speedup, pruning=Pruning(score)),
+            soda_compile.plan(sensitivity, speedup=speedup, strategy=soda_compile.Unified(pruning=Pruning(score))),
         )
 
 
 def paper(sensitivity: Sensitivity, anchors: int, pruning: Pruning, speedup: float, slope: float = LAMBDA) -> Plan:
     """The paper's strategy."""
     return soda_compile.plan(
-        sensitivity, anchors=anchors, speedup=speedup, pruning=pruning, paper=True, paper_lambda=slope
+        sensitivity, anchors=anchors, speedup=speedup, strategy=soda_compile.PaperUnified(pruning, slope)
     )
 
 

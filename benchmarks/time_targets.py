@@ -62,7 +62,9 @@ def main(
     plans = {"everything": soda_compile.compute_all_plan(measured.info.regions, measured.info.steps)}
     for speedup in target or [1.5, 2.0, 2.5, 3.0]:
         plans[f"{speedup:g}x"] = soda_compile.plan(measured, speedup=speedup, profile=profile)
-        plans[f"{speedup:g}x, unified"] = soda_compile.plan(measured, speedup=speedup, profile=profile, unified=True)
+        plans[f"{speedup:g}x, unified"] = soda_compile.plan(
+            measured, speedup=speedup, profile=profile, strategy=soda_compile.Unified()
+        )
 
     def compiled(plan: soda_compile.Plan) -> Callable[..., Any]:
         untimed = replace(plan, timesteps=None, timestep_input=None)  # every call has the same inputs here

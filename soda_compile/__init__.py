@@ -26,7 +26,17 @@ from soda_compile.measure.profiling import profile
 from soda_compile.packages.denoiser import PackagedDenoiser
 from soda_compile.packages.exporting import export
 from soda_compile.packages.loading import load
-from soda_compile.planner import explain, fixed_interval_plan, plan
+from soda_compile.planner import (
+    AnchorSchedule,
+    FixedInterval,
+    Goal,
+    PaperSchedule,
+    PaperUnified,
+    Unified,
+    explain,
+    fixed_interval_plan,
+    plan,
+)
 from soda_compile.plans.actions import Action
 from soda_compile.plans.plan import Plan, compute_all_plan
 from soda_compile.plans.profile import Profile
@@ -36,12 +46,17 @@ from soda_compile.runtime.clock import Clock, trajectory
 
 __all__ = [
     "Action",
+    "AnchorSchedule",
     "CaptureError",
     "Clock",
+    "FixedInterval",
+    "Goal",
     "Observer",
     "OptionError",
     "PackageError",
     "PackagedDenoiser",
+    "PaperSchedule",
+    "PaperUnified",
     "Plan",
     "PlanError",
     "Profile",
@@ -51,6 +66,7 @@ __all__ = [
     "SensitivityError",
     "SodaError",
     "TrajectoryError",
+    "Unified",
     "accelerate",
     "calibrate",
     "check_options",

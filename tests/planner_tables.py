@@ -5,8 +5,9 @@ from itertools import combinations
 
 import numpy as np
 
-from soda_compile.plans.actions import PRUNE_RATES
+from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, PRUNE_RATES, REUSE, prune
 from soda_compile.plans.operators import OPERATORS
+from soda_compile.plans.profile import PROFILED, Profile
 from soda_compile.plans.sensitivity import METRICS, Sensitivity, SensitivityInfo
 
 
@@ -86,3 +87,25 @@ def plain_cost(sensitivity, anchors, operator, objective="residual", weighted=Tr
             error = min((value for value in errors if not math.isnan(value)), default=math.inf)
             total += error * (sensitivity.step_weights[step] if weighted else 1.0)
     return total
+
+
+def make_profile(sensitivity, seed=0, measured_rates=PRUNE_RATES, score="drift", **fields):
+    """Random costs: forecasts cost little, pruning less at higher rates; a constant part on top."""
+    rng = np.random.default_rng(seed)
+    count = len(sensitivity.info.regions)
+    cost_us = np.full((count, len(PROFILED)), np.nan)
+    compute = rng.random(count) * 50 + 50
+    cost_us[:, PROFILED.index(COMPUTE)] = compute
+    cost_us[:, PROFILED.index(REUSE)] = 0.0
+    cost_us[:, PROFILED.index(FORECAST1)], cost_us[:, PROFILED.index(FORECAST2)] = compute * 0.01, compute * 0.02
+    for rate in measured_rates:
+        cost_us[:, PROFILED.index(prune(rate))] = compute * (1.1 - rate)
+    base_us = 30.0
+    known = {"full_us": base_us + compute.sum(), "base_us": base_us, "memory_bytes": np.arange(1.0, count + 1) * 100}
+    return Profile(
+        sensitivity.info.fingerprint,
+        sensitivity.info.regions,
+        "a device",
+        "0123",
+        **known | {"cost_us": cost_us, "score": score, "versions": {"torch": "2"}} | fields,
+    )

@@ -17,7 +17,7 @@ class Config:
         family: Which kind of inputs it takes, see ``models.INPUTS``.
         cls: Class in diffusers.
         arguments: Of the class.
-        batch: Rows in a call; 2 where guidance runs both halves in one call.
+        batch: Samples in a call; 2 where guidance runs both halves in one call.
         sample: Shape of the latents without the batch, as the denoiser takes them.
         text_tokens: Length of the text.
         large: Whether launching cannot be what its time goes to: the stricter bar of efficiency applies.

@@ -8,7 +8,7 @@ from soda_compile.digits.pipeline import load
 
 
 def example(samples: int = 1) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """The transformer of the digits pipeline and what one of its guided calls passes.
+    """Return the transformer of the digits pipeline and what one of its guided calls passes.
 
     Args:
         samples: digits to draw; guidance doubles the batch.

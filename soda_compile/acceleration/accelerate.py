@@ -15,6 +15,7 @@ from soda_compile.backend.options import Conditioning, check_options
 from soda_compile.errors import OptionError
 from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, default_of
 from soda_compile.integrations.diffusers.denoisers import denoisers_of, require_supported
+from soda_compile.planner import AnchorSchedule, Goal, Strategy
 from soda_compile.plans.plan import Plan
 from soda_compile.storage.cache import cache_folder
 
@@ -31,14 +32,14 @@ def accelerate(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     pipeline_options: Mapping[str, Any] | None = None,
-    planning: Mapping[str, Any] | None = None,
+    strategy: Strategy | None = None,
     max_interval: int = 10,
     cache: str | os.PathLike[str] | None = None,
     mode: str | None = None,
     inductor: Mapping[str, Any] | None = None,
     conditioning: Conditioning = "step",
 ) -> Any:
-    """Compiles a pipeline's denoisers by a plan and ties the step clock to the pipeline's scheduler.
+    """Compile a pipeline's denoisers by a plan and tie the step clock to the pipeline's scheduler.
 
     For example::
 
@@ -62,7 +63,7 @@ def accelerate(
         num_inference_steps: What will be passed to the pipeline; its default otherwise.
         guidance_scale: What will be passed to the pipeline; its default otherwise.
         pipeline_options: More arguments for the generations that measure, such as ``{"height": 512}``.
-        planning: More arguments for ``soda_compile.plan``, such as ``{"operator": "reuse"}``.
+        strategy: How to plan, as for ``soda_compile.plan``, such as ``Unified(pruning=Pruning("drift"))``.
         max_interval: Longest time, in steps, that a value may be kept.
         cache: Folder of stored measurements and plans; by default the one that the environment variable
             SODA_COMPILE_CACHE names, or ``soda_compile`` in the user's cache directory.
@@ -80,7 +81,7 @@ def accelerate(
         SensitivityError: If nothing can be measured.
     """
     require_free(pipe)
-    if sum(given is not None for given in (plan, speedup, anchors)) != 1:
+    if sum(option is not None for option in (plan, speedup, anchors)) != 1:
         raise OptionError(f"give exactly one of plan, speedup={speedup} and anchors={anchors}")
     options = {"mode": mode, "inductor": dict(inductor or {}), "conditioning": conditioning}
     check_options(options)
@@ -94,10 +95,10 @@ def accelerate(
     else:
         if anchors is not None and len(denoisers) > 1:
             raise OptionError(f"anchors={anchors} for the denoisers {', '.join(denoisers)}; give speedup instead")
-        wanted = {"speedup": speedup} if speedup is not None else {"anchors": anchors}
+        request = Request(Goal(anchors=anchors, speedup=speedup), strategy or AnchorSchedule())
         store = PlanStore(Path(cache) if cache is not None else cache_folder())
         guidance = default_of(pipe, "guidance_scale") if guidance_scale is None else guidance_scale
-        source = SearchedPlans(pipe, denoisers, Request({**wanted, **(planning or {})}), store, guidance, max_interval)
+        source = SearchedPlans(pipe, denoisers, request, store, guidance, max_interval)
         call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         _find_or_measure(source, calibrate_with, call, pipeline_options or {})
     setattr(pipe, HANDLE, Acceleration.install(pipe, denoisers, source, options))
@@ -113,16 +114,17 @@ def _find_or_measure(
     setting = source.setting(steps, source.guidance)
     if source.stored(setting) is None:
         # A function calls the pipeline with what it wants; these then only say under which key it is found.
-        given = {} if callable(calibrate_with) else {name: value for name, value in call.items() if value is not None}
-        source.measure(setting, calibrate_with, {**given, **options})
+        arguments = {} if callable(calibrate_with) else call
+        chosen = {name: value for name, value in arguments.items() if value is not None}
+        source.measure(setting, calibrate_with, {**chosen, **options})
 
 
 def _read_plans(plan: _PlanLike | Mapping[str, _PlanLike], names: list[str]) -> dict[str, Plan]:
-    given = dict(plan) if isinstance(plan, Mapping) else dict.fromkeys(names[:1], plan)
-    if set(given) != set(names):
+    by_name = dict(plan) if isinstance(plan, Mapping) else dict.fromkeys(names[:1], plan)
+    if set(by_name) != set(names):
         raise OptionError(
-            f"plans are given for {', '.join(given) or 'nothing'}, but the pipeline has {', '.join(names)}; "
+            f"plans are given for {', '.join(by_name) or 'nothing'}, but the pipeline has {', '.join(names)}; "
             "pass plan={name: plan} with one for each"
         )
-    plans = {name: check_options({"plan": value}).plan for name, value in given.items()}
+    plans = {name: check_options({"plan": value}).plan for name, value in by_name.items()}
     return {name: value for name, value in plans.items() if value is not None}

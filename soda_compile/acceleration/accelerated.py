@@ -49,14 +49,14 @@ class AcceleratedDenoiser:
     _context: MethodHook | None = None
 
     def install(self) -> None:
-        """Puts itself in the place of the model's forward."""
+        """Put itself in the place of the model's forward."""
         self._forward = replace_forward(self.module, self._call, holders)
         method: Any = getattr(self.module, "cache_context", None)
         if method is not None:
             self._context = MethodHook(method, functools.partial(self._named, method)).attach()
 
     def remove(self) -> None:
-        """Takes back ``install`` and frees the slots."""
+        """Take back ``install`` and free the slots."""
         if self._forward is not None:
             restore_forward(self.module, self._forward)
         if self._context is not None:
@@ -64,7 +64,7 @@ class AcceleratedDenoiser:
         forget(flatten_inputs(list(self.module.parameters())))
 
     def prepare(self, plan: Plan, scheduler: Any) -> None:
-        """Takes the plan for the trajectory that begins now.
+        """Take the plan for the trajectory that begins now.
 
         Raises:
             PlanError: The plan does not fit the schedule.
@@ -102,7 +102,7 @@ class AcceleratedDenoiser:
 
 @dataclass(eq=False)
 class Acceleration:
-    """What ``accelerate`` has done to a pipeline.
+    """An accelerated pipeline: its hooks, and the plan of the present trajectory.
 
     Attributes:
         pipe: The pipeline.
@@ -124,7 +124,7 @@ class Acceleration:
         plans_for: Callable[[Any], Mapping[str, Plan]],
         options: Mapping[str, Any],
     ) -> Acceleration:
-        """Ties the scheduler and replaces the forwards; on an error nothing has changed.
+        """Tie the scheduler and replace the forwards; on an error nothing has changed.
 
         Raises:
             OptionError: If the scheduler or a denoiser is in use elsewhere.
@@ -146,13 +146,13 @@ class Acceleration:
         return acceleration
 
     def remove(self) -> None:
-        """Takes back ``install``."""
+        """Take back ``install``."""
         self.hook.detach()
         for denoiser in self.denoisers.values():
             denoiser.remove()
 
     def prepare(self, scheduler: Any) -> None:
-        """Gets everything ready for the trajectory that the scheduler begins, before its first step.
+        """Get everything ready for the trajectory that the scheduler begins, before its first step.
 
         Raises:
             OptionError: The pipeline's denoisers are others than they were.
@@ -174,7 +174,7 @@ class Acceleration:
 
 
 def _signature(value: Any) -> Hashable:
-    """Shapes and dtypes of all tensors in nested arguments."""
+    """Return shapes and dtypes of all tensors in nested arguments."""
     if isinstance(value, torch.Tensor):
         return (tuple(value.shape), value.dtype)
     if isinstance(value, Mapping):

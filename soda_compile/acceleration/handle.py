@@ -16,7 +16,7 @@ def require_free(pipe: Any) -> None:
 
 
 def restore(pipe: Any) -> Any:
-    """Takes back what ``accelerate`` or ``install`` did.
+    """Take back what ``accelerate`` or ``install`` did.
 
     Raises:
         OptionError: If the pipeline is not accelerated.

@@ -24,7 +24,7 @@ class Installation:
     hook: SchedulerHook
 
     def check(self, scheduler: Any) -> None:
-        """Checks the timesteps of the generation that begins.
+        """Check the timesteps of the generation that begins.
 
         Raises:
             PlanError: They are not those of the package's plan.
@@ -36,14 +36,14 @@ class Installation:
             )
 
     def remove(self) -> None:
-        """Puts the original denoiser back; called by ``soda_compile.restore(pipe)``."""
+        """Put the original denoiser back; called by ``soda_compile.restore(pipe)``."""
         self.hook.detach()
         self.denoiser.attach(None)
         setattr(self.pipe, self.component, self.original)
 
 
 def install(pipe: Any, denoiser: PackagedDenoiser, component: str = "transformer") -> Any:
-    """Makes a pipeline use a package, with the scheduler telling the step.
+    """Make a pipeline use a package, with the scheduler telling the step.
 
     ``pipe.transformer = denoiser`` works too; then steps are counted, and wrong schedulers are noticed only where the
     denoiser's timesteps differ.

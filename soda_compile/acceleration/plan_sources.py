@@ -1,4 +1,4 @@
-"""Where an accelerated pipeline gets its plans: from the user, or from what is stored for its present setting."""
+"""Sources of plans: the user's, or those stored for the pipeline's present setting."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class GivenPlans:
     plans: Mapping[str, Plan]
 
     def __call__(self, scheduler: Any) -> Mapping[str, Plan]:
-        """The plans.
+        """Return the plans.
 
         Raises:
             PlanError: They were made for another scheduler.
@@ -68,18 +68,18 @@ class SearchedPlans:
         self._first = frozenset(self._digest(name, module) for name, module in self.denoisers.items())
 
     def __call__(self, scheduler: Any) -> Mapping[str, Plan]:
-        """The plans for the scheduler as it is set now.
+        """Return the plans for the scheduler as it is set now.
 
         Raises:
             PlanError: Nothing was measured for its number of steps.
         """
         steps = getattr(scheduler, "num_inference_steps", None) or len(scheduler.timesteps)
-        shown = getattr(self.pipe, "_guidance_scale", None)
-        setting = self.setting(steps, shown if isinstance(shown, int | float) else self.guidance)
+        scale_now = getattr(self.pipe, "_guidance_scale", None)
+        setting = self.setting(steps, scale_now if isinstance(scale_now, int | float) else self.guidance)
         usual = replace(setting, guidance=self.guidance)
         plans = self.stored(setting)
         if plans is None and (plans := self.stored(usual)) is not None:
-            log.warning("no plan was measured at guidance %s; using the one for %s", shown, self.guidance)
+            log.warning("no plan was measured at guidance %s; using the one for %s", scale_now, self.guidance)
             self._found[setting.key] = plans
         if plans is None:
             raise PlanError(self._nothing(setting))
@@ -96,7 +96,7 @@ class SearchedPlans:
         )
 
     def setting(self, steps: int, guidance: float | None) -> Setting:
-        """The present setting of the pipeline."""
+        """Return the present setting of the pipeline."""
         models = {name: self._digest(name, module) for name, module in self.denoisers.items()}
         digest = scheduler_digest(self.pipe.scheduler)
         scale = None if guidance is None else float(guidance)
@@ -109,7 +109,7 @@ class SearchedPlans:
         return self._digests[cheap]
 
     def stored(self, setting: Setting) -> Mapping[str, Plan] | None:
-        """What is stored for a setting: a plan for this request, or a measurement to make it from."""
+        """Return the plans stored for a setting: made for this request, or a measurement to make it from."""
         if setting.key not in self._found:
             plans: Mapping[str, Plan] | None = self.store.plans(setting, self.request)
             if plans is None:
@@ -121,7 +121,7 @@ class SearchedPlans:
         return self._found[setting.key]
 
     def measure(self, setting: Setting, calibrate_with: CalibrateWith, options: Mapping[str, Any]) -> None:
-        """Runs generations, and stores what was measured and the plans."""
+        """Run generations, and store what was measured and the plans."""
         generate, generations = calibration_runs(self.pipe, calibrate_with, options)
         _say(f"measuring {setting.pipeline} for {setting.steps} steps in {generations} generations, key {setting.key}")
         measured = calibrate_denoisers(
@@ -147,7 +147,7 @@ class SearchedPlans:
         plans = {}
         for name, sensitivity in measured.items():
             try:
-                plan = make_plan(sensitivity, **self.request.options)
+                plan = make_plan(sensitivity, self.request.goal, self.request.strategy)
             except PlanError as error:
                 raise PlanError(f"pipe.{name}: {error}") from None
             where = {key: int(sensitivity.info.notes[key]) for key in _PLACE if key in sensitivity.info.notes}

@@ -8,11 +8,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
 from soda_compile.errors import PlanError, SensitivityError
+from soda_compile.planner import Goal, Strategy
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.sensitivity import Sensitivity
 from soda_compile.storage.files import write_atomic
@@ -29,7 +29,7 @@ class _SettingFile(BaseModel):
 
 @dataclass(frozen=True)
 class Setting:
-    """What a measurement holds for.
+    """The setting that a measurement holds for.
 
     Attributes:
         pipeline: Class name, to read.
@@ -54,16 +54,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Request:
-    """What a plan is asked to reach: arguments of ``soda_compile.plan``."""
+    """A goal, and the strategy by which plans shall reach it."""
 
-    options: Mapping[str, Any]
+    goal: Goal
+    strategy: Strategy
 
     @property
     def name(self) -> str:
         """Readable, fit for a file name, and different for different requests."""
-        plain = json.dumps(dict(self.options), sort_keys=True, default=str)
-        shown = "-".join(f"{key}-{value}" for key, value in self.options.items() if key in ("speedup", "anchors"))
-        return f"{shown}-{hashlib.sha256(plain.encode()).hexdigest()[:6]}"
+        numbers = "-".join(f"{key}-{value}" for key, value in asdict(self.goal).items() if value is not None)
+        return f"{numbers}-{hashlib.sha256(repr(self).encode()).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class PlanStore:
     folder: Path
 
     def plans(self, setting: Setting, request: Request) -> dict[str, Plan] | None:
-        """The plans stored for this request by component name, or None."""
+        """Return the plans stored for this request by component name, or None."""
         paths = {name: self._plan_path(setting, request, name) for name in self._measured(setting)}
         if not paths or not all(path.exists() for path in paths.values()):
             return None
@@ -87,7 +87,7 @@ class PlanStore:
             return None
 
     def sensitivities(self, setting: Setting) -> dict[str, Sensitivity] | None:
-        """What was measured for this setting by component name, or None."""
+        """Return what was measured for this setting by component name, or None."""
         try:
             found = {name: Sensitivity.load(self._table_path(setting, name)) for name in self._measured(setting)}
         except SensitivityError as error:
@@ -96,7 +96,7 @@ class PlanStore:
         return found or None
 
     def save_sensitivities(self, setting: Setting, measured: Mapping[str, Sensitivity]) -> None:
-        """Stores a measurement, in place of an older one.
+        """Store a measurement, in place of an older one.
 
         Raises:
             OSError: The folder cannot be written.
@@ -112,7 +112,7 @@ class PlanStore:
         write_atomic(folder / "setting.json", json.dumps(described, indent=1).encode())
 
     def save_plans(self, setting: Setting, request: Request, plans: Mapping[str, Plan]) -> None:
-        """Stores the plans for a request beside the measurement.
+        """Store the plans for a request beside the measurement.
 
         Raises:
             OSError: The folder cannot be written.
@@ -121,7 +121,7 @@ class PlanStore:
             plan.save(self._plan_path(setting, request, name))
 
     def folder_of(self, setting: Setting) -> Path:
-        """Where a setting's files lie."""
+        """Return the folder of a setting's files."""
         return self.folder / setting.key
 
     def _measured(self, setting: Setting) -> list[str]:

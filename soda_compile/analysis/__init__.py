@@ -1,4 +1,4 @@
-"""What is found in a graph: blocks, residual branches, regions, minimum cuts, token axes.
+"""Analysis of a captured graph: blocks, residual branches, regions, minimum cuts, token axes.
 
 May import ``ir`` and the rooms below it.
 """

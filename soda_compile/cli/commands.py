@@ -22,7 +22,7 @@ app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, add_completion=False,
 
 @app.callback()
 def main() -> None:
-    """Plans and compiles diffusion transformers: what need not be computed again at every step is not."""
+    """Plan and compile diffusion transformers: what need not be computed again at every step is not."""
 
 
 @app.command()

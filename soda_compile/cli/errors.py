@@ -1,4 +1,4 @@
-"""How the command line reports what went wrong: one line on standard error and exit code 2."""
+"""Error reports of the command line: one line on standard error and exit code 2."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class OneLineErrors(TyperGroup):
     """A group of commands whose expected errors end in one line instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command; errors made on purpose and files that cannot be used exit with code 2."""
+        """Run the command; errors made on purpose and files that cannot be used exit with code 2."""
         try:
             return super().invoke(ctx)
         except (SodaError, *_UNUSABLE_FILE) as error:
@@ -23,5 +23,5 @@ class OneLineErrors(TyperGroup):
 
 
 def one_line(error: BaseException) -> str:
-    """The first paragraph of the message without its line breaks; what follows is context for debugging."""
+    """Return the first paragraph of the message without its line breaks; what follows is context for debugging."""
     return " ".join(str(error).split("\n\n")[0].split())

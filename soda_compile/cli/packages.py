@@ -103,6 +103,6 @@ def _sizes(given: list[str]) -> dict[str, int]:
 
 
 def _fits(entry: ProgramEntry, wanted: dict[str, int]) -> bool:
-    """Whether a program is for these sizes."""
+    """Return whether a program is for these sizes."""
     ends = {name: entry.dims.get(name, [1, 0]) for name in wanted}
     return all(low <= wanted[name] <= high for name, (low, high) in ends.items())

@@ -1,14 +1,23 @@
 """The commands that choose: ``plan``, and ``profile``, which measures the costs that it chooses by."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 from soda_compile.cli.target import FORMS, load_target
 from soda_compile.errors import OptionError
-from soda_compile.planner import OPERATOR_CHOICES, explain
+from soda_compile.planner import (
+    OPERATOR_CHOICES,
+    AnchorSchedule,
+    Goal,
+    PaperSchedule,
+    PaperUnified,
+    Strategy,
+    Unified,
+    explain,
+)
 from soda_compile.planner import plan as make_plan
 from soda_compile.plans.plan_grid import collapse
 from soda_compile.plans.profile import PROFILED, Profile
@@ -29,7 +38,9 @@ def plan(
     max_error: Annotated[float | None, typer.Option(help="Largest summed error, to be kept.")] = None,
     memory_bytes: Annotated[int | None, typer.Option(help="Most that kept values may take.")] = None,
     operator: Annotated[str | None, typer.Option(help=_OPERATOR)] = None,
-    objective: Annotated[str, typer.Option(help=f"Error to minimise: {', '.join(METRICS)}.")] = "residual",
+    objective: Annotated[
+        str | None, typer.Option(help=f"Error to minimise: {', '.join(METRICS)}. By default residual.")
+    ] = None,
     step_weights: Annotated[bool, typer.Option(help="Weight each step by how far it moves the sample.")] = False,
     pruning: Annotated[str | None, typer.Option(help=f"Prune tokens by this score: {', '.join(SCORES)}.")] = None,
     unified: Annotated[
@@ -47,28 +58,28 @@ def plan(
         raise OptionError(f"cannot write {out}: there is no folder {out.parent}")
     measured = Sensitivity.load(sensitivity)
     costs = None if profile is None else Profile.load(profile)
-    made = make_plan(
-        measured,
-        anchors=anchors,
-        speedup=speedup,
-        latency_ms=latency_ms,
-        max_error=max_error,
-        memory_bytes=memory_bytes,
-        operator=operator,
-        objective=objective,  # type: ignore[arg-type]
-        step_weights=step_weights,
-        pruning=None if pruning is None else Pruning(pruning),  # type: ignore[arg-type]
-        unified=unified or None,
-        profile=costs,
-        paper=paper,
-        paper_lambda=paper_lambda,
+    settings = {"operator": operator, "objective": objective, "step_weights": step_weights}
+    strategy = _strategy(
+        {key: value for key, value in settings.items() if value}, pruning, unified, paper, paper_lambda
     )
+    made = make_plan(measured, Goal(anchors, speedup, latency_ms, max_error, memory_bytes), strategy, profile=costs)
     typer.echo(made.grid())
     if pruning is not None or costs is not None:
         typer.echo("\n" + explain(made, measured, costs))
     if out is not None:
         made.save(out)
         typer.echo(f"wrote {out}")
+
+
+def _strategy(
+    settings: dict[str, Any], pruning: str | None, unified: bool, paper: bool, paper_lambda: float
+) -> Strategy:
+    score = None if pruning is None else Pruning(pruning)  # type: ignore[arg-type]
+    if paper:
+        if settings or unified:
+            raise OptionError("--paper fixes operator, objective, step weights and --unified; leave them out")
+        return PaperSchedule() if score is None else PaperUnified(score, paper_lambda)
+    return Unified(pruning=score, **settings) if unified or score is not None else AnchorSchedule(**settings)
 
 
 def profile(
@@ -96,11 +107,11 @@ def profile(
 
 
 def describe(profile: Profile) -> str:
-    """The costs as text, one line for each group of equal regions."""
+    """Return the costs as text, one line for each group of equal regions."""
     lines = []
     for row in profile.cost_us:
-        known = [(action, cost) for action, cost in zip(PROFILED, row, strict=True) if not np.isnan(cost)]
-        lines.append(", ".join(f"{action} {cost:.4g}" for action, cost in known if action.kind != "reuse"))
+        measured = [(action, cost) for action, cost in zip(PROFILED, row, strict=True) if not np.isnan(cost)]
+        lines.append(", ".join(f"{action} {cost:.4g}" for action, cost in measured if action.kind != "reuse"))
     return "\n".join(
         [
             f"{profile.device}: {profile.full_us:.4g} us a call, {profile.base_us:.4g} us where everything is reused; "

@@ -28,7 +28,7 @@ class Target:
 
 
 def load_target(text: str) -> Target:
-    """Imports the function that ``text`` names and calls it.
+    """Import the function that ``text`` names and call it.
 
     Args:
         text: ``module:function`` or ``path/to/file.py:function``; the function takes no arguments and returns the
@@ -73,7 +73,7 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def _search(folder: str) -> None:
-    """Makes modules in the folder importable, as Python does for a script's own folder."""
+    """Make modules in the folder importable, as Python does for a script's own folder."""
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
@@ -92,9 +92,9 @@ def _check(text: str, value: Any) -> Target:
         case (torch.nn.Module() as model, Sequence() as inputs) if not isinstance(inputs, str):
             return Target(model, tuple(inputs), {})
     parts = ", ".join(type(part).__name__ for part in value) if isinstance(value, tuple) else ""
-    shown = f"({parts})" if parts else type(value).__name__
+    kind = f"({parts})" if parts else type(value).__name__
     raise OptionError(
-        f"target {text!r} must return a model and its inputs, (torch.nn.Module, dict or tuple); it returned {shown}"
+        f"target {text!r} must return a model and its inputs, (torch.nn.Module, dict or tuple); it returned {kind}"
     )
 
 

@@ -27,7 +27,7 @@ SYMBOLS = tuple(action.symbol for action in ACTIONS)
 
 
 def save_figure(path: Path, methods: Sequence[Method], captions: Sequence[str]) -> None:
-    """Draws and writes a PNG.
+    """Draw and write a PNG.
 
     Args:
         path: Where to.

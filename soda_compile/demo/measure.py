@@ -52,18 +52,18 @@ class Method:
 
     @property
     def compile_s(self) -> float:
-        """What the first generation took longer than the later ones, in seconds."""
+        """Seconds that the first generation took longer than the later ones."""
         return max(0.0, self.first_s - self.latency_s)
 
     @property
     def images(self) -> Tensor:
-        """What it drew first: float32 (n, 1, 8, 8), clamped to [0, 1]."""
+        """The first samples: float32 (n, 1, 8, 8), clamped to [0, 1]."""
         return (self.latents / 2 + 0.5).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How close samples are to those of the original for the same seeds, and whether they show their class.
+    """Closeness of samples to those of the original for the same seeds, and whether they show their class.
 
     Attributes:
         mean: Mean over samples of the relative L2 distance of the latents, |x - original| / |original|.
@@ -106,7 +106,7 @@ class Stopwatch:
 
 
 def draw(pipe: DigitsPipeline, count: int, seed: int) -> Tensor:
-    """Draws the digits 0 to 9 in turn; returns latents (count, 1, 8, 8).
+    """Draw the digits 0 to 9 in turn; return latents (count, 1, 8, 8).
 
     Every sample has a generator of its own, so different seeds never share noise.
     """
@@ -116,19 +116,19 @@ def draw(pipe: DigitsPipeline, count: int, seed: int) -> Tensor:
 
 
 def labels(count: int) -> Tensor:
-    """The digits that ``draw`` draws, int64 (count,)."""
+    """Return the digits that ``draw`` draws, int64 (count,)."""
     return torch.arange(count) % 10
 
 
 def warm_up(method: Method, samples: int, seed: int) -> None:
-    """Runs the first generation: compiles, and keeps what was drawn."""
+    """Run the first generation, which compiles, and keep what it drew."""
     with Stopwatch(method.pipe.transformer) as watch:
         method.latents = draw(method.pipe, samples, seed)
     method.first_s = watch.seconds
 
 
 def time_rounds(methods: Sequence[Method], rounds: Iterable[int], samples: int, seed: int) -> None:
-    """Runs each method once a round, each round beginning with another one, so that all see the same noise."""
+    """Run each method once a round, each round beginning with another one, so that all see the same noise."""
     for number in rounds:
         start = number % len(methods)
         for method in (*methods[start:], *methods[:start]):
@@ -138,12 +138,12 @@ def time_rounds(methods: Sequence[Method], rounds: Iterable[int], samples: int, 
 
 
 def ratio(method: Method, baseline: Method) -> float:
-    """Latency over the baseline's, the median of the rounds' ratios."""
+    """Return the latency over the baseline's, the median of the rounds' ratios."""
     return statistics.median(mine / theirs for mine, theirs in zip(method.rounds_s, baseline.rounds_s, strict=True))
 
 
 def fidelity(method: Method, original: Method, classifier: DigitClassifier) -> Fidelity:
-    """Compares what a method drew with what the original drew."""
+    """Compare what a method drew with what the original drew."""
     difference = (method.latents - original.latents).flatten(1).norm(dim=1)
     relative = difference / original.latents.flatten(1).norm(dim=1)
     error = float((method.images - original.images).square().mean())

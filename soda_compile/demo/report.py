@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def table(methods: Sequence[Method], ratios: Sequence[float], fidelities: Sequence[Fidelity]) -> Table:
-    """A row for each method; the first method is the original."""
+    """Return a row for each method; the first method is the original."""
     count = len(methods[0].latents)
     title = f"digits, DDIM-{STEPS}, guidance {GUIDANCE}, {count} samples in one batch"
     result = Table(title=title, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
@@ -60,7 +60,7 @@ def reading(
     calibration: str,
     threads: int,
 ) -> str:
-    """How the table was made, as text.
+    """Return the text on how the table was made.
 
     Args:
         methods: The original, plain torch.compile, and the rest.

@@ -29,7 +29,7 @@ _CALIBRATION_SEED = 1_000_000  # no seed of the samples comes near
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demonstration does.
+    """Settings of the demonstration.
 
     Attributes:
         out: Folder for all files; made if it is not there.
@@ -56,12 +56,12 @@ class Progress:
         self._started = time.perf_counter()
 
     def say(self, text: str) -> None:
-        """Prints a line with the seconds since the start."""
+        """Print a line with the seconds since the start."""
         self.console.print(f"[dim]{time.perf_counter() - self._started:5.0f} s[/dim]  {text}")
 
 
 def run(settings: Settings) -> None:
-    """Runs the demonstration; prints the table, writes the files and prints their paths.
+    """Run the demonstration; print the table, write the files and print their paths.
 
     Raises:
         OptionError: A setting makes no sense.
@@ -103,7 +103,7 @@ def _calibrate(settings: Settings, progress: Progress) -> Sensitivity:
 
 
 def _methods(settings: Settings, sensitivity: Sensitivity) -> list[Method]:
-    """The original, plain torch.compile and the plans, each with a pipeline of its own; nothing compiles yet."""
+    """Return the original, plain torch.compile and the plans, each with a pipeline of its own; nothing compiles yet."""
     original, compiled = Method("eager", load()), Method("torch.compile", load())
     compiled.pipe.transformer.forward = torch.compile(compiled.pipe.transformer.forward, fullgraph=True, dynamic=False)
     planned = [plan(sensitivity, speedup=speedup) for speedup in settings.speedups]
@@ -135,7 +135,7 @@ def _write(
     ratios: list[float],
     fidelities: list[Fidelity],
 ) -> list[Path]:
-    """Writes the picture, the plans and the sensitivity; returns their paths."""
+    """Write the picture, the plans and the sensitivity; return their paths."""
     paths = [settings.out / "digits.png", settings.out / "sensitivity.safetensors"]
     captions = ["the original", "the baseline"]
     for latency, closeness in zip(ratios[2:], fidelities[2:], strict=True):

@@ -152,7 +152,7 @@ class Stage:
     called_at: int = 0
 
     def place(self) -> None:
-        """Sets the denoiser's clock to what the scheduler says; called before each denoiser call.
+        """Set the denoiser's clock to what the scheduler says; called before each denoiser call.
 
         Raises:
             TrajectoryError: If the scheduler has not begun a trajectory, or this part of the schedule is still ahead.

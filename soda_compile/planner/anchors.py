@@ -1,4 +1,4 @@
-"""Where to put the anchor steps: dynamic programming over steps.
+"""The best anchor steps: dynamic programming over steps.
 
 This is the dynamic caching schedule (SODA, arXiv 2603.07057), dp[t][i+1] = min over n of E(t, n) + dp[t+n][i], with
 one thing added to its state: the spacing to the anchor before, because the error of a forecast depends on it. Where
@@ -29,7 +29,7 @@ class IntervalCosts:
 
     @classmethod
     def build(cls, errors: StaleErrors, weights: Floats) -> "IntervalCosts":
-        """Sums over regions and over the stale steps of each interval, each step times its weight [T]."""
+        """Sum over regions and over the stale steps of each interval, each step times its weight [T]."""
         steps, width = len(weights), errors.width
         summed = np.stack([errors.summed(level) for level in range(len(OPERATORS))]) * weights[:, None, None]
         anchor, spacing, age = np.ogrid[:steps, : width + 2, 1 : width + 1]
@@ -43,7 +43,7 @@ class IntervalCosts:
         return cls(table)
 
     def total(self, anchors: tuple[int, ...]) -> float:
-        """The error of a whole schedule; infinite where an interval is not measured."""
+        """Return the error of a whole schedule; infinite where an interval is not measured."""
         steps, longest = len(self.table), self.table.shape[2] - 1
         total, spacing = 0.0, 0
         for anchor, end in zip(anchors, (*anchors[1:], steps), strict=True):
@@ -72,18 +72,18 @@ class Schedules:
 
     @classmethod
     def solve(cls, costs: IntervalCosts) -> "Schedules":
-        """Finds them all at once, adding one anchor per round; the first of equally good choices wins."""
+        """Find them all at once, adding one anchor per round; the first of equally good choices wins."""
         steps, spacings, _ = costs.table.shape
         errors = np.full(steps + 1, np.inf)
         last = np.zeros((steps + 1, 2), dtype=np.int64)
         parents = np.zeros((steps + 1, steps, spacings), dtype=np.int64)
         best = np.full((steps, spacings), np.inf)
         best[0, 0] = 0.0
-        tail = np.arange(max(0, steps - spacings + 1), steps)
+        starts = np.arange(max(0, steps - spacings + 1), steps)
         for count in range(1, steps + 1):
-            ended = best[tail] + costs.table[tail, :, steps - tail]
+            ended = best[starts] + costs.table[starts, :, steps - starts]
             row, spacing = divmod(int(ended.argmin()), spacings)
-            errors[count], last[count] = ended[row, spacing], (tail[row], spacing)
+            errors[count], last[count] = ended[row, spacing], (starts[row], spacing)
             if count == steps:
                 break
             extended = best[:, :, None] + costs.table
@@ -95,10 +95,10 @@ class Schedules:
         return cls(errors, last, parents)
 
     def anchors(self, count: int) -> tuple[int, ...]:
-        """The anchor steps of the best schedule with `count` anchors."""
+        """Return the anchor steps of the best schedule with `count` anchors."""
         step, spacing = map(int, self.last[count])
-        found = [step]
+        steps_back = [step]
         for remaining in range(count, 1, -1):
             step, spacing = step - spacing, int(self.parents[remaining, step, spacing])
-            found.append(step)
-        return tuple(reversed(found))
+            steps_back.append(step)
+        return tuple(reversed(steps_back))

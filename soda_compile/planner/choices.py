@@ -31,7 +31,7 @@ class Option:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class RegionSchedules:
     """One action for every region and step, with what they cost and how far they are off.
 
     Attributes:
@@ -53,7 +53,7 @@ class Choices:
         options: what a stale region chooses from.
         compute: [R] float64, the cost of computing at one step, as a share of computing everything at every step.
         compute_errors: [T, S, W, R] float64, the weighted error of computing between anchors, laid out as in `Option`;
-            infinite where the error of a stale value is not known.
+            infinite where the error of a stale value is not measured.
         steps: T.
     """
 
@@ -72,7 +72,7 @@ class Choices:
         prune_table: Floats | None,
         inherited: float,
     ) -> "Choices":
-        """Lays out the tables.
+        """Lay out the tables.
 
         A rate is offered only where pruning is both faster than computing and better than every other stale choice.
 
@@ -86,35 +86,35 @@ class Choices:
         """
         steps = sensitivity.info.steps
         scale = 1.0 / (steps * costs.full)
-        found = [
+        options = [
             Option(action, values, costs.column(action) * scale)
             for action, values in zip(errors.menu, _stale(errors, weights), strict=True)
         ]
-        least = np.minimum.reduce([option.errors for option in found])
-        known = np.isfinite(least)
+        least = np.minimum.reduce([option.errors for option in options])
+        measured = np.isfinite(least)
         anchor, age = np.ogrid[:steps, 1 : errors.width + 1]
         step = np.minimum(anchor + age, steps - 1)
         for index, rate in enumerate(PRUNE_RATES if prune_table is not None else ()):
             assert prune_table is not None
             cost = costs.column(prune(rate))
             values = (prune_table[step, :, age - 1, index] * weights[step][..., None])[:, None]
-            offered = known & (values < least) & (cost < costs.column(COMPUTE))
-            values = np.where(offered, (1 - inherited) * values + inherited * np.where(known, least, 0.0), np.inf)
-            found.append(Option(prune(rate), values, np.where(np.isfinite(cost), cost, 0.0) * scale))
-        compute_errors = np.where(known, inherited * np.where(known, least, 0.0), np.inf)
-        return cls(tuple(found), costs.column(COMPUTE) * scale, compute_errors, steps)
+            offered = measured & (values < least) & (cost < costs.column(COMPUTE))
+            values = np.where(offered, (1 - inherited) * values + inherited * np.where(measured, least, 0.0), np.inf)
+            options.append(Option(prune(rate), values, np.where(np.isfinite(cost), cost, 0.0) * scale))
+        compute_errors = np.where(measured, inherited * np.where(measured, least, 0.0), np.inf)
+        return cls(tuple(options), costs.column(COMPUTE) * scale, compute_errors, steps)
 
     def menus(self) -> tuple["Choices", ...]:
-        """This menu, and where it offers pruning the same without it."""
+        """Return this menu, and where it offers pruning the same without it."""
         others = tuple(option for option in self.options if option.action.kind != "prune")
         return (self,) if len(others) == len(self.options) else (self, replace(self, options=others))
 
     def with_compute(self) -> "Choices":
-        """The same menu with computing as one more stale choice."""
+        """Return the same menu with computing as one more stale choice."""
         return replace(self, options=(*self.options, Option(COMPUTE, self.compute_errors, self.compute)))
 
     def cheapest(self, error_weight: float, cost_weight: float) -> Floats:
-        """[T, S, W, R], the least weighted sum of error and cost that any option has."""
+        """Return [T, S, W, R], the least weighted sum of error and cost that any option has."""
         best: Floats | None = None
         for option in sorted(self.options, key=lambda option: option.errors.size):  # those without a spacing are small
             value = error_weight * option.errors + cost_weight * option.costs
@@ -122,8 +122,10 @@ class Choices:
         assert best is not None
         return best
 
-    def rows(self, computed: Mask, anchors: tuple[int, ...], error_weight: float, cost_weight: float) -> Rows:
-        """The best choice at every stale step.
+    def rows(
+        self, computed: Mask, anchors: tuple[int, ...], error_weight: float, cost_weight: float
+    ) -> RegionSchedules:
+        """Return the best choice at every stale step.
 
         Args:
             computed: [R, T], the steps at which each region computes, the first among them, at most W + 1 apart.
@@ -144,11 +146,11 @@ class Choices:
         cost = np.where(computed, self.compute[:, None], np.take_along_axis(costs, chosen, axis=0)[0])
         menu = np.array([option.action for option in self.options] + [COMPUTE], dtype=object)
         actions = menu[np.where(computed, len(self.options), chosen[0])]
-        return Rows(tuple(map(tuple, actions)), error.sum(axis=1), cost.sum(axis=1))
+        return RegionSchedules(tuple(map(tuple, actions)), error.sum(axis=1), cost.sum(axis=1))
 
 
 def _stale(errors: StaleErrors, weights: Floats) -> Iterator[Floats]:
-    """For each action of `errors` the weighted errors [T, S, W, R] as in `Option`."""
+    """Yield for each action of `errors` the weighted errors [T, S, W, R] as in `Option`."""
     steps, width = len(weights), errors.width
     anchor, age = np.ogrid[:steps, 1 : width + 1]
     spacing = np.arange(width + 2)[:, None]
@@ -156,12 +158,12 @@ def _stale(errors: StaleErrors, weights: Floats) -> Iterator[Floats]:
     for index, table in enumerate(errors.tables):
         allowed = errors.runs(index, anchor[..., None], spacing[None])
         values = table[step[:, None], :, age[:, None] - 1, np.maximum(spacing, 1)[None] - 1]
-        known = (inside[:, None] & allowed)[..., None] & np.isfinite(values)
-        yield np.where(known, values * weights[step][:, None, :, None], np.inf)
+        measured = (inside[:, None] & allowed)[..., None] & np.isfinite(values)
+        yield np.where(measured, values * weights[step][:, None, :, None], np.inf)
 
 
 def history(computed: Mask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The last computed step before each step, and its distance to the one before that (0 without one).
+    """Return the last computed step before each step, and its distance to the one before that (0 without one).
 
     Args:
         computed: [R, T]; the first step computes.

@@ -1,4 +1,4 @@
-"""What each action costs: measured time where there is a profile, FLOPs otherwise."""
+"""Costs of actions: measured time where there is a profile, FLOPs otherwise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Costs:
 
     @classmethod
     def read(cls, sensitivity: Sensitivity, profile: Profile | None = None) -> "Costs":
-        """Takes the profile; what that does not hold follows from FLOPs, at the speed at which the region computes.
+        """Take the profile; what that does not hold follows from FLOPs, at the speed at which the region computes.
 
         Raises:
             PlanError: the profile is for another model.
@@ -51,11 +51,11 @@ class Costs:
         return cls("us", profile.full_us, profile.base_us, np.where(np.isinf(flops), np.inf, cost_us))
 
     def column(self, action: Action) -> Floats:
-        """[R], what an action adds for each region; a rate for further streams is left out."""
+        """Return [R], what an action adds for each region; a rate for further token groups is left out."""
         return np.asarray(self.table[:, _column(action)])
 
     def of(self, actions: Sequence[Sequence[Action]]) -> float:
-        """The cost of one stream of a generation; `actions` is indexed [region][step]."""
+        """Return the cost of one branch of guidance of a generation; `actions` is indexed [region][step]."""
         steps = len(actions[0])
         if all(action == COMPUTE for row in actions for action in row):
             return steps * self.full  # nothing has to be kept
@@ -68,7 +68,7 @@ def _column(action: Action) -> int:
 
 
 def _flops(sensitivity: Sensitivity) -> Floats:
-    """[R, A], the FLOPs that each action adds to those of a call that reuses everything."""
+    """Return [R, A], the FLOPs that each action adds to those of a call that reuses everything."""
     region = sensitivity.region_flops[:, None]
     table = np.zeros((len(region), len(PROFILED)))
     table[:, [_column(COMPUTE)]] = region

@@ -1,4 +1,4 @@
-"""Why a plan does what it does, region by region, in words and numbers."""
+"""Reasons for a plan, region by region, in words and numbers."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from soda_compile.plans.sensitivity import Sensitivity
 
 
 def explain(plan: Plan, sensitivity: Sensitivity, profile: Profile | None = None) -> str:
-    """Says for each region what it does, and why it prunes or does not.
+    """Say for each region what it does, and why it prunes or does not.
 
     A line such as "pruned at 9 steps: 41 us against 77 us, error .002 against .011" compares the mean cost with that
     of computing, and the mean error with that of the best reuse or forecast at the same steps.
@@ -37,15 +37,15 @@ def explain(plan: Plan, sensitivity: Sensitivity, profile: Profile | None = None
     """
     if plan.regions != sensitivity.info.regions or plan.steps != sensitivity.info.steps:
         raise PlanError("the plan was not made from this sensitivity: its regions or steps are others")
-    grounds = _Grounds.read(plan, sensitivity, profile)
-    lines = [grounds.line(region) for region in range(len(plan.regions))]
-    told = [f"{label}: {line}" for label, line in collapse(plan.regions, lines)]
-    return "\n".join([*told, *grounds.totals()])
+    evidence = _Evidence.read(plan, sensitivity, profile)
+    lines = [evidence.line(region) for region in range(len(plan.regions))]
+    labelled = [f"{label}: {line}" for label, line in collapse(plan.regions, lines)]
+    return "\n".join([*labelled, *evidence.totals()])
 
 
 @dataclass(frozen=True, eq=False)
-class _Grounds:
-    """What the lines are made of.
+class _Evidence:
+    """The evidence that the lines are made of.
 
     Attributes:
         plan: the plan.
@@ -60,7 +60,7 @@ class _Grounds:
     pruned: Floats | None
 
     @classmethod
-    def read(cls, plan: Plan, sensitivity: Sensitivity, profile: Profile | None) -> "_Grounds":
+    def read(cls, plan: Plan, sensitivity: Sensitivity, profile: Profile | None) -> "_Evidence":
         method = dict(plan.method)
         objective, operator = str(method.get("objective", "residual")), str(method.get("operator", "auto"))
         errors = StaleErrors.read(sensitivity, operator if operator in OPERATOR_CHOICES else "auto", objective)
@@ -68,22 +68,22 @@ class _Grounds:
         last, spacing = history(computed)
         step, region = np.arange(plan.steps), np.arange(len(computed))[:, None]
         age = step - last
-        known = (age >= 1) & (age <= errors.width)
+        measured = (age >= 1) & (age <= errors.width)
         index = np.clip(age, 1, errors.width) - 1
         values = []
         for number, table in enumerate(errors.tables):
             allowed = errors.runs(number, last, spacing)
             value = table[step, region, index, np.clip(spacing, 1, errors.width + 1) - 1]
-            values.append(np.where(allowed & known, value, np.nan))
+            values.append(np.where(allowed & measured, value, np.nan))
         score = plan.pruning.score if plan.pruning else method.get("score")
         pruned = None
         if score is not None:
             table = sensitivity.table(objective, f"prune.{score}").astype(np.float64)
-            pruned = np.where(known[..., None], table[step, region, index], np.nan)
+            pruned = np.where(measured[..., None], table[step, region, index], np.nan)
         return cls(plan, Costs.read(sensitivity, profile), np.fmin.reduce(values), pruned)
 
     def line(self, region: int) -> str:
-        """What one region does, and why."""
+        """Return the lines on what one region does, and why."""
         row = self.plan.actions[region]
         counts = Counter("pruned" if action.kind == "prune" else str(action) for action in row)
         said = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -123,7 +123,7 @@ class _Grounds:
         return "not pruned: what that would cost saves more error elsewhere"
 
     def totals(self) -> Iterator[str]:
-        """What the whole plan costs, and how far it may be from the best."""
+        """Return the lines on what the whole plan costs, and how far it may be from the best."""
         plan, method = self.plan, dict(self.plan.method)
         total = plan.steps * plan.calls_per_step * self.costs.full
         cost = self.costs.of(plan.actions) * plan.calls_per_step
@@ -147,6 +147,6 @@ class _Grounds:
 
 
 def _short(value: float) -> str:
-    """Two digits, and no zero before the point."""
+    """Return two digits, and no zero before the point."""
     text = f"{value:.2g}"
     return text[1:] if text.startswith("0.") else text

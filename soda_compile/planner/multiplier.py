@@ -43,12 +43,12 @@ class Edge(Generic[T]):
         return (self.cheap.error - self.accurate.error) / paid if paid > 0 else 0.0
 
     def bound(self, budget: float) -> float:
-        """No solution within `budget` has a smaller error than this (weak duality)."""
+        """Return a bound: no solution within `budget` has a smaller error (weak duality)."""
         return max(0.0, self.cheap.error - self.multiplier * max(0.0, budget - self.cheap.cost))
 
 
 def find_edge(solve: Callable[[float, float], Outcome[T]], is_cheap: Callable[[Outcome[Any]], bool]) -> Edge[T]:
-    """Walks the hull by secants: exact, and in a few rounds, where bisection only comes near.
+    """Walk the hull by secants: exact, and in a few rounds, where bisection only comes near.
 
     Each round asks for the best solution under the multiplier that makes both ends of the edge equally good. If that
     finds nothing better, no solution lies below the edge.

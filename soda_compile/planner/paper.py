@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from soda_compile.planner.choices import Rows, history
+from soda_compile.planner.choices import RegionSchedules, history
 from soda_compile.planner.costs import Costs
 from soda_compile.planner.stale_errors import Floats
 from soda_compile.plans.actions import COMPUTE, PRUNE_RATES, REUSE, Action, prune
@@ -38,7 +38,7 @@ class PaperStrategy:
     def read(
         cls, reuse: Floats, pruned: Floats, anchors: tuple[int, ...], costs: Costs, slope: float
     ) -> "PaperStrategy":
-        """Looks the errors up at the ages that the anchors give.
+        """Look the errors up at the ages that the anchors give.
 
         Args:
             reuse: [T, R, W] cosine errors of reuse.
@@ -56,8 +56,8 @@ class PaperStrategy:
         cache_error = np.where(stale, reuse[step, :, age - 1].T, 0.0)
         return cls(cache_error, np.moveaxis(pruned[step, :, age - 1], 1, 0), stale, costs, slope)
 
-    def rows(self, beta: float) -> Rows:
-        """What every region does under this beta."""
+    def rows(self, beta: float) -> RegionSchedules:
+        """Return what every region does under this beta."""
         alpha = self.slope * self.cache_error + beta
         notch = np.clip(np.rint(alpha * len(_GRID[1:])), 0, len(_GRID) - 1).astype(np.int64)
         rate = np.clip(notch - 1, 0, len(PRUNE_RATES) - 1)
@@ -70,17 +70,17 @@ class PaperStrategy:
         error = np.where(notch == 0, 0.0, np.where(notch == len(_GRID) - 1, self.cache_error, pruned_error))
         cost = np.take_along_axis(table, notch, axis=1)
         actions = np.array(_GRID, dtype=object)[notch]
-        return Rows(tuple(map(tuple, actions)), error.sum(axis=1), cost.sum(axis=1))
+        return RegionSchedules(tuple(map(tuple, actions)), error.sum(axis=1), cost.sum(axis=1))
 
-    def within(self, budget: float) -> tuple[Rows, float] | None:
-        """The rows that cost most within the budget, and their beta, by bisection; None if reusing all costs more.
+    def within(self, budget: float) -> tuple[RegionSchedules, float] | None:
+        """Return the rows that cost most within the budget, and their beta; None if reusing all costs more.
 
         Args:
-            budget: of the regions: for one stream of a generation, without what each call costs in any case.
+            budget: of the regions, for one branch of guidance of a generation; what each call costs anyway is left out.
         """
         reach = 2.0 + abs(self.slope) * float(self.cache_error.max())
         low, high = -reach, reach
-        best: tuple[Rows, float] | None = None
+        best: tuple[RegionSchedules, float] | None = None
         for beta in (high, low):
             rows = self.rows(beta)
             if rows.costs.sum() <= budget:

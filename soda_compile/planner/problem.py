@@ -1,80 +1,122 @@
-"""One planning problem: what was measured, what it costs, and what is asked for."""
+"""One planning problem: what was measured, what it costs, what is asked for, and how to search."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 
 from soda_compile.errors import OptionError
 from soda_compile.planner.costs import Costs
+from soda_compile.planner.goal import Goal
 from soda_compile.planner.stale_errors import Floats, StaleErrors
-from soda_compile.planner.target import Target
 from soda_compile.plans.actions import Action
 from soda_compile.plans.plan_file import Scalar
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.pruning import Pruning
-from soda_compile.plans.sensitivity import Sensitivity
+from soda_compile.plans.sensitivity import Metric, Sensitivity
 
 Actions = tuple[tuple[Action, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """What every strategy starts from.
+class Draft:
+    """The result of a strategy.
 
     Attributes:
-        sensitivity: the measured errors.
-        operator: what stale regions do.
-        objective: the metric that is summed.
-        errors: of reuse and forecast, under the objective.
+        actions: Indexed [region][step].
+        error: Value of the objective; None where an entry was not measured.
+        method: Further facts for the plan's file.
+    """
+
+    actions: Actions
+    error: float | None
+    method: dict[str, Scalar] = field(default_factory=dict)
+
+
+class Strategy(ABC):
+    """A way to search for a plan; implementations are frozen dataclasses whose fields are their settings.
+
+    Attributes:
+        name: What the plan's file calls it.
+        one_of: Numbers of a goal of which exactly one decides; "budget" stands for all that bound the cost.
+        optional: Numbers that a goal may have on top.
+        operator: What stale regions do: a name of ``plans.operators.OPERATORS``, or "auto" for the one with the
+            smallest measured error per step and region, among those offered by default.
+        objective: Metric that is summed: "residual", "relative" or "cosine".
+        step_weights: Weight each step by how far an error there moves the sample. Off by default: on the digits
+            model (benchmarks/results) unweighted residual errors came closer to the original in every comparison.
+        pruning: How pruned regions pick their tokens; None for no pruning.
+        inherited_error: Share of a stale value's error that remains in what is computed between anchors.
+    """
+
+    name: ClassVar[str]
+    one_of: ClassVar[tuple[str, ...]] = ("anchors", "budget", "max_error")
+    optional: ClassVar[tuple[str, ...]] = ()
+    operator: str
+    objective: Metric
+    step_weights: bool = False
+    pruning: Pruning | None = None
+    inherited_error: float = 0.0
+
+    def check(self, goal: Goal, steps: int) -> None:
+        """Check that this strategy can reach such a goal, and its settings.
+
+        Raises:
+            OptionError: If the numbers contradict each other, or a setting is impossible.
+            PlanError: If a number is impossible.
+        """
+        goal.check(steps, self.one_of, self.optional)
+
+    @abstractmethod
+    def solve(self, problem: "Problem") -> Draft:
+        """Return the best actions that reach the problem's goal.
+
+        Raises:
+            PlanError: If nothing reaches it.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The input of every strategy.
+
+    Attributes:
+        sensitivity: Measured errors.
+        goal: What is asked for.
+        strategy: How to search.
+        errors: Of reuse and forecasts, under the objective.
         weights: [T], of the steps.
-        costs: of all actions.
-        target: what is asked for.
-        pruning: how pruned regions pick their tokens; None without pruning.
-        profile: measured costs, if there are any.
-        inherited: share of a stale value's error that remains in what is computed between anchors.
+        costs: Of all actions.
+        profile: Measured costs, if there are any.
     """
 
     sensitivity: Sensitivity
-    operator: str
-    objective: str
+    goal: Goal
+    strategy: Strategy
     errors: StaleErrors
     weights: Floats
     costs: Costs
-    target: Target
-    pruning: Pruning | None = None
     profile: Profile | None = None
-    inherited: float = 0.0
 
     @classmethod
-    def read(
-        cls,
-        sensitivity: Sensitivity,
-        operator: str,
-        objective: str,
-        step_weights: bool,
-        target: Target,
-        pruning: Pruning | None = None,
-        profile: Profile | None = None,
-        inherited: float = 0.0,
-    ) -> "Problem":
-        """Takes the tables that are needed.
+    def read(cls, sensitivity: Sensitivity, goal: Goal, strategy: Strategy, profile: Profile | None) -> "Problem":
+        """Take the tables that are needed.
 
         Raises:
-            OptionError: an option is not known.
-            SensitivityError: a table that is needed was not measured.
-            PlanError: the profile is for another model.
+            OptionError: If an option is not known.
+            SensitivityError: If a table that is needed was not measured.
+            PlanError: If the profile is for another model.
         """
-        if not 0 <= inherited <= 1:
-            raise OptionError(f"inherited_error is {inherited}; it is a share, from 0 to 1")
-        weights = sensitivity.step_weights if step_weights else np.ones(sensitivity.info.steps)
-        errors = StaleErrors.read(sensitivity, operator, objective)
+        pruning = strategy.pruning
         if pruning is not None and profile is not None and profile.score not in (None, pruning.score):
             raise OptionError(
                 f"the profile measured pruning by {profile.score!r} but the plan is to prune by {pruning.score!r}; "
                 "measure it with soda_compile.profile(..., pruning=...) of the same score"
             )
-        costs = Costs.read(sensitivity, profile)
-        return cls(sensitivity, operator, objective, errors, weights, costs, target, pruning, profile, inherited)
+        errors = StaleErrors.read(sensitivity, strategy.operator, strategy.objective)
+        weights = sensitivity.step_weights if strategy.step_weights else np.ones(sensitivity.info.steps)
+        return cls(sensitivity, goal, strategy, errors, weights, Costs.read(sensitivity, profile), profile)
 
     @property
     def steps(self) -> int:
@@ -83,35 +125,25 @@ class Problem:
 
     @property
     def budget(self) -> float | None:
-        """The largest cost of one stream of a generation, in the unit of the costs; None without a bound on cost."""
-        return self.target.budget(self.costs, self.steps, self.sensitivity.info.calls_per_step)
+        """The largest cost of one branch of guidance of a generation; None without a bound on cost."""
+        return self.goal.budget(self.costs, self.steps, self.sensitivity.info.calls_per_step)
 
     @property
     def prune_table(self) -> Floats | None:
         """[T, R, W, 7], the errors of pruning; None without pruning.
 
         Raises:
-            SensitivityError: they were not measured.
+            SensitivityError: If they were not measured.
         """
-        if self.pruning is None:
+        if self.strategy.pruning is None:
             return None
-        return self.sensitivity.table(self.objective, f"prune.{self.pruning.score}").astype(np.float64)
+        table = self.sensitivity.table(self.strategy.objective, f"prune.{self.strategy.pruning.score}")
+        return table.astype(np.float64)
 
     def restricted(self, order: int) -> "Problem":
-        """The same with forecasts of at most this order."""
+        """Return the same with forecasts of at most this order."""
         return replace(self, errors=self.errors.up_to(order))
 
-
-@dataclass(frozen=True, eq=False)
-class Draft:
-    """What a strategy found.
-
-    Attributes:
-        actions: indexed [region][step].
-        error: the value of the objective; None where an entry was not measured.
-        method: what the plan should tell about it.
-    """
-
-    actions: Actions
-    error: float | None
-    method: dict[str, Scalar] = field(default_factory=dict)
+    def out_of_reach(self, least: float, how: str) -> Exception:
+        """Return the error that names the ``least`` cost, which is reached in the way ``how``."""
+        return self.goal.out_of_reach(self.costs, self.steps, self.sensitivity.info.calls_per_step, least, how)

@@ -1,4 +1,4 @@
-"""Which operator serves a stale region at a step, and what it costs there."""
+"""The operator that serves a stale region at a step, and its error there."""
 
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ class StaleErrors:
 
     @classmethod
     def read(cls, sensitivity: Sensitivity, operator: str, objective: str) -> "StaleErrors":
-        """Takes the tables that `operator` needs, under the metric `objective`; "auto" offers what was measured.
+        """Take the tables that `operator` needs, under the metric `objective`; "auto" offers what was measured.
 
         Raises:
             OptionError: the operator or the objective is not known.
@@ -63,7 +63,7 @@ class StaleErrors:
         return int(self.tables[0].shape[2])
 
     def up_to(self, order: int) -> "StaleErrors":
-        """The same with forecasts of at most this order."""
+        """Return the same with forecasts of at most this order."""
         count = sum(action.order <= order for action in self.menu)
         return StaleErrors(self.menu[:count], self.tables[:count], self.auto)
 
@@ -87,12 +87,12 @@ class StaleErrors:
         return np.asarray(np.sum(enough, axis=0))
 
     def candidates(self, level: int) -> tuple[int, ...]:
-        """The places in the menu to choose from where the history allows orders up to `level`."""
+        """Return the places in the menu to choose from where the history allows orders up to `level`."""
         fits = tuple(index for index, action in enumerate(self.menu) if action.order <= level)
         return fits if self.auto else fits[-1:]
 
     def runs(self, index: int, anchor: NDArray[np.int64] | int, spacing: NDArray[np.int64] | int) -> NDArray[np.bool_]:
-        """Where the operator at this place in the menu is one to choose from, with the arguments of `level`."""
+        """Return where the operator at this place in the menu may be chosen, with the arguments of `level`."""
         levels = [level for level in range(len(OPERATORS)) if index in self.candidates(level)]
         return np.isin(self.level(anchor, spacing), levels)
 
@@ -104,7 +104,7 @@ class StaleErrors:
         return np.asarray(best.sum(axis=1), dtype=np.float64)
 
     def actions(self, step: int, anchor: int, spacing: int) -> tuple[Action, ...]:
-        """What each region does at the stale `step`; `spacing` is 0 when there is no anchor before `anchor`."""
+        """Return what each region does at the stale `step`; `spacing` is 0 when there is no anchor before `anchor`."""
         regions = int(self.tables[0].shape[1])
         candidates = self.candidates(int(self.level(anchor, spacing)))
         age = step - anchor

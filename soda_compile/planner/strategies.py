@@ -1,181 +1,174 @@
-"""The ways to plan: anchors alone, the unified strategy, and the unified strategy as the paper gives it."""
+"""The strategies: anchors alone, a choice for every region, and peers' and the paper's schedules to compare with."""
 
-import math
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
-from soda_compile.errors import PlanError
-from soda_compile.planner.anchors import IntervalCosts, Schedules
+from soda_compile.errors import OptionError, PlanError
+from soda_compile.planner.anchor_count import Anchors, affordable, anchor_actions, best_anchors, draft
 from soda_compile.planner.choices import Choices
+from soda_compile.planner.goal import Goal
 from soda_compile.planner.paper import PaperStrategy
-from soda_compile.planner.problem import Actions, Draft, Problem
-from soda_compile.planner.unified import Anchors, Goal, Solution, solve_unified
-from soda_compile.plans.actions import COMPUTE, Action
-from soda_compile.plans.plan_file import Scalar
+from soda_compile.planner.problem import Draft, Problem, Strategy
+from soda_compile.planner.unified import Limit, solve_unified
+from soda_compile.plans.actions import COMPUTE
+from soda_compile.plans.pruning import Pruning
+from soda_compile.plans.sensitivity import Metric
 
 
-def anchors_alone(problem: Problem) -> Draft:
-    """The best anchors; every stale region does what the operator says.
+@dataclass(frozen=True)
+class AnchorSchedule(Strategy):
+    """All regions compute at the same steps, the anchors, and the operator serves all others.
 
-    Raises:
-        PlanError: no schedule reaches the target.
-    """
-    intervals = IntervalCosts.build(problem.errors, problem.weights)
-    schedules = Schedules.solve(intervals)
-    return _draft(problem, intervals, schedules.anchors(_count(problem, schedules)))
-
-
-def evenly(problem: Problem) -> Draft:
-    """Anchors at a fixed interval.
-
-    Raises:
-        PlanError: no interval reaches the target.
+    An interval between anchors costs the sum over its stale steps of the step's weight times the sum over regions of
+    the error of the operator that will run there (see ``StaleErrors``).
     """
 
-    def even(count: int) -> Anchors:
-        return tuple(index * problem.steps // count for index in range(count))
+    name: ClassVar[str] = "dynamic programming"
+    operator: str = "forecast1"
+    objective: Metric = "residual"
+    step_weights: bool = False
 
-    count = problem.target.anchors or _affordable(problem, range(1, problem.steps + 1), even)
-    return _draft(problem, IntervalCosts.build(problem.errors, problem.weights), even(count))
+    def solve(self, problem: Problem) -> Draft:
+        """Return the plan with the best anchors."""
+        return draft(problem, best_anchors(problem))
 
 
-def unified(problem: Problem) -> Draft:
-    """Anchors, and a choice of its own for every region and step between them; see `solve_unified`.
+@dataclass(frozen=True)
+class FixedInterval(AnchorSchedule):
+    """Anchors spread evenly: FORA with "reuse", TaylorSeer with a forecast.
 
-    Raises:
-        PlanError: nothing reaches the target.
+    The objective only fills in the predicted error, which is None where an interval was not measured, and decides
+    for "auto".
     """
-    costs, steps, budget = problem.costs, problem.steps, problem.budget
-    total = steps * costs.full
-    if budget is not None and budget >= total:
-        return Draft(((COMPUTE,) * steps,) * len(problem.sensitivity.info.regions), 0.0)
-    schedules = Schedules.solve(IntervalCosts.build(problem.errors, problem.weights))
-    try:
-        candidates = [schedules.anchors(_count(problem, schedules))]
-    except PlanError:
-        if problem.target.anchors is not None:
-            raise
-        candidates = []  # reuse alone may still be cheap enough
-    choices = Choices.read(
-        problem.sensitivity, problem.errors, problem.weights, costs, problem.prune_table, problem.inherited
-    )
-    base = steps * costs.base / total
-    goal = Goal(None if budget is None else budget / total - base, problem.target.max_error)
-    solution = solve_unified(choices, goal, problem.target.anchors, candidates)
-    if not solution.reached:
-        least = (base + float(solution.rows.costs.sum())) * total
-        raise problem.target.out_of_reach(
-            costs,
-            steps,
-            problem.sensitivity.info.calls_per_step,
-            least,
-            f"with {len(solution.anchors)} of {steps} steps as anchors; ask for less, or calibrate with a max_interval "
-            f"above {problem.sensitivity.info.max_interval}",
+
+    name: ClassVar[str] = "fixed interval"
+    one_of: ClassVar[tuple[str, ...]] = ("anchors", "budget")
+
+    def solve(self, problem: Problem) -> Draft:
+        """Return the plan with as many anchors as asked for, or as the budget allows."""
+
+        def even(count: int) -> Anchors:
+            return tuple(index * problem.steps // count for index in range(count))
+
+        count = problem.goal.anchors or affordable(problem, range(1, problem.steps + 1), even)
+        return draft(problem, even(count))
+
+
+@dataclass(frozen=True)
+class PaperSchedule(Strategy):
+    """The schedule of SODA (arXiv 2603.07057, OFS+DCS): anchors by the cosine error of reuse."""
+
+    name: ClassVar[str] = "paper"
+    operator = "reuse"
+    objective = "cosine"
+
+    def solve(self, problem: Problem) -> Draft:
+        """Return the plan with the best anchors."""
+        return draft(problem, best_anchors(problem))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unified(Strategy):
+    """Every region chooses at every step between anchors: reuse, forecast, prune at each rate, compute.
+
+    See ``solve_unified`` for what is minimised and how far from the best the result can be; the plan's method holds a
+    bound. Regions prune only where that is both faster than computing and better than every forecast or reuse, and
+    the plan is never worse than without pruning.
+
+    Attributes:
+        inherited_error: 0 takes a value that is computed between anchors for exact, 1 for no better than a stale one,
+            so that regions compute at anchors only. The default was measured on the digits model
+            (benchmarks/results/inherited_error.json).
+    """
+
+    name: ClassVar[str] = "unified"
+    one_of: ClassVar[tuple[str, ...]] = ("budget", "max_error")
+    optional: ClassVar[tuple[str, ...]] = ("anchors",)
+    pruning: Pruning | None = None
+    operator: str = "auto"
+    objective: Metric = "residual"
+    step_weights: bool = False
+    inherited_error: float = 0.4
+
+    def check(self, goal: Goal, steps: int) -> None:
+        """Check the goal, and the share."""
+        super().check(goal, steps)
+        if not 0 <= self.inherited_error <= 1:
+            raise OptionError(f"inherited_error is {self.inherited_error}; it is a share, from 0 to 1")
+
+    def solve(self, problem: Problem) -> Draft:
+        """Return the best plan that a multiplier on the cost finds."""
+        costs, steps, budget = problem.costs, problem.steps, problem.budget
+        total = steps * costs.full
+        if budget is not None and budget >= total:
+            return Draft(((COMPUTE,) * steps,) * len(problem.sensitivity.info.regions), 0.0)
+        base = steps * costs.base / total
+        limit = Limit(None if budget is None else budget / total - base, problem.goal.max_error)
+        choices = Choices.read(
+            problem.sensitivity, problem.errors, problem.weights, costs, problem.prune_table, self.inherited_error
         )
-    error = float(solution.rows.errors.sum())
-    return Draft(solution.rows.actions, error, _told(problem, solution))
-
-
-def _told(problem: Problem, solution: Solution) -> dict[str, Scalar]:
-    return {
-        "inherited_error": problem.inherited,
-        "error_bound": solution.bound,
-        "multiplier": solution.multiplier,
-    }
-
-
-def paper_unified(problem: Problem, slope: float) -> Draft:
-    """The paper's anchors, and between them pruning or reuse by its rule; see `PaperStrategy`.
-
-    Args:
-        problem: with cosine errors of reuse, a number of anchors and a budget.
-        slope: lambda of the paper.
-
-    Raises:
-        PlanError: the anchors alone cost more than the budget.
-    """
-    intervals = IntervalCosts.build(problem.errors, problem.weights)
-    schedules = Schedules.solve(intervals)
-    anchors = schedules.anchors(_count(problem, schedules))
-    costs, steps, budget, pruned = problem.costs, problem.steps, problem.budget, problem.prune_table
-    assert budget is not None
-    assert pruned is not None
-    reuse = problem.sensitivity.table("cosine", "reuse").astype(np.float64)
-    found = PaperStrategy.read(reuse, pruned, anchors, costs, slope).within(budget - steps * costs.base)
-    if found is None:
-        least = costs.of(_anchor_actions(problem, anchors))
-        how = f"with {len(anchors)} of {steps} steps as anchors; ask for less or for fewer anchors"
-        raise problem.target.out_of_reach(costs, steps, problem.sensitivity.info.calls_per_step, least, how)
-    rows, beta = found
-    return Draft(rows.actions, float(rows.errors.sum()), {"lambda": slope, "beta": beta})
-
-
-def _count(problem: Problem, schedules: Schedules) -> int:
-    """The number of anchors asked for, or the best that reaches the target.
-
-    Raises:
-        PlanError: there is none.
-    """
-    target = problem.target
-    feasible = [count for count, error in enumerate(schedules.errors) if math.isfinite(error)]
-    if target.anchors is not None:
-        if target.anchors not in feasible:
-            raise _no_schedule(problem, target.anchors, feasible)
-        return int(target.anchors)
-    if target.max_error is not None:
-        return min(count for count in feasible if schedules.errors[count] <= target.max_error)
-    return _affordable(problem, feasible, schedules.anchors)
-
-
-def _affordable(problem: Problem, feasible: Sequence[int], anchors_of: Callable[[int], Anchors]) -> int:
-    """The largest feasible number of anchors within the budget.
-
-    Raises:
-        PlanError: there is none.
-    """
-    budget, costs, steps = problem.budget, problem.costs, problem.steps
-    assert budget is not None
-    for count in sorted(feasible, reverse=True):
-        least = steps * costs.base + count * float(costs.column(COMPUTE).sum())
-        if count < steps and least > budget:
-            continue  # too much even if everything else were free
-        if costs.of(_anchor_actions(problem, anchors_of(count))) <= budget:
-            return count
-    fewest = min(feasible)
-    hint = f" or calibrate with a max_interval above {problem.sensitivity.info.max_interval}" if fewest > 1 else ""
-    how = f"with {fewest} of {steps} steps as anchors; ask for less{hint}"
-    cheapest = costs.of(_anchor_actions(problem, anchors_of(fewest)))
-    raise problem.target.out_of_reach(costs, steps, problem.sensitivity.info.calls_per_step, cheapest, how)
-
-
-def _no_schedule(problem: Problem, anchors: int, feasible: Sequence[int]) -> PlanError:
-    steps, width = problem.steps, problem.sensitivity.info.max_interval
-    interval = -(-steps // anchors)
-    more = next(count for count in feasible if count > anchors)
-    if interval > width:
-        return PlanError(
-            f"{anchors} anchors over {steps} steps need an interval of {interval} steps, but the sensitivity holds up "
-            f"to {width}: calibrate with max_interval >= {interval}, or use {more} anchors"
+        solution = solve_unified(choices, limit, problem.goal.anchors, self._candidates(problem))
+        if not solution.reached:
+            raise problem.out_of_reach(
+                (base + float(solution.rows.costs.sum())) * total,
+                f"with {len(solution.anchors)} of {steps} steps as anchors; ask for less, or calibrate with a "
+                f"max_interval above {problem.sensitivity.info.max_interval}",
+            )
+        return Draft(
+            solution.rows.actions,
+            float(solution.rows.errors.sum()),
+            {
+                "inherited_error": self.inherited_error,
+                "error_bound": solution.bound,
+                "multiplier": solution.multiplier,
+            },
         )
-    return PlanError(
-        f"every schedule of {anchors} anchors over {steps} steps needs an error of operator {problem.operator!r} that "
-        f"was not measured: use {more} anchors, or calibrate with a max_interval above {width}"
-    )
+
+    def _candidates(self, problem: Problem) -> list[Anchors]:
+        try:
+            return [best_anchors(problem)]
+        except PlanError:
+            if problem.goal.anchors is not None:
+                raise
+            return []  # reuse alone may still be cheap enough
 
 
-def _draft(problem: Problem, intervals: IntervalCosts, anchors: Anchors) -> Draft:
-    """The plan with these anchors, where the operator serves all other steps."""
-    total = intervals.total(anchors)
-    return Draft(_anchor_actions(problem, anchors), total if math.isfinite(total) else None)
+@dataclass(frozen=True)
+class PaperUnified(Strategy):
+    """The unified adaptive strategy of SODA (arXiv 2603.07057, UAS), on anchors by cosine error of reuse.
 
+    Attributes:
+        pruning: How pruned regions pick their tokens.
+        slope: Lambda in alpha = lambda * Ec + beta; alpha is the share of tokens that keep their value, so a negative
+            lambda computes more of what is more sensitive.
+    """
 
-def _anchor_actions(problem: Problem, anchors: Anchors) -> Actions:
-    everywhere = (COMPUTE,) * len(problem.sensitivity.info.regions)
-    columns: list[tuple[Action, ...]] = []
-    spacing = 0
-    for anchor, end in zip(anchors, (*anchors[1:], problem.steps), strict=True):
-        columns.append(everywhere)
-        columns += [problem.errors.actions(step, anchor, spacing) for step in range(anchor + 1, end)]
-        spacing = end - anchor
-    return tuple(zip(*columns, strict=True))
+    name: ClassVar[str] = "paper"
+    one_of: ClassVar[tuple[str, ...]] = ("budget",)
+    optional: ClassVar[tuple[str, ...]] = ("anchors",)
+    operator = "reuse"
+    objective = "cosine"
+    pruning: Pruning = field()  # required, although the base has None
+    slope: float = -1.0
+
+    def check(self, goal: Goal, steps: int) -> None:
+        """Check the goal, which needs anchors too."""
+        if goal.anchors is None or goal.max_error is not None:
+            raise OptionError("the paper's strategy with pruning needs anchors and one of speedup and latency_ms")
+        super().check(goal, steps)
+
+    def solve(self, problem: Problem) -> Draft:
+        """Return the paper's anchors, and between them pruning or reuse by its rule; see ``PaperStrategy``."""
+        anchors = best_anchors(problem)
+        costs, steps, budget, pruned = problem.costs, problem.steps, problem.budget, problem.prune_table
+        assert budget is not None
+        assert pruned is not None
+        reuse = problem.sensitivity.table("cosine", "reuse").astype(np.float64)
+        found = PaperStrategy.read(reuse, pruned, anchors, costs, self.slope).within(budget - steps * costs.base)
+        if found is None:
+            how = f"with {len(anchors)} of {steps} steps as anchors; ask for less or for fewer anchors"
+            raise problem.out_of_reach(costs.of(anchor_actions(problem, anchors)), how)
+        rows, beta = found
+        return Draft(rows.actions, float(rows.errors.sum()), {"lambda": self.slope, "beta": beta})

@@ -29,16 +29,16 @@ from typing import Any
 import numpy as np
 
 from soda_compile.planner.anchors import IntervalCosts, Schedules
-from soda_compile.planner.choices import Choices, Mask, Rows
+from soda_compile.planner.choices import Choices, Mask, RegionSchedules
+from soda_compile.planner.computed_steps import best_computed, interval_table
 from soda_compile.planner.multiplier import Edge, Outcome, find_edge
-from soda_compile.planner.rows import best_computed, interval_table
 
 Anchors = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Goal:
-    """What a plan has to reach; exactly one of the two is given.
+class Limit:
+    """A bound on cost or on error; exactly one of the two is not None.
 
     Attributes:
         budget: the regions' costs, as a share of computing everything at every step.
@@ -49,18 +49,18 @@ class Goal:
     max_error: float | None = None
 
     def is_cheap(self, outcome: Outcome[Any]) -> bool:
-        """Whether a solution lies on the cheap side of the goal."""
+        """Return whether a solution lies on the cheap side of the limit."""
         if self.budget is not None:
             return outcome.cost <= self.budget * (1 + 1e-12)
         assert self.max_error is not None
         return outcome.error > self.max_error
 
     def reached(self, outcome: Outcome[Any]) -> bool:
-        """Whether a solution reaches the goal."""
+        """Return whether a solution keeps the limit."""
         return self.is_cheap(outcome) == (self.budget is not None)
 
-    def best(self, edge: Edge[Rows]) -> Rows:
-        """The best mixture, region by region, of an edge's two ends, of which one reaches the goal."""
+    def best(self, edge: Edge[RegionSchedules]) -> RegionSchedules:
+        """Return the best mixture, region by region, of an edge's two ends, of which one keeps the limit."""
         ends = (edge.cheap, edge.accurate) if self.budget is not None else (edge.accurate, edge.cheap)
         start, other = (end.value for end in ends)
         rows = list(start.actions)
@@ -72,10 +72,10 @@ class Goal:
             trial_errors[region], trial_costs[region] = other.errors[region], other.costs[region]
             if self.reached(Outcome(float(trial_costs.sum()), float(trial_errors.sum()), None)):
                 rows[region], errors, costs = other.actions[region], trial_errors, trial_costs
-        return Rows(tuple(rows), errors, costs)
+        return RegionSchedules(tuple(rows), errors, costs)
 
-    def rank(self, rows: Rows) -> tuple[float, float]:
-        """Smaller is better."""
+    def rank(self, rows: RegionSchedules) -> tuple[float, float]:
+        """Return a key by which better results come first."""
         error, cost = float(rows.errors.sum()), float(rows.costs.sum())
         return (error, cost) if self.budget is not None else (cost, error)
 
@@ -87,55 +87,55 @@ class Solution:
     Attributes:
         rows: one action for every region and step.
         anchors: the steps at which all were made to compute.
-        multiplier: error saved for each unit of cost, at the goal; the unit is the cost of computing everything.
-        bound: with these anchors no plan within the budget has a smaller error; None for a goal of error.
-        reached: whether the goal is reached; otherwise the rows come as near as any.
+        multiplier: error saved for each unit of cost, at the limit; the unit is the cost of computing everything.
+        bound: with these anchors no plan within the budget has a smaller error; None for a limit on error.
+        reached: whether the limit is kept; otherwise the rows come as near as any.
     """
 
-    rows: Rows
+    rows: RegionSchedules
     anchors: Anchors
     multiplier: float
     bound: float | None
     reached: bool
 
 
-def solve_unified(choices: Choices, goal: Goal, count: int | None, candidates: Iterable[Anchors] = ()) -> Solution:
-    """The best plan that reaches the goal.
+def solve_unified(choices: Choices, limit: Limit, count: int | None, candidates: Iterable[Anchors] = ()) -> Solution:
+    """Return the best plan that keeps the limit.
 
     Args:
         choices: the menu.
-        goal: what to reach.
+        limit: what to keep.
         count: the number of anchors; None for any.
         candidates: further anchors to try, beside those that the multiplier finds.
     """
     menus = choices.menus()
-    edges = [find_edge(functools.partial(_anchors, menu, count), goal.is_cheap) for menu in menus]
+    edges = [find_edge(functools.partial(_anchors, menu, count), limit.is_cheap) for menu in menus]
     anchors = dict.fromkeys((*(end.value for edge in edges for end in (edge.cheap, edge.accurate)), *candidates))
-    return min((_best_of(menus, goal, each) for each in anchors), key=functools.partial(_rank, goal))
+    return min((_best_of(menus, limit, each) for each in anchors), key=functools.partial(_rank, limit))
 
 
-def _rank(goal: Goal, solution: Solution) -> tuple[bool, float, float]:
-    """Smaller is better."""
-    return (not solution.reached, *goal.rank(solution.rows))
+def _rank(limit: Limit, solution: Solution) -> tuple[bool, float, float]:
+    """Return a key by which better results come first."""
+    return (not solution.reached, *limit.rank(solution.rows))
 
 
-def _best_of(menus: Sequence[Choices], goal: Goal, anchors: Anchors) -> Solution:
-    """The best that any menu gives with these anchors; the bound is that of the first, which holds all others."""
-    found = [_with_anchors(menu, goal, anchors) for menu in menus]
-    return replace(min(found, key=functools.partial(_rank, goal)), bound=found[0].bound)
+def _best_of(menus: Sequence[Choices], limit: Limit, anchors: Anchors) -> Solution:
+    """Return the best that any menu gives with these anchors; the bound is the first menu's, which holds all others."""
+    found = [_with_anchors(menu, limit, anchors) for menu in menus]
+    return replace(min(found, key=functools.partial(_rank, limit)), bound=found[0].bound)
 
 
-def _with_anchors(choices: Choices, goal: Goal, anchors: Anchors) -> Solution:
-    edge = find_edge(functools.partial(_rows, choices, anchors), goal.is_cheap)
-    bound = None if goal.budget is None else edge.bound(goal.budget)
-    nearest = edge.cheap if goal.budget is not None else edge.accurate
-    if not goal.reached(nearest):
+def _with_anchors(choices: Choices, limit: Limit, anchors: Anchors) -> Solution:
+    edge = find_edge(functools.partial(_rows, choices, anchors), limit.is_cheap)
+    bound = None if limit.budget is None else edge.bound(limit.budget)
+    nearest = edge.cheap if limit.budget is not None else edge.accurate
+    if not limit.reached(nearest):
         return Solution(nearest.value, anchors, edge.multiplier, None, False)
-    return Solution(goal.best(edge), anchors, edge.multiplier, bound, True)
+    return Solution(limit.best(edge), anchors, edge.multiplier, bound, True)
 
 
 def _anchors(choices: Choices, count: int | None, error_weight: float, cost_weight: float) -> Outcome[Anchors]:
-    """The best anchors under these weights; history counts from the anchors."""
+    """Return the best anchors under these weights; history counts from the anchors."""
     menu = choices.with_compute()
     table = interval_table(menu.cheapest(error_weight, cost_weight).sum(axis=3, keepdims=True))
     if count is None:
@@ -151,8 +151,8 @@ def _anchors(choices: Choices, count: int | None, error_weight: float, cost_weig
     return Outcome(float(rows.costs.sum()), float(rows.errors.sum()), anchors)
 
 
-def _rows(choices: Choices, anchors: Anchors, error_weight: float, cost_weight: float) -> Outcome[Rows]:
-    """The best rows with these anchors under these weights; history is that of each region."""
+def _rows(choices: Choices, anchors: Anchors, error_weight: float, cost_weight: float) -> Outcome[RegionSchedules]:
+    """Return the best rows with these anchors under these weights; history is that of each region."""
     table = interval_table(choices.cheapest(error_weight, cost_weight))
     between = np.full_like(table[..., 1:], np.inf)
     between[..., :-1] = error_weight * np.moveaxis(choices.compute_errors, 3, 0)

@@ -1,4 +1,4 @@
-"""What one region can do at one step."""
+"""Actions: what one region can do at one step."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +21,7 @@ _PRUNE_SYMBOLS = "abcdefghijklmnopqstuvwxyzABD"
 
 @dataclass(frozen=True, order=True)
 class Action:
-    """What one region does at one step.
+    """The choice for one region at one step.
 
     Attributes:
         kind: "compute" (run the module and keep its output), "reuse" (take the kept output as it is), "forecast"
@@ -29,8 +29,8 @@ class Action:
             "prune" (compute some tokens and take the others from the kept output).
         order: for forecast that of one of OPERATORS, 0 otherwise.
         rate: for prune, the share of tokens that keep their old value, one of PRUNE_RATES; 0 otherwise. In a region
-            of several streams (joint attention) it is the rate of the longest stream.
-        side_rate: for prune, the rate of the other streams of the region, one of SIDE_RATES.
+            of several token groups (joint attention) it is the rate of the longest.
+        side_rate: for prune, the rate of the other token groups of the region, one of SIDE_RATES.
     """
 
     kind: Kind
@@ -58,7 +58,7 @@ class Action:
 
     @property
     def history(self) -> int:
-        """How many earlier computed outputs it reads."""
+        """Number of earlier computed outputs that it reads."""
         return 0 if self.kind == "compute" else OPERATORS[self.order].history
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ class Action:
 
 
 def prune(rate: float, side_rate: float = 0.0) -> Action:
-    """The action that keeps a share `rate` of the tokens as they are and computes the others."""
+    """Return the action that keeps a share `rate` of the tokens as they are and computes the others."""
     return Action("prune", rate=rate, side_rate=side_rate)
 
 

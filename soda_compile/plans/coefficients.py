@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def lagrange(points: Sequence[int], at: int) -> tuple[float, ...]:
-    """Weights of the values at ``points`` in the polynomial through them, evaluated at ``at``; they sum to 1."""
+    """Return the weights of the values at ``points`` in the polynomial through them at ``at``; they sum to 1."""
     weights = []
     for point in points:
         weight = 1.0

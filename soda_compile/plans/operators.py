@@ -31,23 +31,23 @@ class Operator:
 
     @property
     def history(self) -> int:
-        """How many past values it reads."""
+        """Number of past values that it reads."""
         return self.order + 1
 
     def ages(self, age: int, spacing: int) -> tuple[int, ...]:
-        """The ages in steps of the values that it reads, newest first, where they are `spacing` apart."""
+        """Return the ages in steps of the values that it reads, newest first, where they are `spacing` apart."""
         return tuple(age + spacing * index for index in range(self.history))
 
     def spacings(self, width: int) -> int:
-        """How many spacings its table of errors distinguishes, if up to `width` are measured."""
+        """Return the number of spacings that its table of errors distinguishes if up to `width` are measured."""
         return width if self.order else 1
 
     def shape(self, width: int) -> tuple[int, ...]:
-        """The axes of its table of errors behind step and region: age and, if it depends on it, spacing."""
+        """Return the axes of its table of errors behind step and region: age and, if it depends on it, spacing."""
         return (width, width) if self.order else (width,)
 
     def coefficients(self, points: Sequence[int], at: int) -> tuple[float, ...]:
-        """The weights of the values of steps `points` in the prediction for step `at`; they sum to 1."""
+        """Return the weights of the values of steps `points` in the prediction for step `at`; they sum to 1."""
         return lagrange(points, at)
 
 

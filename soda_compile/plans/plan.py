@@ -130,7 +130,7 @@ class Plan:
         return tuple(step for step in range(self.steps) if all(row[step] == COMPUTE for row in self.actions))
 
     def action(self, region_index: int, step: int) -> Action:
-        """The action of region number `region_index` at `step`."""
+        """Return the action of region number `region_index` at `step`."""
         return self.actions[region_index][step]
 
     @cached_property
@@ -157,7 +157,7 @@ class Plan:
         return f"Plan({len(self.regions)} regions, {self.steps} steps, {anchors} anchors, digest={self.digest!r})"
 
     def grid(self, width: int | None = None) -> str:
-        """The plan as a region x step grid in plain text, at most `width` columns (the terminal's by default)."""
+        """Return the plan as a region x step grid, at most `width` columns (the terminal's by default)."""
         used = set("".join(self.rows))
         listed = (action for action in ACTIONS if action in DEFAULT_ACTIONS or action.symbol in used)
         legend = {action.symbol: str(action) for action in (*listed, *self._prunes)}
@@ -169,7 +169,7 @@ class Plan:
         return sorted({action for row in self.actions for action in row if action.kind == "prune"})
 
     def to_json(self) -> str:
-        """The JSON text; equal plans give the same text."""
+        """Return the JSON text; equal plans give the same text."""
         used = set("".join(self.rows))
         legend: dict[str, object] = {action.symbol: {"kind": action.kind, "order": action.order} for action in ACTIONS}
         legend |= {action.symbol: asdict(action) for action in self._prunes}
@@ -194,7 +194,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str = "plan") -> "Plan":
-        """Reads what `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Args:
             text: the JSON text.
@@ -219,7 +219,7 @@ class Plan:
             raise PlanError(f"{source}: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the JSON to `path` atomically.
+        """Write the JSON to `path` atomically.
 
         Raises:
             OSError: the file cannot be written.
@@ -228,7 +228,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
-        """Reads a file that `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             PlanError: the file is missing, unreadable or not a valid plan; the message has the path and the reason.
@@ -241,7 +241,7 @@ class Plan:
 
 
 def compute_all_plan(regions: Sequence[str], steps: int, *, fingerprint: str = "") -> Plan:
-    """The plan that computes every region at every step: the unaccelerated run."""
+    """Return the plan that computes every region at every step: the unaccelerated run."""
     return Plan(fingerprint, tuple(regions), ((COMPUTE,) * steps,) * len(regions), flop_ratio=1.0)
 
 
@@ -255,7 +255,7 @@ def random_plan(
     pruning: Pruning | None = None,
     rates: Sequence[float] = (0.25, 0.5, 0.75),
 ) -> Plan:
-    """A valid plan that draws every region's action at every step at random, for tests and fuzzing.
+    """Return a valid plan that draws every region's action at every step at random, for tests and fuzzing.
 
     Args:
         seed: a seed, or the generator to draw from.

@@ -12,7 +12,7 @@ Scalar = str | int | float | bool | None
 
 
 class ActionEntry(BaseModel):
-    """What one symbol of the step strings stands for."""
+    """The action that one symbol of the step strings stands for."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -23,7 +23,7 @@ class ActionEntry(BaseModel):
 
 
 class PruningEntry(BaseModel):
-    """How the tokens to compute are picked."""
+    """The way in which the tokens to compute are picked."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -56,7 +56,7 @@ class PlanFile(BaseModel):
 
 
 def parse(text: str | bytes) -> PlanFile:
-    """Reads the JSON form.
+    """Read the JSON form.
 
     Raises:
         PlanError: not JSON, an unknown schema version, an unknown or missing key, or a value of a wrong type.

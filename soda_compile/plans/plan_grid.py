@@ -14,7 +14,7 @@ def render(
     flop_ratio: float | None = None,
     width: int | None = None,
 ) -> str:
-    """Draws the grid, wrapped into as many bands of steps as the width needs.
+    """Draw the grid, wrapped into as many bands of steps as the width needs.
 
     Regions that differ only in their block number and do the same share a line, "blocks.0-27.attn1 (x28)".
 
@@ -41,7 +41,7 @@ def render(
 
 
 def collapse(regions: Sequence[str], rows: Sequence[str]) -> list[tuple[str, str]]:
-    """Joins regions with the same row whose names differ only in their first number.
+    """Join regions with the same row whose names differ only in their first number.
 
     Returns:
         (label, row) in the order of first appearance.
@@ -49,14 +49,14 @@ def collapse(regions: Sequence[str], rows: Sequence[str]) -> list[tuple[str, str
     groups: dict[tuple[str, str, str], list[str]] = {}
     for name, row in zip(regions, rows, strict=True):
         match = re.search(r"(?<![^.])\d+(?![^.])", name)
-        head, number, tail = (name[: match.start()], match[0], name[match.end() :]) if match else (name, "", "")
-        groups.setdefault((head, tail, row), []).append(number)
-    return [(_label(head, numbers, tail), row) for (head, tail, row), numbers in groups.items()]
+        prefix, number, suffix = (name[: match.start()], match[0], name[match.end() :]) if match else (name, "", "")
+        groups.setdefault((prefix, suffix, row), []).append(number)
+    return [(_label(prefix, numbers, suffix), row) for (prefix, suffix, row), numbers in groups.items()]
 
 
-def _label(head: str, numbers: list[str], tail: str) -> str:
+def _label(prefix: str, numbers: list[str], suffix: str) -> str:
     if len(numbers) == 1:
-        return head + numbers[0] + tail
+        return prefix + numbers[0] + suffix
     runs: list[list[int]] = []
     for number in sorted(map(int, numbers)):
         if runs and number == runs[-1][-1] + 1:
@@ -64,7 +64,7 @@ def _label(head: str, numbers: list[str], tail: str) -> str:
         else:
             runs.append([number])
     spans = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return f"{head}{spans}{tail} (x{len(numbers)})"
+    return f"{prefix}{spans}{suffix} (x{len(numbers)})"
 
 
 def _header(band: range, anchors: set[int]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What each action of each region costs in time on one device: the data that ``soda_compile.profile`` measures."""
+"""The time of each action of each region on one device: the data that ``soda_compile.profile`` measures."""
 
 import math
 import os
@@ -69,7 +69,7 @@ class Profile:
             raise ProfileError(f"base_us is {self.base_us} and full_us {self.full_us}; both must be positive")
 
     def column(self, action: Action) -> NDArray[np.float64]:
-        """[R], the costs of one action; NaN where it was not measured."""
+        """Return [R], the costs of one action; NaN where it was not measured."""
         return np.asarray(self.cost_us[:, PROFILED.index(action)])
 
     def __repr__(self) -> str:
@@ -80,7 +80,7 @@ class Profile:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes JSON to `path` atomically.
+        """Write JSON to `path` atomically.
 
         Raises:
             OSError: the file cannot be written.
@@ -92,7 +92,7 @@ class Profile:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Profile":
-        """Reads a file that `save` wrote; actions that it does not hold were not measured.
+        """Read a file that `save` wrote; actions that it does not hold were not measured.
 
         Raises:
             ProfileError: missing, damaged, of another version, or with values that do not fit; names path and reason.

@@ -40,12 +40,12 @@ class ProfileFile(BaseModel):
 
 
 def encode(data: dict[str, Any]) -> bytes:
-    """The JSON text; the schema's version is added here."""
+    """Return the JSON text; the schema's version is added here."""
     return (json.dumps({"schema": SCHEMA, **data}, indent=1, allow_nan=False) + "\n").encode()
 
 
 def parse(text: bytes) -> ProfileFile:
-    """Reads the JSON form.
+    """Read the JSON form.
 
     Raises:
         ProfileError: not JSON, another schema version, an unknown or missing key, or a value of a wrong type.

@@ -1,4 +1,4 @@
-"""How a plan that prunes tokens picks the tokens to compute."""
+"""The choice of the tokens that a pruned region computes."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -17,7 +17,7 @@ SCORES: tuple[str, ...] = get_args(Score)
 
 @dataclass(frozen=True)
 class Pruning:
-    """Which tokens a pruned region computes: those with the highest score.
+    """A choice of tokens: those with the highest score are computed.
 
     Attributes:
         score: "feature_mean" (mean over the features of the region's input, SODA, arXiv 2603.07057), "drift" (norm
@@ -52,7 +52,7 @@ class Pruning:
 
 
 def random_scores(step: int, region: int, tokens: int) -> NDArray[np.float32]:
-    """Uniform scores [tokens] for the score "random": fresh for each step and region, the same in every trajectory."""
+    """Return uniform scores [tokens], fresh for each step and region, the same in every trajectory."""
     return np.random.default_rng((step, region)).random(tokens, dtype=np.float32)
 
 

@@ -1,4 +1,4 @@
-"""A plan for a trajectory, or a stream of calls, that begins in the middle of the schedule."""
+"""A plan for a trajectory, or a branch of guidance, that begins in the middle of the schedule."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ from soda_compile.plans.actions import COMPUTE, STALE, Action
 from soda_compile.plans.plan import Plan
 
 
-def tail(plan: Plan, start: int) -> Plan:
-    """What is left of a plan from step ``start`` on, when nothing has been kept before it.
+def resume_at(plan: Plan, start: int) -> Plan:
+    """Return the plan from step ``start`` on, where nothing has been kept before it.
 
     The first step computes everything. A forecast that would need values from before it becomes one of the highest
     order that the values since then allow, or reuse.
@@ -26,7 +26,7 @@ def tail(plan: Plan, start: int) -> Plan:
         return plan
     return replace(
         plan,
-        actions=tuple(_tail_row(row[start:]) for row in plan.actions),
+        actions=tuple(_resumed_row(row[start:]) for row in plan.actions),
         timesteps=plan.timesteps[start:] if plan.timesteps is not None else None,
         flop_ratio=None,
         predicted_error=None,
@@ -34,7 +34,7 @@ def tail(plan: Plan, start: int) -> Plan:
     )
 
 
-def _tail_row(row: tuple[Action, ...]) -> tuple[Action, ...]:
+def _resumed_row(row: tuple[Action, ...]) -> tuple[Action, ...]:
     shortened = [COMPUTE]
     for action in row[1:]:
         computed = shortened.count(COMPUTE)

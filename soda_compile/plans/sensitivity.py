@@ -1,4 +1,4 @@
-"""How much each region's output changes between steps, measured once per model and sampler setting.
+"""Sensitivity: the change of each region's output between steps, measured once per model and sampler setting.
 
 This is the table of offline fine-grained sensitivity (SODA, arXiv 2603.07057), held per operator: what it costs to
 reuse a value, what it costs to forecast it, and, if that was measured, what it costs to prune tokens.
@@ -48,7 +48,7 @@ class Sensitivity:
     - reuse tables are [T, R, W], index n-1: the value kept at step t-n is used;
     - forecast tables are [T, R, W, W], index [n-1, N-1]: the values kept at t-n, t-n-N, ... (order + 1 of them);
     - prune tables are [T, R, W, 7], index [n-1, i]: the share PRUNE_RATES[i] of the tokens, those of lowest score,
-      keeps the value of step t-n, and the others are fresh. Where a region has several streams, only the longest
+      keeps the value of step t-n, and the others are fresh. Where a region has several token groups, only the longest
       is pruned, as by the action ``prune(rate)``.
 
     NaN stands where an entry is undefined. Tables may be left out, but a table is in both dicts or in neither.
@@ -129,19 +129,19 @@ class Sensitivity:
             raise SensitivityError(f"array {name!r} is {array.dtype} {array.shape}; expected {np.dtype(dtype)} {shape}")
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """All tables under names such as "mean.residual.reuse".
+        """Return all tables under names such as "mean.residual.reuse".
 
         Raises:
             SensitivityError: a key is not a metric and an operator.
         """
-        known = {f"{metric}.{operator}" for metric in METRICS for operator in (*_OPERATORS, *PRUNE_OPERATORS)}
-        if unknown := sorted(set(self.mean) - known):
-            raise SensitivityError(f"table {unknown[0]!r} is not known; tables are {sorted(known)}")
+        names = {f"{metric}.{operator}" for metric in METRICS for operator in (*_OPERATORS, *PRUNE_OPERATORS)}
+        if unknown := sorted(set(self.mean) - names):
+            raise SensitivityError(f"table {unknown[0]!r} is not known; tables are {sorted(names)}")
         tables = {"mean": self.mean, "variance": self.variance}
         return {f"{kind}.{key}": table for kind, group in tables.items() for key, table in group.items()}
 
     def table(self, metric: str, operator: str) -> NDArray[np.float32]:
-        """The mean errors of `operator` under `metric`; see the class for the shape.
+        """Return the mean errors of `operator` under `metric`; see the class for the shape.
 
         Raises:
             SensitivityError: it was not measured.
@@ -165,7 +165,7 @@ class Sensitivity:
         spacing: int = 1,
         rate: float = PRUNE_RATES[0],
     ) -> float:
-        """One mean error; NaN where it is undefined or outside what was measured.
+        """Return one mean error; NaN where it is undefined or outside what was measured.
 
         Args:
             metric: one of METRICS.
@@ -193,7 +193,7 @@ class Sensitivity:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one safetensors file atomically.
+        """Write one safetensors file atomically.
 
         Raises:
             OSError: the file cannot be written.
@@ -206,7 +206,7 @@ class Sensitivity:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Sensitivity":
-        """Reads a file that `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             SensitivityError: missing, truncated, damaged or of another format; the message has the path and reason.
@@ -232,7 +232,7 @@ class Sensitivity:
 
 
 def merge(a: Sensitivity, b: Sensitivity) -> Sensitivity:
-    """Combines two measurements of the same thing with different seeds, as if they had been one.
+    """Combine two measurements of the same thing with different seeds, as if they had been one.
 
     Exact up to float32 rounding: mean and variance are pooled over samples (Chan, Golub, LeVeque 1979). An entry
     that is NaN in either stays NaN.
@@ -278,6 +278,6 @@ def _check_mergeable(a: Sensitivity, b: Sensitivity) -> None:
 
 
 def _join(a: dict[str, str], b: dict[str, str]) -> dict[str, str]:
-    """Keeps both values where they differ."""
+    """Keep both values where they differ."""
     both = {key: f"{a[key]}; {b[key]}" for key in a.keys() & b.keys() if a[key] != b[key]}
     return {**a, **b, **both}

@@ -18,13 +18,13 @@ Array = NDArray[Any]
 
 
 def encode(header: dict[str, Any], arrays: dict[str, Array]) -> bytes:
-    """Packs a JSON-able header and arrays; the header's key "format" is added here."""
+    """Pack a JSON-able header and arrays; the header's key "format" is added here."""
     text = json.dumps({"format": FORMAT, **header}, sort_keys=True)
     return save_arrays(arrays, metadata={"soda": text, "sha256": _checksum(text, arrays)})
 
 
 def decode(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Unpacks what `encode` packed.
+    """Unpack what `encode` packed.
 
     Args:
         data: the whole file.

@@ -1,4 +1,4 @@
-"""What a sensitivity measurement was made for and how: everything beside its tables."""
+"""The setting of a sensitivity measurement: everything beside its tables."""
 
 import json
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ PRUNE_OPERATORS = tuple(f"prune.{score}" for score in SCORES)
 
 @dataclass(frozen=True)
 class SensitivityInfo:
-    """What was measured and how.
+    """The setting and the size of a measurement.
 
     Attributes:
         fingerprint: hash of the model structure.
@@ -24,7 +24,7 @@ class SensitivityInfo:
         steps: denoising steps in one generation.
         max_interval: W, the largest age in steps that was measured.
         generations: generations run.
-        samples: rows seen, over which mean and variance are taken.
+        samples: samples seen, over which mean and variance are taken.
         seeds: the seeds used, all different.
         timesteps: the scheduler's timesteps, one per step, as it gives them.
         timestep_input: name of the model input that carries the timestep.

@@ -11,7 +11,7 @@ import torch
 from soda_compile.compiler.program import Program
 from soda_compile.errors import TrajectoryError
 from soda_compile.plans.plan import Plan
-from soda_compile.plans.resume import tail
+from soda_compile.plans.resume import resume_at
 from soda_compile.runtime.clock import Clock, clock_for
 from soda_compile.runtime.cuda_graphs import Recording
 from soda_compile.runtime.execution import run_step
@@ -73,7 +73,7 @@ class PlannedDenoiser:
         """The program for a stream that begins at a later step."""
         if start not in self._tails:
             with torch.inference_mode(False):
-                self._tails[start] = self.build(tail(self.plan, start))
+                self._tails[start] = self.build(resume_at(self.plan, start))
         return self._tails[start]
 
     @property

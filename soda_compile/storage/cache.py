@@ -1,4 +1,4 @@
-"""Where measurements are kept between runs."""
+"""The folder of measurements that are kept between runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VARIABLE = "SODA_COMPILE_CACHE"
 
 
 def cache_folder() -> Path:
-    """The folder named by SODA_COMPILE_CACHE, or ``soda_compile`` in the user's cache directory.
+    """Return the folder named by SODA_COMPILE_CACHE, or ``soda_compile`` in the user's cache directory.
 
     Profiles lie in ``profiles`` in it; each other folder in it belongs to one pipeline, with its sensitivity and plans.
     """

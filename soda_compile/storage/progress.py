@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def progress_bar() -> Progress:
-    """A bar on standard error that leaves nothing behind, and shows nothing where that is no terminal."""
+    """Return a transient progress bar on standard error, disabled unless that is a terminal."""
     return Progress(
         TextColumn("soda: {task.description}"),
         BarColumn(),

@@ -4,7 +4,7 @@ import json
 
 
 def metadata_of(data: bytes) -> dict[str, str]:
-    """Texts by name; empty if there are none.
+    """Return texts by name; empty if there are none.
 
     Raises:
         ValueError: If the data does not begin as a safetensors file does.

@@ -9,7 +9,7 @@ from tracing import graphs_as_they_are
 from typer.testing import CliRunner
 
 from soda_compile.cli import app
-from soda_compile.planner import explain, plan
+from soda_compile.planner import AnchorSchedule, PaperSchedule, Unified, explain, plan
 from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import PROFILED, Profile
@@ -199,12 +199,12 @@ def test_plan_prints_the_grid_and_writes_the_plan(folder):
 
 
 def test_plan_passes_every_option_on(folder):
-    for name, options in {
-        "cosine": {"operator": "forecast2", "objective": "cosine"},
-        "unweighted": {"operator": "auto", "step_weights": False},
-        "unified": {"unified": True},
-        "paper": {"paper": True},
-    }.items():
+    for name, options, strategy in (
+        ("cosine", {"operator": "forecast2", "objective": "cosine"}, AnchorSchedule("forecast2", "cosine")),
+        ("unweighted", {"operator": "auto", "step_weights": False}, AnchorSchedule("auto")),
+        ("unified", {"unified": True}, Unified()),
+        ("paper", {"paper": True}, PaperSchedule()),
+    ):
         flags = {key: value for key, value in options.items() if not isinstance(value, bool)}
         words = [word for key, value in flags.items() for word in (f"--{key}", value)]
         words += [f"--{key}" for key in ("paper", "unified") if key in options]
@@ -212,7 +212,7 @@ def test_plan_passes_every_option_on(folder):
         goal = {"speedup": 2.0} if "unified" in options else {"anchors": 3}
         words += [word for key, value in goal.items() for word in (f"--{key}", value)]
         succeed("plan", "s.safetensors", *words, "--out", f"{name}.json")
-        assert Plan.load(f"{name}.json") == plan(sensitivity(), **goal, **options)
+        assert Plan.load(f"{name}.json") == plan(sensitivity(), strategy=strategy, **goal)
 
 
 def test_plan_by_a_profile_says_what_it_takes(folder):
@@ -223,7 +223,7 @@ def test_plan_by_a_profile_says_what_it_takes(folder):
     profile.save("p.json")
     options = ["--speedup", 2, "--profile", "p.json", "--memory-bytes", 32, "--unified"]
     text = succeed("plan", "s.safetensors", *options, "--out", "plan.json")
-    made = plan(measured, speedup=2.0, profile=profile, memory_bytes=32, unified=True)
+    made = plan(measured, speedup=2.0, profile=profile, memory_bytes=32, strategy=Unified())
     assert Plan.load("plan.json") == made
     assert explain(made, measured, profile) in text
     assert "of 1.2 ms" in text

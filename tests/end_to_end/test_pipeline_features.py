@@ -20,7 +20,7 @@ from tracing import graphs_as_they_are
 import soda_compile
 from soda_compile.errors import OptionError, SensitivityError, TrajectoryError
 from soda_compile.plans.plan import Plan, compute_all_plan, random_plan
-from soda_compile.plans.resume import tail
+from soda_compile.plans.resume import resume_at
 
 DIT, FLUX, WAN = (PIPELINES[name] for name in ("dit", "flux", "wan"))
 
@@ -62,7 +62,7 @@ def test_image_to_image_follows_the_tail_of_the_plan(tmp_path: Path) -> None:
         return SD3.draw(pipe, num_inference_steps=10, image=image, strength=strength, **sizes)
 
     plan = sd3_plan(steps=10)
-    with planned_by_hooks(pipe.transformer, SD3.regions, tail(plan, 4)) as calls:
+    with planned_by_hooks(pipe.transformer, SD3.regions, resume_at(plan, 4)) as calls:
         expected = draw(0.6)
     assert len(calls) == 6
     soda_compile.accelerate(pipe, plan)
@@ -137,7 +137,7 @@ def test_a_named_call_that_comes_and_goes_keeps_its_own_values() -> None:
     other = [{**each, "hidden_states": -each["hidden_states"]} for each in inputs]
     with planned_by_hooks(pipe.transformer, FLUX.regions, plan), torch.no_grad():
         cond = [pipe.transformer(**each)[0] for each in inputs]
-    with planned_by_hooks(pipe.transformer, FLUX.regions, tail(plan, 2)), torch.no_grad():
+    with planned_by_hooks(pipe.transformer, FLUX.regions, resume_at(plan, 2)), torch.no_grad():
         uncond = [pipe.transformer(**each)[0] for each in other[2:]]
     soda_compile.accelerate(pipe, plan)
     pipe.scheduler.set_timesteps(STEPS)

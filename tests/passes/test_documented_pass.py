@@ -1,26 +1,16 @@
 """The example of a pass in docs/extending.md does what the text says."""
 
-import re
 from typing import Any
 
 import torch
+from documented import example, scope_of
 from golden import text
-from paths import ROOT
 from torch import Tensor, nn
 from tracing import graph_of, run, trace
 
 
-def example(name: str) -> str:
-    document = (ROOT / "docs/extending.md").read_text()
-    found = re.search(rf"<!-- example: {name} -->\n```\w*\n(.*?)```", document, re.DOTALL)
-    assert found is not None, f"docs/extending.md has no example {name!r}"
-    return found[1].strip()
-
-
 def fold_ones() -> Any:
-    scope: dict[str, Any] = {"__name__": "extending"}
-    exec(compile(example("pass"), "docs/extending.md", "exec"), scope)
-    return scope["FoldOnes"]()
+    return scope_of("pass")["FoldOnes"]()
 
 
 class TimesOne(nn.Module):

@@ -32,7 +32,7 @@ CalibrateWith = int | Sequence[Any] | Callable[[int], Any]
 def calibration_runs(
     pipe: Any, calibrate_with: CalibrateWith, options: Mapping[str, Any]
 ) -> tuple[Callable[[int], Any], int]:
-    """A function that runs one generation from a seed, and how often to call it.
+    """Return a function that runs one generation from a seed, and how often to call it.
 
     Args:
         pipe: The pipeline.
@@ -48,33 +48,33 @@ def calibration_runs(
                 f"calibrate_with is a function, so {', '.join(options)} would not reach the pipeline; pass it in there"
             )
         return calibrate_with, GENERATIONS
-    known = inspect.signature(pipe.__call__).parameters
-    unknown = [name for name in options if name not in known]
+    parameters = inspect.signature(pipe.__call__).parameters
+    unknown = [name for name in options if name not in parameters]
     if unknown:
         raise OptionError(f"{type(pipe).__name__} takes no argument {unknown[0]!r}")
-    items = _items(pipe, calibrate_with, known)
-    inputs = [item if isinstance(item, Mapping) else {_input_name(known): item} for item in items]
+    items = _items(pipe, calibrate_with, parameters)
+    inputs = [item if isinstance(item, Mapping) else {_input_name(parameters): item} for item in items]
 
     def generate(seed: int) -> Any:
         arguments = {**options, **inputs[seed % len(inputs)]}
-        if "generator" in known:
+        if "generator" in parameters:
             arguments.setdefault("generator", torch.Generator().manual_seed(seed))
         return pipe(**arguments)
 
     return generate, len(inputs)
 
 
-def _items(pipe: Any, calibrate_with: int | Sequence[Any], known: Mapping[str, Any]) -> Sequence[Any]:
+def _items(pipe: Any, calibrate_with: int | Sequence[Any], parameters: Mapping[str, Any]) -> Sequence[Any]:
     if not isinstance(calibrate_with, int):
         if isinstance(calibrate_with, str) or not len(calibrate_with):
             raise OptionError(f"calibrate_with is {calibrate_with!r}; it must be a list of at least one prompt")
         return calibrate_with
     if calibrate_with < 1:
         raise OptionError(f"calibrate_with is {calibrate_with}; it must be at least 1 generation")
-    if "prompt" in known:
+    if "prompt" in parameters:
         return [PROMPTS[number % len(PROMPTS)] for number in range(calibrate_with)]
     classes = getattr(getattr(pipe.transformer, "config", None), "num_embeds_ada_norm", None)
-    if "class_labels" in known and classes:
+    if "class_labels" in parameters and classes:
         return [[(7 * number) % classes] for number in range(calibrate_with)]
     raise OptionError(
         f"{type(pipe).__name__} takes neither a prompt nor class_labels; pass calibrate_with=generate, a function "
@@ -82,11 +82,11 @@ def _items(pipe: Any, calibrate_with: int | Sequence[Any], known: Mapping[str, A
     )
 
 
-def _input_name(known: Mapping[str, Any]) -> str:
-    return "prompt" if "prompt" in known else next(iter(known))
+def _input_name(parameters: Mapping[str, Any]) -> str:
+    return "prompt" if "prompt" in parameters else next(iter(parameters))
 
 
 def default_of(pipe: Any, name: str) -> Any:
-    """The pipeline's default for an argument; None where it has none."""
+    """Return the pipeline's default for an argument; None where it has none."""
     parameter = inspect.signature(pipe.__call__).parameters.get(name)
     return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default

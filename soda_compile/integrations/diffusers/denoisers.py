@@ -17,12 +17,12 @@ _SAMPLED = 8  # values of each parameter that go into the digest
 
 
 def is_pipeline(value: Any) -> bool:
-    """Whether the value looks like a diffusers pipeline: it has a scheduler and a denoiser."""
+    """Return whether the value looks like a diffusers pipeline: it has a scheduler and a denoiser."""
     return hasattr(value, "scheduler") and any(getattr(value, name, None) is not None for name in DENOISERS)
 
 
 def denoisers_of(pipe: Any) -> dict[str, torch.nn.Module]:
-    """The pipeline's denoisers by component name.
+    """Return the pipeline's denoisers by component name.
 
     Raises:
         OptionError: If there is none.
@@ -37,7 +37,7 @@ def denoisers_of(pipe: Any) -> dict[str, torch.nn.Module]:
 
 
 def require_supported(name: str, module: torch.nn.Module) -> None:
-    """Says before any work starts what cannot be accelerated, and the way out.
+    """Say before any work starts what cannot be accelerated, and the way out.
 
     Raises:
         OptionError: For a denoiser that is compiled, cached, or kept in a way that cannot be captured.
@@ -67,14 +67,14 @@ def require_supported(name: str, module: torch.nn.Module) -> None:
 
 
 def signature(module: torch.nn.Module) -> str:
-    """Hash of the names, shapes and types of the weights and of the configuration: cheap, and told by a LoRA."""
+    """Return a hash of the weights' names, shapes and types and of the configuration: cheap; a LoRA changes it."""
     weights = [(name, tuple(value.shape), str(value.dtype), type(value).__name__) for name, value in _weights(module)]
     config = {key: value for key, value in dict(getattr(module, "config", {})).items() if not key.startswith("_")}
     return _digest([type(module).__name__, json.dumps(config, default=str, sort_keys=True), repr(weights)])
 
 
 def model_digest(module: torch.nn.Module) -> str:
-    """Hash of the signature and of some values of every weight: another fine-tuning of a model is another model."""
+    """Return a hash of the signature and of some values of every weight, which fine-tuning changes."""
     samples: dict[torch.device, list[torch.Tensor]] = {}
     for value in flatten_inputs([value for _, value in _weights(module)]):
         if value.numel():

@@ -25,7 +25,7 @@ class MethodHook:
         functools.update_wrapper(self, self.method)  # pipelines look at signatures
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Calls the function."""
+        """Call the function."""
         return self.function(*arguments, **options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
@@ -33,12 +33,12 @@ class MethodHook:
         return MethodType(self.method.__func__, memo.get(id(owner), owner))
 
     def attach(self) -> MethodHook:
-        """Puts it on the object; the class stays as it is."""
+        """Put it on the object; the class stays as it is."""
         setattr(self.method.__self__, self.method.__name__, self)
         return self
 
     def detach(self) -> None:
-        """Takes it off, unless somebody has replaced it since."""
+        """Take it off, unless somebody has replaced it since."""
         owner, name = self.method.__self__, self.method.__name__
         if owner.__dict__.get(name) is self:
             delattr(owner, name)

@@ -1,4 +1,4 @@
-"""Where in the noise scheduler's timesteps a plan lies, or why it lies nowhere."""
+"""The place of a plan in the noise scheduler's timesteps, or the reason why it has none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from soda_compile.plans.plan import Plan
 
 
 def require_scheduler(plan: Plan, scheduler: Any) -> None:
-    """Checks that a plan was made for this scheduler.
+    """Check that a plan was made for this scheduler.
 
     Raises:
         PlanError: It was not.
@@ -23,7 +23,7 @@ def require_scheduler(plan: Plan, scheduler: Any) -> None:
 
 
 def first_step(plan: Plan, scheduler: Any) -> int:
-    """Index in ``scheduler.timesteps`` of the plan's step 0.
+    """Return the index in ``scheduler.timesteps`` of the plan's step 0.
 
     A plan of as many steps as the schedule covers all of it. A shorter one, such as that of a second-stage denoiser,
     lies where its timesteps are. Where the timesteps depend on the resolution (dynamic shifting), they may differ
@@ -55,10 +55,10 @@ def first_step(plan: Plan, scheduler: Any) -> int:
 
 
 def _worst(wanted: tuple[float, ...] | list[float], given: list[float]) -> int | None:
-    """The step where two schedules are farthest apart, or None if they agree."""
+    """Return the step where two schedules are farthest apart, or None if they agree."""
     worst = max(range(len(wanted)), key=lambda step: abs(wanted[step] - given[step]))
-    apart = abs(wanted[worst] - given[worst]) > 1e-3 * max(1.0, abs(wanted[worst]))
-    return worst if apart else None
+    differ = abs(wanted[worst] - given[worst]) > 1e-3 * max(1.0, abs(wanted[worst]))
+    return worst if differ else None
 
 
 def _count_error(plan: Plan, steps: int) -> PlanError:

@@ -73,7 +73,7 @@ class SchedulerHook:
         return probe_step_weights(self.scheduler, *self.arguments)
 
     def attach(self) -> SchedulerHook:
-        """Hooks this scheduler object; its class stays as it is.
+        """Attach to this scheduler object; its class stays as it is.
 
         Raises:
             OptionError: If another hook has it.
@@ -91,7 +91,7 @@ class SchedulerHook:
         return self
 
     def detach(self) -> None:
-        """Removes the hooks."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.detach()
         self._hooks = []
@@ -123,27 +123,27 @@ class SchedulerHook:
         return result
 
     def _start_at(self, method: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """Sets the clock to the timestep of a call, before the first step has ended; later the clock knows better."""
+        """Set the clock to the timestep of a call, before the first step has ended; later the clock knows better."""
         if not self._at_start or not self.clock.trajectory:
             return
         timestep = inspect.signature(method).bind_partial(*arguments, **options).arguments.get("timestep")
-        known = timesteps_of(self.scheduler)
-        if timestep is not None and known[self.clock.step] != float(timestep) and float(timestep) in known:
-            self.clock.step = known.index(float(timestep))
+        timesteps = timesteps_of(self.scheduler)
+        if timestep is not None and timesteps[self.clock.step] != float(timestep) and float(timestep) in timesteps:
+            self.clock.step = timesteps.index(float(timestep))
 
 
 def timesteps_of(scheduler: Any) -> list[float]:
-    """The scheduler's timesteps as numbers, read at once where they are on a device."""
+    """Return the scheduler's timesteps as numbers, read at once where they are on a device."""
     return [float(value) for value in torch.as_tensor(scheduler.timesteps).tolist()]
 
 
 def scheduler_digest(scheduler: Any) -> str:
-    """Short hash of a scheduler's class and configuration."""
+    """Return a short hash of a scheduler's class and configuration."""
     return hashlib.sha256(json.dumps([type(scheduler).__name__, scheduler_config(scheduler)]).encode()).hexdigest()[:16]
 
 
 def scheduler_config(scheduler: Any) -> dict[str, Any]:
-    """The scheduler's configuration as plain JSON values, without what only names library versions."""
+    """Return the scheduler's configuration as plain JSON values, without what only names library versions."""
     config = {key: value for key, value in dict(scheduler.config).items() if not key.startswith("_")}
     plain: dict[str, Any] = json.loads(json.dumps(config, default=str, sort_keys=True))
     return plain

@@ -1,4 +1,4 @@
-"""How far an error in the denoiser's output at each step moves the sample."""
+"""Step weights: how far an error in the denoiser's output at each step moves the sample."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from soda_compile.errors import SensitivityError
 def probe_step_weights(
     scheduler: Any, arguments: Sequence[Any] = (), options: Mapping[str, Any] | None = None
 ) -> npt.NDArray[np.float64]:
-    """Probes a diffusers noise scheduler; it is linear in the model output, so one small error a step tells all.
+    """Probe a diffusers noise scheduler; it is linear in the model output, so one small error a step tells all.
 
     Runs a copy of the scheduler twice over the whole trajectory on a batch with one row for each step, with zero
     model outputs: in the first run row t has an error at step t. Random noise is drawn alike in both runs. What
@@ -46,13 +46,13 @@ def probe_step_weights(
             f"{type(scheduler).__name__} could not be probed for its step weights: {type(error).__name__}: {error}. "
             "Pass scheduler=None to weigh all steps alike"
         ) from error
-    rows = torch.arange(steps)
-    moved: npt.NDArray[np.float64] = (disturbed - calm)[rows, rows].flatten(1).norm(dim=1).double().numpy()
+    samples = torch.arange(steps)
+    moved: npt.NDArray[np.float64] = (disturbed - calm)[samples, samples].flatten(1).norm(dim=1).double().numpy()
     return moved / float(errors[0, 0].norm()) / _sample_sizes(scheduler)
 
 
 def _sample_sizes(scheduler: Any) -> npt.NDArray[np.float64]:
-    """Size of a noised sample after each step, for clean samples and noise of unit size."""
+    """Return the size of a noised sample after each step, for clean samples and noise of unit size."""
     one, zero = torch.ones(1, 1), torch.zeros(1, 1)
     sizes = [
         math.hypot(_noised(scheduler, one, zero, timestep), _noised(scheduler, zero, one, timestep))
@@ -69,7 +69,7 @@ def _noised(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor, timestep: 
 
 
 def _run(scheduler: Any, arguments: Sequence[Any], options: Mapping[str, Any], outputs: torch.Tensor) -> torch.Tensor:
-    """The samples after each step, [steps, rows, 1, 2, 2], for given model outputs of that shape."""
+    """Return the samples after each step, [steps, samples, 1, 2, 2], for given model outputs of that shape."""
     copied = copy.deepcopy(scheduler)
     for name in ("set_timesteps", "step"):
         copied.__dict__.pop(name, None)  # an integration may have hooked the instance

@@ -12,6 +12,7 @@ from torch import nn
 from tracing import graphs_as_they_are
 
 import soda_compile
+from soda_compile.planner import AnchorSchedule, Unified
 from soda_compile.plans.actions import Action
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.sensitivity import Sensitivity
@@ -56,16 +57,16 @@ def test_it_is_the_best_on_a_smooth_trajectory(sensitivity: Sensitivity):
 
 
 def test_it_is_planned_where_it_is_asked_for(sensitivity: Sensitivity):
-    made = soda_compile.plan(sensitivity, anchors=7, operator="forecast3")
+    made = soda_compile.plan(sensitivity, anchors=7, strategy=AnchorSchedule("forecast3"))
     assert any(FORECAST3 in row for row in made.actions)
     assert Plan.from_json(made.to_json()) == made
-    for options in ({"anchors": 7, "operator": "auto"}, {"speedup": 1.3, "unified": True}):
+    for options in ({"anchors": 7, "strategy": AnchorSchedule("auto")}, {"speedup": 1.3, "strategy": Unified()}):
         default = soda_compile.plan(sensitivity, **options)
         assert not any(FORECAST3 in row for row in default.actions)
 
 
 def test_what_is_compiled_is_what_the_plan_says(model: nn.Module, sensitivity: Sensitivity):
-    made = soda_compile.plan(sensitivity, anchors=7, operator="forecast3")
+    made = soda_compile.plan(sensitivity, anchors=7, strategy=AnchorSchedule("forecast3"))
     assert any(FORECAST3 in row for row in made.actions)
     steps = [inputs(step, STEPS) for step in range(STEPS)]
     expected = EagerReference(model, REGIONS, made).run(steps)

@@ -6,7 +6,7 @@ import pytest
 from planner_tables import every_schedule, make_sensitivity, plain_cost
 
 from soda_compile.errors import OptionError, PlanError, SensitivityError
-from soda_compile.planner import OPERATOR_CHOICES, fixed_interval_plan, flop_ratio, plan
+from soda_compile.planner import OPERATOR_CHOICES, AnchorSchedule, PaperSchedule, fixed_interval_plan, flop_ratio, plan
 from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, REUSE
 from soda_compile.plans.plan import Plan
 
@@ -38,9 +38,9 @@ def test_schedule_is_the_best_of_all(operator, weighted, steps, width, holes):
             best = min(costs.values())
             if math.isinf(best):
                 with pytest.raises(PlanError, match="anchors"):
-                    plan(sensitivity, anchors=count, operator=operator, step_weights=weighted)
+                    plan(sensitivity, anchors=count, strategy=AnchorSchedule(operator=operator, step_weights=weighted))
                 continue
-            made = plan(sensitivity, anchors=count, operator=operator, step_weights=weighted)
+            made = plan(sensitivity, anchors=count, strategy=AnchorSchedule(operator=operator, step_weights=weighted))
             assert len(made.anchors) == count
             assert made.predicted_error == pytest.approx(best)
             assert costs[made.anchors] == pytest.approx(best)
@@ -51,7 +51,7 @@ def test_schedule_is_the_best_of_all(operator, weighted, steps, width, holes):
 def test_actions_have_the_predicted_error(operator, holes):
     """The error read off the plan's actions, region by region, is the one the planner minimised."""
     sensitivity = make_sensitivity(3, steps=9, regions=3, width=6, holes=holes)
-    made = plan(sensitivity, anchors=5, operator=operator, step_weights=True)
+    made = plan(sensitivity, anchors=5, strategy=AnchorSchedule(operator=operator, step_weights=True))
     total = 0.0
     for region, row in zip(made.regions, made.actions, strict=True):
         for step, action in enumerate(row):
@@ -66,11 +66,14 @@ def test_actions_have_the_predicted_error(operator, holes):
 
 def test_auto_mixes_operators_within_a_step():
     sensitivity = make_sensitivity(0, steps=10, regions=6, width=9)
-    made = plan(sensitivity, anchors=4, operator="auto")
+    made = plan(sensitivity, anchors=4, strategy=AnchorSchedule(operator="auto"))
     last = {row[made.steps - 1] if COMPUTE not in row[-1:] else row[made.anchors[-1] - 1] for row in made.actions}
     assert len(last) > 1
     for operator in ("reuse", "forecast1", "forecast2"):
-        assert made.predicted_error <= plan(sensitivity, anchors=4, operator=operator).predicted_error
+        assert (
+            made.predicted_error
+            <= plan(sensitivity, anchors=4, strategy=AnchorSchedule(operator=operator)).predicted_error
+        )
 
 
 def test_forecast_falls_back_where_history_is_short():
@@ -84,12 +87,17 @@ def test_forecast_falls_back_where_history_is_short():
 def test_objective_and_step_weights_matter():
     sensitivity = make_sensitivity(5, steps=8, regions=1, width=7)
     for objective in ("residual", "relative", "cosine"):
-        made = plan(sensitivity, anchors=3, operator="reuse", objective=objective, step_weights=True)
+        made = plan(
+            sensitivity, anchors=3, strategy=AnchorSchedule(operator="reuse", objective=objective, step_weights=True)
+        )
         expected = min(plain_cost(sensitivity, anchors, "reuse", objective) for anchors in every_schedule(8, 3))
         assert made.predicted_error == pytest.approx(expected)
     heavy = np.ones(8)
     heavy[3] = 1000.0
-    assert 3 in plan(replace(sensitivity, step_weights=heavy), anchors=3, step_weights=True).anchors
+    assert (
+        3
+        in plan(replace(sensitivity, step_weights=heavy), anchors=3, strategy=AnchorSchedule(step_weights=True)).anchors
+    )
 
 
 def _smooth(steps=12, width=11):
@@ -113,7 +121,10 @@ def _smooth(steps=12, width=11):
 @pytest.mark.parametrize("operator", OPERATOR_CHOICES)
 def test_more_anchors_are_never_worse(operator):
     sensitivity = _smooth()
-    errors = [plan(sensitivity, anchors=count, operator=operator).predicted_error for count in range(1, 13)]
+    errors = [
+        plan(sensitivity, anchors=count, strategy=AnchorSchedule(operator=operator)).predicted_error
+        for count in range(1, 13)
+    ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] == 0.0
 
@@ -122,7 +133,8 @@ def test_more_anchors_are_never_worse(operator):
 def test_planned_is_never_worse_than_fixed_interval(operator):
     sensitivity = make_sensitivity(2, steps=12, width=11)
     for count in range(1, 13):
-        planned, fixed = (make(sensitivity, anchors=count, operator=operator) for make in (plan, fixed_interval_plan))
+        planned = plan(sensitivity, anchors=count, strategy=AnchorSchedule(operator))
+        fixed = fixed_interval_plan(sensitivity, anchors=count, operator=operator)
         assert planned.predicted_error <= fixed.predicted_error * (1 + 1e-9)
         assert planned.flop_ratio == pytest.approx(fixed.flop_ratio)
 
@@ -148,10 +160,10 @@ def test_flop_ratio_counts_each_region():
 
 def test_impossible_speedup_names_the_most():
     sensitivity = make_sensitivity(0, steps=12, width=2)
-    most = 1 / plan(sensitivity, anchors=4, operator="reuse").flop_ratio
+    most = 1 / plan(sensitivity, anchors=4, strategy=AnchorSchedule(operator="reuse")).flop_ratio
     with pytest.raises(PlanError, match=rf"speedup of 50 .* most is {most:.3f}, with 4 of 12 steps"):
-        plan(sensitivity, speedup=50, operator="reuse")
-    assert len(plan(sensitivity, speedup=most, operator="reuse").anchors) == 4
+        plan(sensitivity, speedup=50, strategy=AnchorSchedule(operator="reuse"))
+    assert len(plan(sensitivity, speedup=most, strategy=AnchorSchedule(operator="reuse")).anchors) == 4
     for speedup in (0.5, -1, math.nan, math.inf):
         with pytest.raises(PlanError, match=r"speedup is .*finite number, at least 1"):
             plan(sensitivity, speedup=speedup)
@@ -163,12 +175,12 @@ def test_impossible_anchors_name_the_way_out():
         with pytest.raises(PlanError, match=rf"anchors is {anchors}; .* from 1 to 12"):
             plan(sensitivity, anchors=anchors)
     with pytest.raises(PlanError, match=r"interval of 4 steps, .* up to 2: .*max_interval >= 4, or use 4 anchors"):
-        plan(sensitivity, anchors=3, operator="reuse")
+        plan(sensitivity, anchors=3, strategy=AnchorSchedule(operator="reuse"))
     plan(make_sensitivity(0, steps=12, width=4), anchors=3)
     sensitivity.mean["residual.reuse"][1:8] = np.nan
     with pytest.raises(PlanError, match=r"every schedule of 6 anchors .* 'reuse' that was not measured: use 9 anchors"):
-        plan(sensitivity, anchors=6, operator="reuse")
-    assert plan(sensitivity, anchors=9, operator="reuse").anchors[:8] == tuple(range(8))
+        plan(sensitivity, anchors=6, strategy=AnchorSchedule(operator="reuse"))
+    assert plan(sensitivity, anchors=9, strategy=AnchorSchedule(operator="reuse")).anchors[:8] == tuple(range(8))
 
 
 def test_bad_options():
@@ -178,12 +190,12 @@ def test_bad_options():
     with pytest.raises(OptionError, match="exactly one"):
         plan(sensitivity, anchors=3, speedup=2.0)
     with pytest.raises(OptionError, match=r"operator 'linear' .* reuse, forecast1, forecast2, forecast3, auto"):
-        plan(sensitivity, anchors=3, operator="linear")
+        plan(sensitivity, anchors=3, strategy=AnchorSchedule(operator="linear"))
     with pytest.raises(OptionError, match=r"objective 'l2' .* cosine, relative, residual"):
-        plan(sensitivity, anchors=3, objective="l2")
+        plan(sensitivity, anchors=3, strategy=AnchorSchedule(objective="l2"))
     small = {"cosine.reuse": sensitivity.mean["cosine.reuse"]}
     only_paper = replace(sensitivity, mean=small, variance=small)
-    assert plan(only_paper, anchors=3, paper=True).anchors[0] == 0
+    assert plan(only_paper, anchors=3, strategy=PaperSchedule()).anchors[0] == 0
     with pytest.raises(SensitivityError, match=r"metric 'residual' and operator 'reuse'; measured are cosine\.reuse"):
         plan(only_paper, anchors=3)
 
@@ -214,6 +226,6 @@ def test_fixed_interval_spreads_evenly(operator):
 
 def test_runs_at_full_size():
     sensitivity = make_sensitivity(0, steps=250, regions=56, width=10)
-    made = plan(sensitivity, anchors=72, operator="auto")
+    made = plan(sensitivity, anchors=72, strategy=AnchorSchedule(operator="auto"))
     assert len(made.anchors) == 72
     assert made.predicted_error == pytest.approx(plain_cost(sensitivity, made.anchors, "auto", weighted=False))

@@ -7,7 +7,7 @@ import pytest
 from planner_tables import make_sensitivity
 
 from soda_compile.errors import PlanError
-from soda_compile.planner import explain, plan
+from soda_compile.planner import Unified, explain, plan
 from soda_compile.plans.actions import COMPUTE, FORECAST1, PRUNE_RATES, REUSE, prune
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import PROFILED, Profile
@@ -80,7 +80,7 @@ def worse(sensitivity):
 
 def test_equal_regions_share_a_line_and_the_bound_is_told():
     sensitivity = make_sensitivity(0, steps=10, regions=3, width=6, scores=["drift"])
-    made = plan(sensitivity, speedup=1.8, pruning=Pruning("drift"))
+    made = plan(sensitivity, speedup=1.8, strategy=Unified(pruning=Pruning("drift")))
     text = explain(made, sensitivity)
     assert "no plan with these anchors has less than" in text
     alone = plan(sensitivity, anchors=4)

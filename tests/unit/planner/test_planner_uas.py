@@ -7,7 +7,7 @@ import pytest
 from planner_tables import make_sensitivity
 
 from soda_compile.errors import OptionError, PlanError, SensitivityError
-from soda_compile.planner import plan
+from soda_compile.planner import PaperSchedule, PaperUnified, plan
 from soda_compile.plans.actions import COMPUTE, PRUNE_RATES, REUSE, prune
 from soda_compile.plans.pruning import Pruning
 
@@ -30,7 +30,7 @@ def by_hand():
     [(-1.0, (6, 5, 5)), (1.0, (5, 5, 6)), (0.0, (6, 6, 6))],
 )
 def test_by_hand(slope, rates):
-    made = plan(by_hand(), anchors=1, speedup=2.0, paper=True, paper_lambda=slope, pruning=BY_MEAN)
+    made = plan(by_hand(), anchors=1, speedup=2.0, strategy=PaperUnified(BY_MEAN, slope))
     assert made.actions == ((COMPUTE, *(prune(rate / 8) for rate in rates)),)
     error = sum(ec * rate / 8 for ec, rate in zip((0.1, 0.2, 0.3), rates, strict=True))
     assert made.predicted_error == pytest.approx(error)
@@ -43,23 +43,23 @@ def test_by_hand(slope, rates):
 def test_it_reuses_where_pruning_is_no_better():
     sensitivity = by_hand()
     sensitivity.mean["cosine.prune.feature_mean"][2] = 0.2
-    made = plan(sensitivity, anchors=1, speedup=2.0, paper=True, pruning=BY_MEAN)
+    made = plan(sensitivity, anchors=1, speedup=2.0, strategy=PaperUnified(BY_MEAN))
     # Step 2 is free now, and beta falls: 8 (beta - .1) and 8 (beta - .3) round to 5 and 3 from beta = .675 on.
     assert made.actions == ((COMPUTE, prune(5 / 8), REUSE, prune(3 / 8)),)
 
 
 @pytest.mark.parametrize(("speedup", "expected"), [(1.0, COMPUTE), (4.0, REUSE)])
 def test_the_ends_of_the_grid_compute_and_reuse(speedup, expected):
-    made = plan(by_hand(), anchors=1, speedup=speedup, paper=True, pruning=BY_MEAN)
+    made = plan(by_hand(), anchors=1, speedup=speedup, strategy=PaperUnified(BY_MEAN))
     assert made.actions == ((COMPUTE, expected, expected, expected),)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_action_follows_the_rule(seed):
     sensitivity = make_sensitivity(seed, steps=12, regions=4, width=6, scores=["feature_mean"])
-    schedule = plan(sensitivity, anchors=4, paper=True)
+    schedule = plan(sensitivity, anchors=4, strategy=PaperSchedule())
     for speedup in (1.5, 2.0, 2.4):
-        made = plan(sensitivity, anchors=4, speedup=speedup, paper=True, paper_lambda=-0.4, pruning=BY_MEAN)
+        made = plan(sensitivity, anchors=4, speedup=speedup, strategy=PaperUnified(BY_MEAN, -0.4))
         assert set(schedule.anchors) <= set(made.anchors)
         assert made.flop_ratio * speedup <= 1 + 1e-9
         beta = dict(made.method)["beta"]
@@ -83,16 +83,16 @@ def test_every_action_follows_the_rule(seed):
 def test_the_budget_is_used():
     """More than nine tenths of what the anchors leave over is spent, where every module can be pruned."""
     sensitivity = make_sensitivity(0, steps=40, regions=20, width=9, scores=["feature_mean"])
-    fewest = plan(sensitivity, anchors=10, paper=True).flop_ratio
+    fewest = plan(sensitivity, anchors=10, strategy=PaperSchedule()).flop_ratio
     for speedup in (1.5, 2.0, 2.5):
-        made = plan(sensitivity, anchors=10, speedup=speedup, paper=True, pruning=BY_MEAN)
+        made = plan(sensitivity, anchors=10, speedup=speedup, strategy=PaperUnified(BY_MEAN))
         assert 0.9 / speedup + 0.1 * fewest <= made.flop_ratio <= 1 / speedup
 
 
 def test_what_cannot_be_pruned_is_reused():
     sensitivity = by_hand()
     stuck = replace(sensitivity, region_prune_flops=np.zeros((1, 7)))
-    made = plan(stuck, anchors=1, speedup=2.0, paper=True, pruning=BY_MEAN)
+    made = plan(stuck, anchors=1, speedup=2.0, strategy=PaperUnified(BY_MEAN))
     # The budget has room for one more step to compute: beta falls until alpha rounds to 0 where Ec is largest.
     assert made.actions == ((COMPUTE, REUSE, REUSE, COMPUTE),)
     assert made.pruning is None
@@ -102,12 +102,12 @@ def test_bad_options():
     sensitivity = by_hand()
     for options in ({"speedup": 2.0}, {"anchors": 1, "max_error": 1.0}):
         with pytest.raises(OptionError, match="needs anchors and one of speedup and latency_ms"):
-            plan(sensitivity, paper=True, pruning=BY_MEAN, **options)
+            plan(sensitivity, strategy=PaperUnified(BY_MEAN), **options)
     with pytest.raises(OptionError, match="exactly one of speedup"):
-        plan(sensitivity, anchors=1, paper=True, pruning=BY_MEAN)
-    with pytest.raises(OptionError, match="paper=True fixes"):
-        plan(sensitivity, anchors=1, paper=True, unified=True)
+        plan(sensitivity, anchors=1, strategy=PaperUnified(BY_MEAN))
+    with pytest.raises(TypeError, match="pruning"):
+        PaperUnified()
     with pytest.raises(PlanError, match=r"speedup of 5 by FLOPs is out of reach: the most is 4\.000, with 1 of 4"):
-        plan(sensitivity, anchors=1, speedup=5.0, paper=True, pruning=BY_MEAN)
+        plan(sensitivity, anchors=1, speedup=5.0, strategy=PaperUnified(BY_MEAN))
     with pytest.raises(SensitivityError, match=r"'prune\.drift'"):
-        plan(sensitivity, anchors=1, speedup=2.0, paper=True, pruning=Pruning("drift"))
+        plan(sensitivity, anchors=1, speedup=2.0, strategy=PaperUnified(Pruning("drift")))

@@ -8,12 +8,12 @@ from planner_brute_force import convex_hull, frontier, row_cost, row_error
 from planner_tables import every_schedule, make_sensitivity
 
 from soda_compile.errors import OptionError, PlanError, SensitivityError
-from soda_compile.planner import flop_ratio, plan
+from soda_compile.planner import AnchorSchedule, FixedInterval, Goal, Unified, flop_ratio, plan
 from soda_compile.planner.choices import Choices
 from soda_compile.planner.costs import Costs
 from soda_compile.planner.multiplier import Outcome, find_edge
 from soda_compile.planner.stale_errors import StaleErrors
-from soda_compile.planner.unified import Goal, _anchors, _best_of, _with_anchors
+from soda_compile.planner.unified import Limit, _anchors, _best_of, _with_anchors
 from soda_compile.plans.actions import COMPUTE, PRUNE_RATES
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.pruning import Pruning
@@ -46,12 +46,12 @@ def test_rows_are_the_best_on_the_hull_and_near_it_elsewhere(score, steps, ancho
         hull = convex_hull(costs, errors)
         assert len(hull) > 3
         for index in hull:
-            found = _with_anchors(choices, Goal(budget=costs[index] / scale * (1 + 1e-9)), anchors)
+            found = _with_anchors(choices, Limit(budget=costs[index] / scale * (1 + 1e-9)), anchors)
             assert found.rows.errors.sum() == pytest.approx(errors[index], abs=1e-9)
             assert found.bound == pytest.approx(errors[index], abs=1e-5)
         for budget in np.linspace(costs.min(), costs.max(), 25):
             best = errors[costs <= budget * (1 + 1e-9)].min()
-            found = _with_anchors(choices, Goal(budget=budget / scale), anchors)
+            found = _with_anchors(choices, Limit(budget=budget / scale), anchors)
             error = found.rows.errors.sum()
             assert found.bound - 1e-9 <= best <= error + 1e-9
             assert found.rows.costs.sum() <= budget / scale * (1 + 1e-9)
@@ -69,7 +69,7 @@ def test_goal_of_error_is_met_at_the_least_cost():
     costs, errors = frontier(sensitivity, (0,), "drift", FEW_RATES)
     choices = choices_of(sensitivity, "drift")
     for index in convex_hull(costs, errors):
-        found = _with_anchors(choices, Goal(max_error=errors[index] + 1e-9), (0,))
+        found = _with_anchors(choices, Limit(max_error=errors[index] + 1e-9), (0,))
         assert found.rows.errors.sum() <= errors[index] + 1e-9
         assert found.rows.costs.sum() * 5 * sensitivity.total_flops == pytest.approx(costs[index])
 
@@ -97,7 +97,7 @@ def test_plans_are_what_they_say():
     for seed, score in ((0, None), (1, "drift"), (2, "random")):
         sensitivity = make_sensitivity(seed, steps=12, regions=3, width=6, scores=["drift", "random"])
         pruning = Pruning(score) if score else None
-        made = plan(sensitivity, speedup=2.2, pruning=pruning, unified=True, step_weights=True, inherited_error=0.1)
+        made = plan(sensitivity, speedup=2.2, strategy=Unified(pruning=pruning, step_weights=True, inherited_error=0.1))
         rows = list(enumerate(made.actions))
         weights = sensitivity.step_weights
         errors = [row_error(sensitivity, region, row, score, weights, made.anchors, 0.1) for region, row in rows]
@@ -117,40 +117,40 @@ def test_more_choice_is_never_worse():
     for seed in range(3):
         sensitivity = make_sensitivity(seed, steps=14, regions=4, width=7, scores=["drift"])
         for speedup in (1.3, 2.0, 3.0):
-            alone = plan(sensitivity, speedup=speedup, operator="auto")
-            chosen = plan(sensitivity, speedup=speedup, unified=True)
-            pruned = plan(sensitivity, speedup=speedup, pruning=Pruning("drift"))
+            alone = plan(sensitivity, speedup=speedup, strategy=AnchorSchedule(operator="auto"))
+            chosen = plan(sensitivity, speedup=speedup, strategy=Unified())
+            pruned = plan(sensitivity, speedup=speedup, strategy=Unified(pruning=Pruning("drift")))
             assert pruned.predicted_error <= chosen.predicted_error <= alone.predicted_error
 
 
 @pytest.mark.parametrize("options", [{}, {"anchors": 3}])
 def test_to_allow_pruning_is_never_worse(options):
     """Not by the gap either that the multiplier leaves, which is wide with two regions and eight steps."""
-    mended = 0
+    mended, prunes = 0, Unified(pruning=Pruning("drift"))
     for seed in range(10):
         sensitivity = make_sensitivity(seed, steps=8, regions=2, width=5, scores=["drift"])
-        plain = plan(sensitivity, speedup=2.0, unified=True, **options)
-        pruned = plan(sensitivity, speedup=2.0, pruning=Pruning("drift"), **options)
+        plain = plan(sensitivity, speedup=2.0, strategy=Unified(), **options)
+        pruned = plan(sensitivity, speedup=2.0, strategy=prunes, **options)
         assert pruned.predicted_error <= plain.predicted_error
         assert dict(pruned.method)["error_bound"] <= pruned.predicted_error + 1e-9
-        cheaper = plan(sensitivity, max_error=plain.predicted_error, pruning=Pruning("drift"), **options)
-        assert (
-            cheaper.flop_ratio <= plan(sensitivity, max_error=plain.predicted_error, unified=True, **options).flop_ratio
-        )
-        menu, goal = choices_of(sensitivity, "drift", 0.4), Goal(budget=0.5 - (1 - 1 / 1.1))
-        alone, best = (_best_of(menus, goal, plain.anchors) for menus in (menu.menus()[:1], menu.menus()))
+        cheaper = plan(sensitivity, max_error=plain.predicted_error, strategy=prunes, **options)
+        without = plan(sensitivity, max_error=plain.predicted_error, strategy=Unified(), **options)
+        assert cheaper.flop_ratio <= without.flop_ratio
+        menu, limit = choices_of(sensitivity, "drift", 0.4), Limit(budget=0.5 - (1 - 1 / 1.1))
+        alone, best = (_best_of(menus, limit, plain.anchors) for menus in (menu.menus()[:1], menu.menus()))
         assert best.bound == alone.bound
-        assert goal.rank(best.rows) <= goal.rank(alone.rows)
-        mended += goal.rank(best.rows) < goal.rank(alone.rows)
+        assert limit.rank(best.rows) <= limit.rank(alone.rows)
+        mended += limit.rank(best.rows) < limit.rank(alone.rows)
     assert mended, "the menu without pruning was better nowhere; this test needs other tables"
 
 
 def test_error_never_rises_with_the_budget():
     sensitivity = make_sensitivity(3, steps=14, regions=4, width=7, scores=["drift"])
-    for options in ({"unified": True}, {"pruning": Pruning("drift")}, {"pruning": Pruning("drift"), "anchors": 5}):
-        choices = choices_of(sensitivity, "drift" if "pruning" in options else None)
+    prunes = Unified(pruning=Pruning("drift"))
+    for options in ({"strategy": Unified()}, {"strategy": prunes}, {"strategy": prunes, "anchors": 5}):
+        choices = choices_of(sensitivity, "drift" if options["strategy"] == prunes else None)
         anchors = plan(sensitivity, speedup=2.0, **options).anchors
-        errors = [_with_anchors(choices, Goal(budget=b), anchors).bound for b in np.linspace(0.5, 0.95, 10)]
+        errors = [_with_anchors(choices, Limit(budget=b), anchors).bound for b in np.linspace(0.5, 0.95, 10)]
         assert errors == sorted(errors, reverse=True)
         made = [plan(sensitivity, speedup=speedup, **options).predicted_error for speedup in (2.4, 1.9, 1.5, 1.2)]
         assert made == sorted(made, reverse=True)
@@ -159,21 +159,21 @@ def test_error_never_rises_with_the_budget():
 def test_number_of_anchors_can_be_fixed():
     sensitivity = make_sensitivity(0, steps=12, regions=3, width=6, scores=["drift"])
     for anchors in (2, 4):
-        made = plan(sensitivity, speedup=2.0, anchors=anchors, pruning=Pruning("drift"))
+        made = plan(sensitivity, speedup=2.0, anchors=anchors, strategy=Unified(pruning=Pruning("drift")))
         assert len(made.anchors) >= anchors
         assert made.flop_ratio <= 0.5
     with pytest.raises(PlanError, match="1 anchors over 12 steps"):
-        plan(sensitivity, speedup=2.0, anchors=1, unified=True)
+        plan(sensitivity, speedup=2.0, anchors=1, strategy=Unified())
     with pytest.raises(PlanError, match=r"speedup of 3 by FLOPs is out of reach: the most is .* with 8 of 12"):
-        plan(sensitivity, speedup=3.0, anchors=8, unified=True)
+        plan(sensitivity, speedup=3.0, anchors=8, strategy=Unified())
 
 
 def test_max_error():
     sensitivity = make_sensitivity(0, steps=12, regions=3, width=6, scores=["drift"])
     ratios = []
     for limit in (0.0, 2.0, 4.0, 1000.0):
-        alone = plan(sensitivity, max_error=limit, operator="auto")
-        made = plan(sensitivity, max_error=limit, pruning=Pruning("drift"))
+        alone = plan(sensitivity, max_error=limit, strategy=AnchorSchedule(operator="auto"))
+        made = plan(sensitivity, max_error=limit, strategy=Unified(pruning=Pruning("drift")))
         assert made.predicted_error <= limit
         assert made.flop_ratio <= alone.flop_ratio
         ratios.append(made.flop_ratio)
@@ -184,18 +184,21 @@ def test_max_error():
 def test_the_more_is_inherited_the_less_it_pays_to_work_between_anchors():
     sensitivity = make_sensitivity(0, steps=12, regions=3, width=6, scores=["drift"])
     shares = (0.0, 0.3, 0.6, 1.0)
-    made = [plan(sensitivity, speedup=2.0, pruning=Pruning("drift"), inherited_error=share) for share in shares]
+    made = [
+        plan(sensitivity, speedup=2.0, strategy=Unified(pruning=Pruning("drift"), inherited_error=share))
+        for share in shares
+    ]
     errors = [each.predicted_error for each in made]
     assert errors == sorted(errors)
     assert made[0].pruning is not None
     assert made[-1].pruning is None
     assert [dict(each.method)["inherited_error"] for each in made] == list(shares)
     with pytest.raises(OptionError, match=r"inherited_error is 1\.5"):
-        plan(sensitivity, speedup=2.0, unified=True, inherited_error=1.5)
+        plan(sensitivity, speedup=2.0, strategy=Unified(inherited_error=1.5))
 
 
 def test_everything_is_computed_where_the_budget_allows():
-    made = plan(make_sensitivity(0, scores=["drift"]), speedup=1.0, pruning=Pruning("drift"))
+    made = plan(make_sensitivity(0, scores=["drift"]), speedup=1.0, strategy=Unified(pruning=Pruning("drift")))
     assert {action for row in made.actions for action in row} == {COMPUTE}
     assert made.predicted_error == 0.0
     assert made.pruning is None
@@ -203,23 +206,27 @@ def test_everything_is_computed_where_the_budget_allows():
 
 def test_it_prunes_only_where_that_is_faster_and_better():
     sensitivity = make_sensitivity(0, steps=10, regions=3, width=6, scores=["drift"])
-    with_prunes = plan(sensitivity, speedup=1.8, pruning=Pruning("drift"))
+    with_prunes = plan(sensitivity, speedup=1.8, strategy=Unified(pruning=Pruning("drift")))
     assert with_prunes.pruning is not None
     worse = dict(sensitivity.mean)
     worse["residual.prune.drift"] = np.repeat(worse["residual.reuse"][..., None], 7, axis=3)
     slower = np.zeros((3, 7))
     for other in (replace(sensitivity, mean=worse), replace(sensitivity, region_prune_flops=slower)):
-        assert plan(other, speedup=1.8, pruning=Pruning("drift")).pruning is None
+        assert plan(other, speedup=1.8, strategy=Unified(pruning=Pruning("drift"))).pruning is None
 
 
 def test_bad_options():
     sensitivity = make_sensitivity(0, scores=["drift"])
     with pytest.raises(OptionError, match="exactly one of speedup and latency_ms and max_error; got speedup=None"):
-        plan(sensitivity, anchors=3, pruning=Pruning("drift"))
+        plan(sensitivity, anchors=3, strategy=Unified(pruning=Pruning("drift")))
     with pytest.raises(OptionError, match="exactly one of speedup"):
-        plan(sensitivity, speedup=2.0, max_error=1.0, unified=True)
-    with pytest.raises(OptionError, match="unified=False plans anchors alone"):
-        plan(sensitivity, speedup=2.0, unified=False, pruning=Pruning("drift"))
+        plan(sensitivity, speedup=2.0, max_error=1.0, strategy=Unified())
+    with pytest.raises(OptionError, match=r"plan takes no pruning=.* such as strategy="):
+        plan(sensitivity, speedup=2.0, pruning=Pruning("drift"))
+    with pytest.raises(OptionError, match=r"give Goal\(.*speedup=2.0.*\) or anchors, not both"):
+        plan(sensitivity, Goal(speedup=2.0), anchors=3)
+    with pytest.raises(OptionError, match=r"exactly one of anchors .* max_error=1"):
+        plan(sensitivity, anchors=3, max_error=1, strategy=FixedInterval())
     with pytest.raises(OptionError, match="latency_ms needs measured costs"):
         plan(sensitivity, latency_ms=2.0)
     with pytest.raises(OptionError, match="memory_bytes needs"):
@@ -227,7 +234,7 @@ def test_bad_options():
     with pytest.raises(PlanError, match="max_error is -1"):
         plan(sensitivity, max_error=-1.0)
     with pytest.raises(SensitivityError, match=r"'prune\.random'"):
-        plan(sensitivity, speedup=2.0, pruning=Pruning("random"))
+        plan(sensitivity, speedup=2.0, strategy=Unified(pruning=Pruning("random")))
 
 
 def test_find_edge_on_points():
@@ -250,11 +257,11 @@ def test_find_edge_on_points():
 
 def test_flop_ratio_counts_pruning():
     sensitivity = make_sensitivity(0, steps=10, regions=2, width=6, scores=["drift"])
-    made = plan(sensitivity, speedup=1.7, pruning=Pruning("drift"))
+    made = plan(sensitivity, speedup=1.7, strategy=Unified(pruning=Pruning("drift")))
     assert made.flop_ratio == flop_ratio(sensitivity, made.actions)
 
 
 def test_runs_at_full_size():
     sensitivity = make_sensitivity(0, steps=50, regions=38, width=10, scores=["drift"])
-    made = plan(sensitivity, speedup=2.5, pruning=Pruning("drift"))
+    made = plan(sensitivity, speedup=2.5, strategy=Unified(pruning=Pruning("drift")))
     assert made.predicted_error <= dict(made.method)["error_bound"] * 1.01

@@ -5,36 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planner_tables import make_sensitivity
+from planner_tables import make_profile, make_sensitivity
 
 from soda_compile.errors import OptionError, PlanError, ProfileError
-from soda_compile.planner import fixed_interval_plan, plan, slot_memory_bytes
+from soda_compile.planner import AnchorSchedule, Unified, fixed_interval_plan, plan, slot_memory_bytes
 from soda_compile.planner.costs import Costs
-from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, PRUNE_RATES, REUSE, prune
+from soda_compile.plans.actions import COMPUTE, PRUNE_RATES, prune
 from soda_compile.plans.profile import PROFILED, Profile
 from soda_compile.plans.pruning import Pruning
-
-
-def make_profile(sensitivity, seed=0, measured_rates=PRUNE_RATES, score="drift", **fields):
-    """Random costs: forecasts cost little, pruning less at higher rates; a constant part on top."""
-    rng = np.random.default_rng(seed)
-    count = len(sensitivity.info.regions)
-    cost_us = np.full((count, len(PROFILED)), np.nan)
-    compute = rng.random(count) * 50 + 50
-    cost_us[:, PROFILED.index(COMPUTE)] = compute
-    cost_us[:, PROFILED.index(REUSE)] = 0.0
-    cost_us[:, PROFILED.index(FORECAST1)], cost_us[:, PROFILED.index(FORECAST2)] = compute * 0.01, compute * 0.02
-    for rate in measured_rates:
-        cost_us[:, PROFILED.index(prune(rate))] = compute * (1.1 - rate)
-    base_us = 30.0
-    known = {"full_us": base_us + compute.sum(), "base_us": base_us, "memory_bytes": np.arange(1.0, count + 1) * 100}
-    return Profile(
-        sensitivity.info.fingerprint,
-        sensitivity.info.regions,
-        "a device",
-        "0123",
-        **known | {"cost_us": cost_us, "score": score, "versions": {"torch": "2"}} | fields,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +73,7 @@ def test_arrays_must_fit(sensitivity):
         make_profile(sensitivity, cost_us=np.zeros((3, 4)))
 
 
-@pytest.mark.parametrize("options", [{}, {"unified": True}, {"pruning": Pruning("drift")}])
+@pytest.mark.parametrize("options", [{}, {"strategy": Unified()}, {"strategy": Unified(pruning=Pruning("drift"))}])
 def test_speedup_is_that_of_measured_time(sensitivity, options):
     profile = make_profile(sensitivity)
     for speedup in (1.3, 2.0, 2.6):
@@ -117,8 +95,8 @@ def test_time_and_flops_ask_for_different_plans(sensitivity):
     cost_us = make_profile(sensitivity).cost_us
     cost_us[0] *= 20
     slow = make_profile(sensitivity, cost_us=cost_us, full_us=30.0 + cost_us[:, 0].sum())
-    by_time = plan(sensitivity, speedup=2.0, unified=True, profile=slow)
-    by_flops = plan(sensitivity, speedup=2.0, unified=True)
+    by_time = plan(sensitivity, speedup=2.0, profile=slow, strategy=Unified())
+    by_flops = plan(sensitivity, speedup=2.0, strategy=Unified())
     for region in (1, 2):
         assert by_time.actions[region].count(COMPUTE) > by_flops.actions[region].count(COMPUTE)
     assert predicted_us(slow, by_time) * 2 <= by_time.steps * slow.full_us
@@ -141,13 +119,13 @@ def test_everything_computed_keeps_nothing(sensitivity):
     """Keeping values takes time; a plan that computes everything does not pay it."""
     made = make_profile(sensitivity)
     kept = replace(made, full_us=made.full_us * 0.97)
-    for options in ({}, {"unified": True}):
+    for options in ({}, {"strategy": Unified()}):
         assert len(plan(sensitivity, speedup=1.0, profile=kept, **options).anchors) == 14
 
 
 def test_pruning_that_is_slow_on_the_device_is_left_out(sensitivity):
     profile = make_profile(sensitivity)
-    options = {"speedup": 1.8, "pruning": Pruning("drift"), "inherited_error": 0.0}
+    options = {"speedup": 1.8, "strategy": Unified(pruning=Pruning("drift"), inherited_error=0.0)}
     assert plan(sensitivity, profile=profile, **options).pruning is not None
     cost_us = profile.cost_us.copy()
     cost_us[:, 4:] = cost_us[:, :1] * 1.01
@@ -169,14 +147,20 @@ def test_memory_is_kept_by_lower_orders(sensitivity):
     profile = make_profile(sensitivity)
     needs = []
     for order, operator in enumerate(("reuse", "forecast1", "forecast2")):
-        free = plan(sensitivity, anchors=6, operator=operator, profile=profile)
+        free = plan(sensitivity, anchors=6, profile=profile, strategy=AnchorSchedule(operator=operator))
         needs.append(slot_memory_bytes(profile, free.actions))
         assert needs[-1] == 600 * (order + 1)
-        fit = plan(sensitivity, anchors=6, operator="forecast2", memory_bytes=needs[-1], profile=profile)
+        fit = plan(
+            sensitivity,
+            anchors=6,
+            memory_bytes=needs[-1],
+            profile=profile,
+            strategy=AnchorSchedule(operator="forecast2"),
+        )
         assert fit.actions == free.actions
     with pytest.raises(PlanError, match="memory_bytes is 599, but even a plan without forecasts keeps 600 bytes"):
         plan(sensitivity, anchors=6, memory_bytes=599, profile=profile)
-    made = plan(sensitivity, speedup=2.0, memory_bytes=900, profile=profile, pruning=Pruning("drift"))
+    made = plan(sensitivity, speedup=2.0, memory_bytes=900, profile=profile, strategy=Unified(pruning=Pruning("drift")))
     assert slot_memory_bytes(profile, made.actions) <= 900
 
 
@@ -184,7 +168,7 @@ def test_a_profile_of_something_else_is_refused(sensitivity):
     with pytest.raises(PlanError, match="profile is for another model"):
         plan(sensitivity, anchors=3, profile=replace(make_profile(sensitivity), fingerprint="other"))
     with pytest.raises(OptionError, match="measured pruning by 'drift' but the plan is to prune by 'random'"):
-        plan(sensitivity, speedup=2.0, pruning=Pruning("random"), profile=make_profile(sensitivity))
+        plan(sensitivity, speedup=2.0, profile=make_profile(sensitivity), strategy=Unified(pruning=Pruning("random")))
 
 
 def test_prints_its_device_and_times_not_its_arrays(sensitivity):

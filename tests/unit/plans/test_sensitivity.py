@@ -230,5 +230,6 @@ def test_info_is_normalised():
 
 def test_prints_the_setting_and_its_tables_not_their_numbers():
     assert str(make_sensitivity(steps=6)) == (
-        "<Sensitivity of 2 regions at 6 steps of DDIMScheduler, to age 5, over 4 samples: forecast1, forecast2, reuse>"
+        "<Sensitivity of 2 regions at 6 steps of DDIMScheduler, to age 5, over 4 samples: forecast1, forecast2, "
+        "forecast3, reuse>"
     )

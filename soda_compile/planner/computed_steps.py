@@ -8,7 +8,7 @@ from soda_compile.planner.stale_errors import Floats
 
 
 def interval_table(stale: Floats) -> Floats:
-    """Sums stale steps to intervals.
+    """Sum stale steps to intervals.
 
     Args:
         stale: [T, S, W, G], the price of a stale step at [last computed step, spacing, age-1], of G groups.
@@ -24,7 +24,7 @@ def interval_table(stale: Floats) -> Floats:
 
 
 def best_computed(table: Floats, between: Floats, price: Floats, forced: tuple[int, ...]) -> Mask:
-    """The cheapest steps to compute at, for each group.
+    """Return the cheapest steps to compute at, for each group.
 
     The state is the step that computes and its distance to the one before, as in `Schedules`, but the number of
     computed steps is free and each has a price.
@@ -64,7 +64,7 @@ def best_computed(table: Floats, between: Floats, price: Floats, forced: tuple[i
 
 
 def _trace(parents: NDArray[np.int64], step: NDArray[np.int64], spacing: NDArray[np.int64]) -> Mask:
-    """Follows the parents from the last computed step to the first."""
+    """Follow the parents from the last computed step to the first."""
     groups = np.arange(len(step))
     computed = np.zeros(parents.shape[:2], dtype=bool)
     computed[:, 0] = True

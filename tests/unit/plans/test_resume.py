@@ -6,7 +6,7 @@ import pytest
 from soda_compile.errors import PlanError
 from soda_compile.plans.actions import ACTIONS
 from soda_compile.plans.plan import Plan, random_plan
-from soda_compile.plans.resume import tail
+from soda_compile.plans.resume import resume_at
 
 SYMBOLS = {action.symbol: action for action in ACTIONS}
 
@@ -27,14 +27,14 @@ def plan_of(*rows: str) -> Plan:
     ],
 )
 def test_rows(row: str, start: int, left: str) -> None:
-    assert tail(plan_of(row), start).rows == (left,)
+    assert resume_at(plan_of(row), start).rows == (left,)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_can_stay_stays(seed: int) -> None:
     plan = random_plan(seed, ("a", "b", "c"), 12)
     start = int(np.random.default_rng(seed).integers(1, 12))
-    left = tail(plan, start)
+    left = resume_at(plan, start)
     assert left.steps == 12 - start
     for before, after in zip(plan.rows, left.rows, strict=True):
         assert after[0] == "C"
@@ -43,9 +43,9 @@ def test_what_can_stay_stays(seed: int) -> None:
 
 def test_it_says_what_it_is() -> None:
     plan = plan_of("CCrC")
-    assert tail(plan, 0) is plan
-    assert tail(plan, 2).flop_ratio is None
-    assert dict(tail(plan, 2).method)["start"] == 2
-    assert tail(plan, 2).digest != tail(plan, 1).digest
+    assert resume_at(plan, 0) is plan
+    assert resume_at(plan, 2).flop_ratio is None
+    assert dict(resume_at(plan, 2).method)["start"] == 2
+    assert resume_at(plan, 2).digest != resume_at(plan, 1).digest
     with pytest.raises(PlanError, match="steps 0 to 3; it has no step 4"):
-        tail(plan, 4)
+        resume_at(plan, 4)

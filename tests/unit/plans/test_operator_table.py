@@ -5,17 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planner_tables import make_sensitivity
-from test_profiles import make_profile
+from planner_tables import make_profile, make_sensitivity
 
 from soda_compile.errors import SensitivityError
-from soda_compile.planner import plan
+from soda_compile.planner import AnchorSchedule, Unified, plan
 from soda_compile.plans.actions import ACTIONS, PRUNE_RATES, SIDE_RATES, STALE, prune
 from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import PROFILED, Profile
-from soda_compile.plans.resume import tail
+from soda_compile.plans.resume import resume_at
 from soda_compile.plans.sensitivity import Sensitivity
+
+HIGHEST = OPERATORS[-1].name
 
 
 def without(sensitivity, *operators):
@@ -45,19 +46,19 @@ def test_coefficients_are_exact_for_polynomials_of_the_order(operator):
         assert np.dot(weights, values) == pytest.approx(7.0**degree)
 
 
-@pytest.mark.parametrize("unified", [False, True])
-def test_an_operator_that_was_not_measured_is_not_offered(tmp_path, unified):
+@pytest.mark.parametrize("strategy", [AnchorSchedule, Unified])
+def test_an_operator_that_was_not_measured_is_not_offered(tmp_path, strategy):
     sensitivity = make_sensitivity(3, steps=9, regions=3, width=4)
     names = [operator.name for operator in OPERATORS[1:]]
     for missing in (names[1:], names[:1], names):
         without(sensitivity, *missing).save(tmp_path / "old.safetensors")
         old = Sensitivity.load(tmp_path / "old.safetensors")
-        made = plan(old, speedup=1.8, operator="auto", unified=unified)
+        made = plan(old, speedup=1.8, strategy=strategy(operator="auto"))
         used = {str(action) for row in made.actions for action in row}
         assert not used & set(missing)
         assert used - {"compute"}
         with pytest.raises(SensitivityError, match=f"no table for metric 'residual' and operator '{missing[0]}'"):
-            plan(old, speedup=1.8, operator=missing[0], unified=unified)
+            plan(old, speedup=1.8, strategy=strategy(operator=missing[0]))
 
 
 def test_a_column_that_a_profile_lacks_is_not_measured(tmp_path):
@@ -81,16 +82,16 @@ def test_a_plan_from_a_later_step_on_has_the_highest_order_that_is_left(computed
     row = [*("C" * len(OPERATORS)), *("C" * computed), highest.symbol]
     legend = {action.symbol: action for action in ACTIONS}
     made = Plan("", ("a",), (tuple(legend[symbol] for symbol in row),))
-    assert tail(made, len(OPERATORS)).actions[0][-1] == STALE[computed - 1]
+    assert resume_at(made, len(OPERATORS)).actions[0][-1] == STALE[computed - 1]
 
 
-@pytest.mark.parametrize("unified", [False, True])
+@pytest.mark.parametrize("strategy", [AnchorSchedule(HIGHEST), Unified(operator=HIGHEST, inherited_error=0.0)])
 @pytest.mark.parametrize("width", [1, 2, 3])
-def test_no_operator_is_planned_before_it_has_its_history(unified, width):
+def test_no_operator_is_planned_before_it_has_its_history(strategy, width):
     """A plan refuses actions that read more values than were computed before."""
     used = set()
     for seed in range(8):
         sensitivity = make_sensitivity(seed, steps=14, regions=2, width=width)
-        made = plan(sensitivity, speedup=1.2, operator=OPERATORS[-1].name, unified=unified, inherited_error=0.0)
+        made = plan(sensitivity, speedup=1.2, strategy=strategy)
         used |= {action for row in made.actions for action in row}
     assert STALE[-1] in used
