@@ -13,7 +13,7 @@ from soda_compile.ir.structure import Note
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass changed, and what it left alone with the reason."""
+    """The changes of a pass, and what it left alone with the reason."""
 
     changed: tuple[str, ...] = ()
     skipped: tuple[Note, ...] = ()

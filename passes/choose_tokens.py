@@ -1,4 +1,4 @@
-"""Scores tokens in the graph and picks those to compute."""
+"""Scores of tokens, and the choice of those to compute."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class ChooseTokens:
     kept: int
 
     def build(self, graph: fx.Graph, carry: fx.Node) -> fx.Node:
-        """Adds the nodes at the graph's insertion point; gives int64 [B, k]."""
+        """Add the nodes at the graph's insertion point; gives int64 [B, k]."""
         score = self._score(graph, carry)
         if self.pruning.staleness:
             score = self._with_staleness(graph, score)
-        rows, tokens = tensor_of(score).shape
+        samples, tokens = tensor_of(score).shape
         groups = self.pruning.groups
         if groups > 1:
-            parts = add_call(graph, aten.reshape.default, score, [groups, rows // groups, tokens])
+            parts = add_call(graph, aten.reshape.default, score, [groups, samples // groups, tokens])
             score = add_call(graph, aten.mean.dim, parts, [0])
         best = add_call(graph, aten.topk.default, score, self.kept)
         index = add_call(graph, operator.getitem, best, 1)
@@ -57,16 +57,16 @@ class ChooseTokens:
 
     def _score(self, graph: fx.Graph, carry: fx.Node) -> fx.Node:
         value = tensor_of(carry)
-        rows, tokens = value.shape[:2]
+        samples, tokens = value.shape[:2]
         if self.pruning.score == "random":
             like = value.new_empty(tokens, dtype=torch.float32)
             drawn = add_input(graph, f"random_{carry.name}", like, StepConstant("random", self.region, self.cut))
-            return add_call(graph, aten.expand.default, drawn, [rows, tokens])
-        wide = _float(graph, carry)
+            return add_call(graph, aten.expand.default, drawn, [samples, tokens])
+        features = _float(graph, carry)
         if self.pruning.score == "feature_mean":
-            return add_call(graph, aten.mean.dim, wide, [-1])
+            return add_call(graph, aten.mean.dim, features, [-1])
         then = add_input(graph, f"then_{carry.name}", value, Slot("input", self.region, self.cut))
-        change = add_call(graph, aten.sub.Tensor, wide, _float(graph, then))
+        change = add_call(graph, aten.sub.Tensor, features, _float(graph, then))
         return add_call(graph, aten.sum.dim_IntList, add_call(graph, aten.mul.Tensor, change, change), [-1])
 
     def _with_staleness(self, graph: fx.Graph, score: fx.Node) -> fx.Node:
@@ -80,7 +80,7 @@ class ChooseTokens:
 
 
 def step_input(graph: fx.Graph, like: torch.Tensor) -> fx.Node:
-    """The graph's one input that takes the number of the step."""
+    """Return the graph's one input that takes the number of the step."""
     role = StepConstant("number")
     return input_with_role(graph, role) or add_input(graph, "step", like.new_empty((), dtype=torch.float32), role)
 

@@ -32,7 +32,7 @@ class DeadCode(Pass):
     name: ClassVar[str] = "dead_code"
 
     def apply(self, graph: fx.Graph) -> PassResult:
-        """Rewrites ``graph`` in place."""
+        """Rewrite ``graph`` in place."""
         before = [node.name for node in graph.nodes]
         graph.eliminate_dead_code(_has_effect)
         for node in list(graph.nodes):
@@ -43,7 +43,7 @@ class DeadCode(Pass):
 
 
 def _has_effect(node: fx.Node) -> bool:
-    """Whether the node counts without users: it is an input, the output, or writes to one of its arguments."""
+    """Return whether the node counts without users: it is an input, the output, or writes to one of its arguments."""
     if node.op != "call_function":
         return True
     schema = getattr(node.target, "_schema", None)

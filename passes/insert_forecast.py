@@ -46,7 +46,7 @@ class InsertForecast(Pass):
     name: ClassVar[str] = "insert_forecast"
 
     def apply(self, graph: fx.Graph) -> PassResult:
-        """Rewrites ``graph`` in place; run dead-code elimination after it."""
+        """Rewrite ``graph`` in place; run dead-code elimination after it."""
         nodes = [find_node(graph, cut.node) for cut in self.region.cuts]
         like = nodes[0].meta["val"]
         coefficients = add_input(
@@ -68,12 +68,12 @@ class InsertForecast(Pass):
 
 
 def _extrapolate(graph: fx.Graph, coefficients: fx.Node, history: list[fx.Node], dtype: torch.dtype) -> fx.Node:
-    """``sum(coefficients[k] * history[k])``, rounded once when the slots are narrower than float32."""
+    """Add ``sum(coefficients[k] * history[k])``, rounded once when the slots are narrower than float32."""
     terms = []
     for age, value in enumerate(history):
         factor = add_call(graph, aten.select.int, coefficients, 0, age)
-        wide = add_call(graph, aten._to_copy.default, value, dtype=torch.float32) if _is_narrow(dtype) else value
-        terms.append(add_call(graph, aten.mul.Tensor, wide, factor))
+        point = add_call(graph, aten._to_copy.default, value, dtype=torch.float32) if _is_narrow(dtype) else value
+        terms.append(add_call(graph, aten.mul.Tensor, point, factor))
     total = terms[0]
     for term in terms[1:]:
         total = add_call(graph, aten.add.Tensor, total, term)

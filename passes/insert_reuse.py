@@ -36,7 +36,7 @@ class InsertReuse(Pass):
     name: ClassVar[str] = "insert_reuse"
 
     def apply(self, graph: fx.Graph) -> PassResult:
-        """Rewrites ``graph`` in place; run dead-code elimination after it."""
+        """Rewrite ``graph`` in place; run dead-code elimination after it."""
         for number, cut in enumerate(self.region.cuts):
             node = find_node(graph, cut.node)
             slot = add_input(graph, f"slot_{cut.node}", node.meta["val"], Slot("cut", self.index, number))

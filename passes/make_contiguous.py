@@ -40,7 +40,7 @@ class MakeContiguous(Pass):
     optional: ClassVar[bool] = True
 
     def apply(self, graph: fx.Graph) -> PassResult:
-        """Rewrites ``graph`` in place."""
+        """Rewrite ``graph`` in place."""
         changed: list[str] = []
         skipped: list[Note] = []
         blocks = block_labels(graph)
@@ -69,7 +69,7 @@ def _leaves_its_block(node: fx.Node, blocks: Mapping[fx.Node, str]) -> bool:
 
 
 def _is_permuted(value: Any) -> bool:
-    """Whether the tensor fills its memory, but in another order of axes."""
+    """Return whether the tensor fills its memory, but in another order of axes."""
     return (
         isinstance(value, torch.Tensor)
         and not value.is_contiguous()
@@ -86,7 +86,7 @@ def _insert_clone(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def _propagate(graph: fx.Graph, changed: fx.Node) -> dict[fx.Node, Any]:
-    """The fake values that follow from a new layout, as far as they differ from those at hand."""
+    """Return the fake values that follow from a new layout, as far as they differ from those at hand."""
     values: dict[fx.Node, Any] = {changed: changed.meta["val"]}
     for node in graph.nodes:
         if node.op != "call_function" or node in values or not any(source in values for source in node.all_input_nodes):

@@ -43,7 +43,7 @@ class NarrowLinear(Pass):
     optional: ClassVar[bool] = True
 
     def apply(self, graph: fx.Graph) -> PassResult:
-        """Rewrites ``graph`` in place; run dead-code elimination before and after it."""
+        """Rewrite ``graph`` in place; run dead-code elimination before and after it."""
         changed: list[str] = []
         skipped: list[Note] = []
         for node in list(graph.find_nodes(op="call_function", target=aten.linear.default)):
@@ -86,7 +86,7 @@ _BETWEEN = frozenset({aten._to_copy.default, aten.clone.default, aten.alias.defa
 
 
 def _reads(node: fx.Node, between: tuple[fx.Node, ...] = ()) -> Iterator[_Read | None]:
-    """All readers of a linear's output, through ``between``; None for one that takes more than a range of features."""
+    """Yield the readers of a linear's output, through ``between``; None for one that takes more than ranges."""
     for user in node.users:
         if user.target in _BETWEEN and user.meta["val"].shape[-1] == node.meta["val"].shape[-1]:
             yield from _reads(user, (*between, user))
@@ -97,7 +97,7 @@ def _reads(node: fx.Node, between: tuple[fx.Node, ...] = ()) -> Iterator[_Read |
 
 
 def _ranges(source: fx.Node, user: fx.Node) -> Iterator[tuple[fx.Node, int, int]]:
-    """The ranges of the last axis of ``source`` that ``user`` takes; nothing if it does something else."""
+    """Yield the ranges of the last axis of ``source`` that ``user`` takes; nothing if it does something else."""
     if user.target not in _SPLITS:
         return
     position = _SPLITS[user.target]
@@ -121,7 +121,7 @@ def _ranges(source: fx.Node, user: fx.Node) -> Iterator[tuple[fx.Node, int, int]
 
 
 def _runs(reads: Sequence[_Read]) -> list[tuple[range, list[_Read]]]:
-    """Reads whose features touch or overlap, put together; with the features they span, in order."""
+    """Join reads whose features touch or overlap; return them with the features they span, in order."""
     runs: list[tuple[range, list[_Read]]] = []
     for read in sorted(reads, key=lambda read: (read.start, read.stop)):
         if runs and read.start <= runs[-1][0].stop:
@@ -133,7 +133,7 @@ def _runs(reads: Sequence[_Read]) -> list[tuple[range, list[_Read]]]:
 
 
 def _replace(graph: fx.Graph, linear: fx.Node, features: range, reads: Sequence[_Read]) -> None:
-    """Gives the reads from a linear of these features alone, put where the wide one stands."""
+    """Give the reads from a linear of these features alone, put where the whole one stands."""
     source, *weights = linear.args
     with graph.inserting_before(linear):
         rows = [

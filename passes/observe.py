@@ -1,4 +1,4 @@
-"""Makes a block graph also return what sensitivity is measured on."""
+"""Makes a block graph return the values that sensitivity is measured on as well."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Observe(Pass):
-    """Returns the cuts of every region, what its residual head reads, and the size of its carries.
+    """Returns the cuts of every region, the other values between cut and branch, and the size of its carries.
 
     With ``carries`` also the carry of each cut, where the region can be pruned.
 
@@ -35,7 +35,7 @@ class Observe(Pass):
         return (%out, %y, %gate, %size)
 
     Valid for every graph: it only adds outputs. The result's ``changed`` names them in order, without repetition:
-    cuts, what the heads read and carries by their node names, sizes as ``|carry|``.
+    cuts, other values and carries by their node names, sizes as ``|carry|``.
     """
 
     regions: tuple[Region, ...]
@@ -43,11 +43,10 @@ class Observe(Pass):
     name: ClassVar[str] = "observe"
 
     def apply(self, graph: fx.Graph) -> PassResult:
-        """Adds the outputs to ``graph``."""
+        """Add the outputs to ``graph``."""
         wanted: dict[str, fx.Node] = {}
         for region in self.regions:
-            head = cut_to_branch(graph, region)
-            for name in (*(cut.node for cut in region.cuts), *head.others):
+            for name in (*(cut.node for cut in region.cuts), *cut_to_branch(graph, region).others):
                 wanted[name] = find_node(graph, name)
             if self.carries:
                 wanted |= {node.name: node for node in carries_of(graph, region) or ()}
@@ -59,9 +58,9 @@ class Observe(Pass):
 
 
 def _squared_size(graph: fx.Graph, carry: fx.Node) -> fx.Node:
-    """Sum of squares of each row, float32."""
+    """Add the sum of squares of each sample, float32."""
     axes = list(range(1, carry.meta["val"].ndim))
     with graph.inserting_before(output_of(graph)):
-        wide = add_call(graph, aten._to_copy.default, carry, dtype=torch.float32)
-        square = add_call(graph, aten.mul.Tensor, wide, wide)
+        exact = add_call(graph, aten._to_copy.default, carry, dtype=torch.float32)
+        square = add_call(graph, aten.mul.Tensor, exact, exact)
         return add_call(graph, aten.sum.dim_IntList, square, axes)

@@ -69,7 +69,7 @@ class PruneTokens(Pass):
     name: ClassVar[str] = "prune_tokens"
 
     def apply(self, graph: fx.Graph) -> PassResult:
-        """Rewrites ``graph`` in place."""
+        """Rewrite ``graph`` in place."""
         changed = []
         for number, cut in enumerate(self.region.cuts):
             node = find_node(graph, cut.node)
@@ -83,7 +83,7 @@ class PruneTokens(Pass):
         return PassResult(changed=(f"{self.region.name} ({', '.join(changed)} tokens)",))
 
     def _compute_all(self, graph: fx.Graph, node: fx.Node, number: int) -> None:
-        """A stream that keeps nothing; still taken by itself, so that the region's other streams need not be."""
+        """Take all tokens of a stream, by itself, so that the region's other streams need not be whole."""
         fresh = add_call(graph, aten.alias.default, node)
         fresh.meta["tokens"] = Tokens(self.region.cuts[number].shape[1], self.region.cuts[number].shape[0], None)
         node.replace_all_uses_with(fresh, delete_user_cb=lambda user: user is not fresh)
@@ -91,10 +91,10 @@ class PruneTokens(Pass):
             self._write(graph, node, number, fresh)
 
     def _mix(self, graph: fx.Graph, node: fx.Node, number: int, kept: int) -> None:
-        rows, count, _ = self.region.cuts[number].shape
+        samples, count, _ = self.region.cuts[number].shape
         carry = find_node(graph, self.carries[number])
         slot = add_input(graph, f"slot_{node.name}", node.meta["val"], Slot("cut", self.index, number))
-        tokens = Tokens(count, rows, self._index(graph, carry, number, kept))
+        tokens = Tokens(count, samples, self._index(graph, carry, number, kept))
         fresh = take(graph, node, tokens, Place(axis=1))
         fresh.meta["tokens"] = tokens
         mixed = add_call(graph, aten.scatter.src, slot, 1, fresh.args[2], fresh)
@@ -112,14 +112,14 @@ class PruneTokens(Pass):
 
     def _index(self, graph: fx.Graph, carry: fx.Node, number: int, kept: int) -> fx.Node:
         role = Slot("index", self.index, number)
-        rows, count = tensor_of(carry).shape[:2]
-        like = tensor_of(carry).new_empty((rows, kept), dtype=torch.int64)
+        samples, count = tensor_of(carry).shape[:2]
+        like = tensor_of(carry).new_empty((samples, kept), dtype=torch.int64)
         if self.use == "take":
             # Inside one graph the slot may be read before it is written, so the index is taken itself.
-            made = (node for node in graph.nodes if node.meta.get("index_of") == (rows, count, kept))
+            made = (node for node in graph.nodes if node.meta.get("index_of") == (samples, count, kept))
             return next(made, None) or add_input(graph, f"index_{carry.name}", like, role)
         index = ChooseTokens(self.index, number, self.pruning, kept).build(graph, carry)
         if self.use == "keep":
-            index.meta["index_of"] = (rows, count, kept)
+            index.meta["index_of"] = (samples, count, kept)
             add_call(graph, aten.copy_.default, add_input(graph, f"index_{carry.name}", like, role), index)
         return index

@@ -1,4 +1,4 @@
-"""Which tokens of a tensor are wanted, and taking them."""
+"""Selections of the tokens of a tensor, and taking them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Tokens:
 
     Attributes:
         count: N, tokens of the stream.
-        batch: B, rows of the stream.
-        index: int64 [B, k], the tokens wanted in each row; None for all of them.
+        batch: B, samples of the stream.
+        index: int64 [B, k], the tokens wanted in each sample; None for all of them.
     """
 
     count: int
@@ -29,19 +29,19 @@ class Tokens:
 
     @property
     def kept(self) -> int:
-        """How many tokens are wanted in each row."""
+        """Return the number of tokens that are wanted in each sample."""
         return self.count if self.index is None else int(tensor_of(self.index).shape[1])
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stream's tokens lie in a tensor.
+    """Place of a stream's tokens in a tensor.
 
     Attributes:
         axis: The axis that runs over tokens. It may hold other tokens too.
-        offset: Where on the axis the stream's tokens begin.
-        batch: The axis that runs over rows, or holds 1 where rows are alike.
-        repeat: How many neighbours on the batch axis belong to one row (heads that were merged into the batch).
+        offset: Position on the axis at which the stream's tokens begin.
+        batch: The axis that runs over samples, or holds 1 where samples are alike.
+        repeat: Number of neighbours on the batch axis of one sample (heads that were merged into the batch).
     """
 
     axis: int
@@ -50,20 +50,20 @@ class Place:
     repeat: int = 1
 
     def moved(self, axis: int, batch: int) -> Place:
-        """The same tokens where the axes have other numbers."""
+        """Return the same tokens where the axes have other numbers."""
         return replace(self, axis=axis, batch=batch)
 
 
 def take(graph: fx.Graph, node: fx.Node, tokens: Tokens, place: Place) -> fx.Node:
-    """The wanted tokens of ``node``: a slice or a gather along ``place.axis``."""
+    """Return the wanted tokens of ``node``: a slice or a gather along ``place.axis``."""
     shape = list(tensor_of(node).shape)
     if tokens.index is None:
         if shape[place.axis] == tokens.count:
             return node
         return add_call(graph, aten.slice.Tensor, node, place.axis, place.offset, place.offset + tokens.count)
-    rows = tokens.batch * place.repeat
-    if shape[place.batch] == 1 and rows != 1:
-        shape[place.batch] = rows
+    samples = tokens.batch * place.repeat
+    if shape[place.batch] == 1 and samples != 1:
+        shape[place.batch] = samples
         node = add_call(graph, aten.expand.default, node, list(shape))
     index = _aligned(graph, tokens, place, len(shape))
     shape[place.axis] = tokens.kept
@@ -71,18 +71,18 @@ def take(graph: fx.Graph, node: fx.Node, tokens: Tokens, place: Place) -> fx.Nod
 
 
 def _aligned(graph: fx.Graph, tokens: Tokens, place: Place, rank: int) -> fx.Node:
-    """The index with one axis for each axis of the tensor, of size 1 but for the rows and the tokens."""
+    """Return the index with one axis for each axis of the tensor, of size 1 but for the samples and the tokens."""
     index = tokens.index
     assert index is not None
-    rows = tokens.batch * place.repeat
+    samples = tokens.batch * place.repeat
     if place.repeat > 1:
         index = add_call(graph, aten.unsqueeze.default, index, 1)
         index = add_call(graph, aten.expand.default, index, [tokens.batch, place.repeat, tokens.kept])
-        index = add_call(graph, aten.reshape.default, index, [rows, tokens.kept])
+        index = add_call(graph, aten.reshape.default, index, [samples, tokens.kept])
     if place.offset:
         index = add_call(graph, aten.add.Tensor, index, place.offset)
     if place.batch > place.axis:
         index = add_call(graph, aten.transpose.int, index, 0, 1)
     shape = [1] * rank
-    shape[place.batch], shape[place.axis] = rows, tokens.kept
+    shape[place.batch], shape[place.axis] = samples, tokens.kept
     return add_call(graph, aten.reshape.default, index, shape)

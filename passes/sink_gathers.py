@@ -49,7 +49,7 @@ class SinkGathers(Pass):
     optional: ClassVar[bool] = True
 
     def apply(self, graph: fx.Graph) -> PassResult:
-        """Rewrites ``graph`` in place; run dead-code elimination after it."""
+        """Rewrite ``graph`` in place; run dead-code elimination after it."""
         ends = zip(self.region.carries, self.region.branches, strict=True)
         carries = [stream_into(find_node(graph, operand), find_node(graph, branch)) for operand, branch in ends]
         before = _needed_flops(graph)
@@ -75,12 +75,12 @@ class _Sinker:
         self.tokens = tokens
         self.stops: list[str] = []
         self._dependent = descendants_of(*carries)
-        self._carries = set(carries) | ancestors_of(*carries)
+        self._carries = ancestors_of(*carries)
         self._whole: set[fx.Node] = set()
         self._made: dict[tuple[fx.Node, Place], fx.Node] = {}
 
     def want(self, node: fx.Node, place: Place) -> fx.Node:
-        """The wanted tokens of a node."""
+        """Return the wanted tokens of a node."""
         key = (node, place)
         if key not in self._made:
             self._made[key] = self._make(node, place)
@@ -100,30 +100,29 @@ class _Sinker:
             return take(self.graph, node, self.tokens, place)
 
     def _is_at_hand(self, node: fx.Node) -> bool:
-        """Whether all tokens of the node are computed anyway, and nothing heavy before it could be saved.
+        """Return whether all tokens of the node are computed anyway, and nothing heavy before it could be saved.
 
         Behind a fused projection of queries, keys and values the gather goes on: ``narrow_linear`` then computes
         queries for the wanted tokens only.
         """
         if node not in self._whole:
             return False
-        return not any(is_heavy(source) for source in (ancestors_of(node) | {node}) & self._dependent - self._carries)
+        return not any(is_heavy(source) for source in ancestors_of(node) & self._dependent - self._carries)
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Adds a call before the gather that is being sunk."""
+        """Add a call before the gather that is being sunk."""
         with self.graph.inserting_before(self.at):
             return add_call(self.graph, target, *args, **kwargs)
 
     def keep_whole(self, nodes: Sequence[fx.Node]) -> None:
-        """Marks what these nodes need as computed for all tokens."""
-        self._whole |= set(nodes) | ancestors_of(*nodes)
+        """Mark what these nodes need as computed for all tokens."""
+        self._whole |= ancestors_of(*nodes)
 
 
 def _needed_flops(graph: fx.Graph) -> int:
-    """Work of the nodes that outputs and slot writes need."""
+    """Return the work of the nodes that outputs and slot writes need."""
     roots = [node for node in graph.nodes if node.op == "output" or packet(node) is aten.copy_]
-    needed = set(roots) | ancestors_of(*roots)
-    return sum(flops(node) for node in needed if node.op == "call_function")
+    return sum(flops(node) for node in ancestors_of(*roots) if node.op == "call_function")
 
 
 __all__ = ["SinkGathers"]

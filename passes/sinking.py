@@ -1,4 +1,4 @@
-"""What a rule for sinking gathers is, and what all rules share."""
+"""The interface of rules for sinking gathers, and helpers that they share."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ aten = torch.ops.aten
 
 
 class Unsinkable(Exception):
-    """Why the tokens must be taken here."""
+    """The reason why the tokens must be taken here."""
 
 
 class Sinker(Protocol):
-    """What a rule can ask for."""
+    """The requests that a rule can make."""
 
     tokens: Tokens
 
     def want(self, node: fx.Node, place: Place) -> fx.Node:
-        """The wanted tokens of a node."""
+        """Return the wanted tokens of a node."""
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Adds a call to the graph."""
+        """Add a call to the graph."""
 
     def keep_whole(self, nodes: Sequence[fx.Node]) -> None:
-        """Says that these nodes are needed for all tokens, whatever is wanted of others."""
+        """Note that these nodes are needed for all tokens, whatever is wanted of others."""
 
 
 Rule = Callable[[Sinker, fx.Node, Place], fx.Node]
 
 
 def shape_of(node: Any) -> list[int]:
-    """Sizes of the node's tensor."""
+    """Return the sizes of the node's tensor."""
     return list(tensor_of(node).shape)
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:
-    """The node's positional arguments."""
+    """Return the node's positional arguments."""
     return node.args
 
 
 def wrap(axis: int, rank: int) -> int:
-    """An axis counted from the front."""
+    """Return an axis counted from the front."""
     return axis + rank if axis < 0 else axis
 
 
 def aligned(sinker: Sinker, argument: fx.Node, place: Place, rank: int) -> fx.Node:
-    """The wanted tokens of an argument that is broadcast to ``rank`` axes, ``place`` being meant in those."""
+    """Return the wanted tokens of an argument that is broadcast to ``rank`` axes, ``place`` being meant in those."""
     shape = shape_of(argument)
     missing = rank - len(shape)
     if place.axis < missing or shape[place.axis - missing] == 1:
         return argument
-    if place.batch < missing:  # a table without rows: each row takes its own tokens of it
+    if place.batch < missing:  # a table without a batch axis: each sample takes its own tokens of it
         argument = sinker.call(aten.reshape.default, argument, [1] * missing + shape)
         missing = 0
     return sinker.want(argument, place.moved(place.axis - missing, place.batch - missing))

@@ -1,4 +1,4 @@
-"""How taking tokens commutes with arithmetic: one short rule for each kind of operator."""
+"""Rules for arithmetic: one for each kind of operator, which says how taking tokens commutes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ aten = torch.ops.aten
 
 
 def elementwise(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """Each element depends on the elements at its own position; what is broadcast over tokens stays."""
+    """Sink through an elementwise operator; what is broadcast over tokens stays."""
     rank = len(shape_of(node))
 
     def pick(argument: fx.Node) -> fx.Node:
@@ -26,7 +26,7 @@ def elementwise(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def linear(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """A linear works on each token by itself."""
+    """Sink through a linear, which works on each token by itself."""
     if place.axis == len(shape_of(node)) - 1:
         raise Unsinkable("the tokens are the output features of a linear")
     source, *rest = arguments(node)
@@ -34,7 +34,7 @@ def linear(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def product(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """Rows of a matrix product depend on the same rows of the left factor, columns on those of the right one."""
+    """Sink into the left factor of a matrix product for its rows, into the right one for its columns."""
     left, right = arguments(node)[:2]
     rank = len(shape_of(node))
     if place.axis == rank - 2 and len(shape_of(left)) == rank:
@@ -45,7 +45,7 @@ def product(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def product_with_bias(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """As ``product``; the bias is broadcast over the rows or has as many."""
+    """Sink as ``product`` does; the bias is broadcast over the rows or has as many."""
     bias, left, right = arguments(node)[:3]
     rank = len(shape_of(node))
     if place.axis != rank - 2:
@@ -60,7 +60,7 @@ def product_with_bias(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def attention(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """Each query attends by itself; keys and values come from all tokens. A mask may have an axis of queries."""
+    """Sink into the queries of an attention, and its mask where that has them; keys and values keep all tokens."""
     query, key, value, *rest = arguments(node)
     rank = len(shape_of(node))
     if place.axis != rank - 2:
@@ -86,7 +86,7 @@ def attention(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def norm_over_features(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """A norm over the last axes treats each token alike."""
+    """Sink through a norm over the last axes, which treats each token alike."""
     source, normalized, *rest = arguments(node)
     if place.axis >= len(shape_of(node)) - len(normalized):
         raise Unsinkable("the norm runs over tokens")
@@ -94,7 +94,7 @@ def norm_over_features(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def along_axis(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """An operator along one other axis (softmax, cumulative sum) works on each token by itself."""
+    """Sink through an operator along one other axis (softmax, cumulative sum)."""
     source, axis, *rest = arguments(node)
     if wrap(axis, len(shape_of(node))) == place.axis:
         raise Unsinkable("it runs over tokens")
@@ -102,7 +102,7 @@ def along_axis(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def reduction(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """A mean, sum, variance or norm over features is one number for each token."""
+    """Sink through a mean, sum, variance or norm over features, one number for each token."""
     source = arguments(node)[0]
     rank = len(shape_of(source))
     position = 2 if node.target is aten.linalg_vector_norm.default else 1
@@ -118,7 +118,7 @@ def reduction(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def complex_numbers(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """Pairs of the last axis become complex features or come from them; real and imaginary parts are elementwise."""
+    """Sink through pairs of the last axis that become complex features or come from them, or their parts."""
     source, *rest = arguments(node)
     if node.target is aten.view_as_complex.default and place.axis == len(shape_of(source)) - 1:
         raise Unsinkable("the tokens are the parts of complex numbers")
@@ -128,12 +128,12 @@ def complex_numbers(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def cast_like(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """Only the dtype of the other tensor matters."""
+    """Sink through a cast to the dtype of another tensor."""
     source, other = arguments(node)
     return sinker.call(aten._to_copy.default, sinker.want(source, place), dtype=tensor_of(other).dtype)
 
 
 def filled_like(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """A new tensor of the shape of another."""
+    """Make a new tensor of the shape of another for the wanted tokens alone."""
     source, *rest = arguments(node)
     return sinker.call(node.target, sinker.want(source, place), *rest, **node.kwargs)

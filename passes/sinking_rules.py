@@ -77,7 +77,7 @@ RULES: dict[Any, Rule] = {
 
 
 def rule_for(node: fx.Node) -> Rule:
-    """The rule of a node's operator.
+    """Return the rule of a node's operator.
 
     Raises:
         Unsinkable: There is none.

@@ -1,4 +1,4 @@
-"""How taking tokens commutes with operators that move, select and put together axes: one short rule for each kind."""
+"""Rules for operators that move, select and join axes: one for each kind, which says how taking tokens commutes."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ aten = torch.ops.aten
 
 
 def view(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """A view that keeps the token axis whole splits or merges other axes only."""
+    """Sink through a view that keeps the token axis whole: it splits or merges other axes only."""
     source = arguments(node)[0]
     inner, outer = shape_of(source), shape_of(node)
     axis = _same_axis(inner, outer, place.axis)
     batch = _same_start(inner, outer, place.batch)
-    rows = sinker.tokens.batch
+    samples = sinker.tokens.batch
     if axis is None:
         raise Unsinkable(f"the view {inner} to {outer} merges the token axis with another")
-    if batch is None or inner[batch] % rows:
+    if batch is None or inner[batch] % samples:
         raise Unsinkable(f"the view {inner} to {outer} splits the batch axis")
     outer[place.axis] = sinker.tokens.kept
-    fresh = sinker.want(source, replace(place, axis=axis, batch=batch, repeat=max(1, inner[batch] // rows)))
+    fresh = sinker.want(source, replace(place, axis=axis, batch=batch, repeat=max(1, inner[batch] // samples)))
     return sinker.call(aten.reshape.default, fresh, outer)
 
 
 def _same_axis(inner: Sequence[int], outer: Sequence[int], axis: int) -> int | None:
-    """The axis of ``inner`` with the same size and as many elements before it."""
+    """Return the axis of ``inner`` with the same size and as many elements before it."""
     before = math.prod(outer[:axis])
     for candidate, size in enumerate(inner):
         if size == outer[axis] and math.prod(inner[:candidate]) == before:
@@ -42,13 +42,13 @@ def _same_axis(inner: Sequence[int], outer: Sequence[int], axis: int) -> int | N
 
 
 def _same_start(inner: Sequence[int], outer: Sequence[int], axis: int) -> int | None:
-    """The first axis of ``inner`` with as many elements before it."""
+    """Return the first axis of ``inner`` with as many elements before it."""
     before = math.prod(outer[:axis])
     return next((index for index in range(len(inner)) if math.prod(inner[:index]) == before), None)
 
 
 def permute(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """Reordering axes moves the token axis."""
+    """Sink through a reordering of axes, which moves the token axis."""
     source, *axes = arguments(node)
     rank = len(shape_of(node))
     order = list(range(rank))
@@ -64,17 +64,17 @@ def permute(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def unsqueeze(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """A new axis shifts those after it."""
+    """Sink through a new axis, which shifts those after it."""
     source, axis = arguments(node)
     new = wrap(axis, len(shape_of(node)))
     if new in (place.axis, place.batch):
-        raise Unsinkable("the axis of rows or tokens is new here")
+        raise Unsinkable("the axis of samples or tokens is new here")
     fresh = sinker.want(source, place.moved(place.axis - (place.axis > new), place.batch - (place.batch > new)))
     return sinker.call(node.target, fresh, axis)
 
 
 def expand(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """Broadcasting copies the token axis or makes it."""
+    """Sink through a broadcast, which copies the token axis or makes it."""
     source = arguments(node)[0]
     sizes = shape_of(node)
     sizes[place.axis] = sinker.tokens.kept
@@ -82,25 +82,25 @@ def expand(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def repeat(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """Copies side by side along other axes."""
+    """Sink through copies side by side along other axes."""
     source, times = arguments(node)
     new = len(times) - len(shape_of(source))
     if times[place.axis] != 1 or times[place.batch] != 1 or min(place.axis, place.batch) < new:
-        raise Unsinkable("rows or tokens are repeated here")
+        raise Unsinkable("samples or tokens are repeated here")
     return sinker.call(node.target, sinker.want(source, place.moved(place.axis - new, place.batch - new)), times)
 
 
 def repeat_each(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """Copies of each entry along another axis."""
+    """Sink through copies of each entry along another axis."""
     source, times, *rest = arguments(node)
     axis = rest[0] if rest else None
     if isinstance(times, fx.Node) or axis is None or wrap(axis, len(shape_of(node))) in (place.axis, place.batch):
-        raise Unsinkable("rows or tokens are repeated here")
+        raise Unsinkable("samples or tokens are repeated here")
     return sinker.call(node.target, sinker.want(source, place), times, axis)
 
 
 def select(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """One entry of another axis."""
+    """Sink through the selection of one entry of another axis."""
     source, axis, entry = arguments(node)
     gone = wrap(axis, len(shape_of(source)))
     fresh = sinker.want(source, place.moved(place.axis + (place.axis >= gone), place.batch + (place.batch >= gone)))
@@ -108,13 +108,13 @@ def select(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def slice_axis(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """A range of another axis stays; a range of tokens shifts the index."""
+    """Sink through a range: one of another axis stays, one of tokens shifts the index."""
     defaults = (None, 0, None, None, 1)
     values: list[Any] = [*arguments(node), *defaults[len(node.args) :]]
     source, axis, start, stop, step = values
     axis, size = wrap(axis, len(shape_of(node))), shape_of(source)
     if axis == place.batch or (axis == place.axis and step != 1):
-        raise Unsinkable("a slice takes some rows, or every so many tokens")
+        raise Unsinkable("a slice takes some samples, or every so many tokens")
     if axis != place.axis:
         return sinker.call(node.target, sinker.want(source, place), axis, start, stop, step)
     first = slice(start, stop).indices(size[axis])[0]
@@ -122,11 +122,11 @@ def slice_axis(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def cat(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """Tensors side by side are taken from each; tensors of tokens one after the other from the one they lie in."""
+    """Sink into tensors side by side, or of tensors of tokens one after the other into the one that holds them."""
     sources: Sequence[fx.Node] = arguments(node)[0]
     axis = wrap(arguments(node)[1] if len(arguments(node)) > 1 else 0, len(shape_of(node)))
     if axis == place.batch:
-        raise Unsinkable("rows are put together here")
+        raise Unsinkable("samples are joined here")
     if axis != place.axis:
         return sinker.call(node.target, [sinker.want(source, place) for source in sources], axis)
     start = 0
@@ -139,17 +139,17 @@ def cat(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def stack(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """A new axis of tensors side by side."""
+    """Sink through a new axis of tensors side by side."""
     sources: Sequence[fx.Node] = arguments(node)[0]
     new = wrap(arguments(node)[1] if len(arguments(node)) > 1 else 0, len(shape_of(node)))
     if new in (place.axis, place.batch):
-        raise Unsinkable("rows or tokens are put together here")
+        raise Unsinkable("samples or tokens are joined here")
     inner = place.moved(place.axis - (place.axis > new), place.batch - (place.batch > new))
     return sinker.call(node.target, [sinker.want(source, inner) for source in sources], new)
 
 
 def item(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """One part of a tensor that was split."""
+    """Sink through one part of a tensor that was split."""
     split, number = arguments(node)
     parts = split.meta["val"]
     source, *rest = arguments(split)
@@ -162,7 +162,7 @@ def item(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     axis = wrap(rest[1] if len(rest) > 1 else 0, parts[0].ndim)
     start = sum(part.shape[axis] for part in parts[:number])
     if axis == place.batch:
-        raise Unsinkable("rows are split here")
+        raise Unsinkable("samples are split here")
     if axis == place.axis:
         return sinker.want(source, replace(place, offset=place.offset + start))
     fresh = sinker.want(source, place)
@@ -170,12 +170,12 @@ def item(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def scatter_axis(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """Writing into a range of an axis; how item assignment looks in a functional graph."""
+    """Sink through a write into a range of an axis, which is how item assignment looks in a functional graph."""
     base, source, *rest = arguments(node)
     rank = len(shape_of(node))
     axis = wrap(rest[0] if rest else 0, rank)
     if axis == place.batch:
-        raise Unsinkable("it writes some rows")
+        raise Unsinkable("it writes some samples")
     if axis == place.axis:
         return _written_tokens(sinker, node, place)
     inner = place
@@ -185,7 +185,7 @@ def scatter_axis(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
 
 
 def _written_tokens(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """Tokens that are all in the written range come from what is written, those that are all outside from the base."""
+    """Sink into what is written, for tokens that are all in its range, or into the base if all are outside."""
     defaults = (None, None, 0, None, None, 1)
     values: list[Any] = [*arguments(node), *defaults[len(node.args) :]]
     base, source, _, start, stop, step = values

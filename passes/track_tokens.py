@@ -1,4 +1,4 @@
-"""Keeps what tokens were scored by when they were last computed."""
+"""Keeps the values that tokens were scored by when they were last computed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TrackTokens(Pass):
     name: ClassVar[str] = "track_tokens"
 
     def apply(self, graph: fx.Graph) -> PassResult:
-        """Rewrites ``graph`` in place."""
+        """Rewrite ``graph`` in place."""
         with graph.inserting_before(output_of(graph)):
             for number, carry in enumerate(self.carries):
                 refresh(graph, self.index, number, self.pruning, find_node(graph, carry), None)
@@ -63,7 +63,7 @@ def tracked(pruning: Pruning) -> Iterator[Literal["input", "step"]]:
 
 
 def refresh(graph: fx.Graph, region: int, cut: int, pruning: Pruning, carry: fx.Node, tokens: Tokens | None) -> None:
-    """Writes what is tracked for the tokens that are computed now; None for all of them."""
+    """Write what is tracked for the tokens that are computed now; None for all of them."""
     for what in tracked(pruning):
         role = Slot(what, region, cut)
         value = tensor_of(carry)

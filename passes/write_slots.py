@@ -49,7 +49,7 @@ class WriteSlots(Pass):
     name: ClassVar[str] = "write_slots"
 
     def apply(self, graph: fx.Graph) -> PassResult:
-        """Rewrites ``graph`` in place."""
+        """Rewrite ``graph`` in place."""
         for number, cut in enumerate(self.region.cuts):
             node = find_node(graph, cut.node)
             role = Slot("cut", self.index, number, "write")
@@ -63,7 +63,7 @@ class WriteSlots(Pass):
 
 
 def _is_part(node: fx.Node) -> bool:
-    """Whether the value may lie inside another tensor's memory without being all of it."""
+    """Return whether the value may lie inside another tensor's memory without being all of it."""
     size = node.meta["val"].numel()
     while node.op == "call_function" and (node.target is operator.getitem or _is_view(node)):
         source = node.all_input_nodes[0]

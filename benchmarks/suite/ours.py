@@ -26,15 +26,24 @@ def planned(
         built.append(soda(module, example, options=options, mode=mode))
         return built[-1]
 
-    def program() -> Any:
+    def denoiser() -> Any:
         if len(built) != 1:
             raise RuntimeError(f"the backend was called {len(built)} times")
-        return built[0].program
+        return built[0]
+
+    def flops() -> tuple[int, ...]:
+        stage = denoiser().conditioning
+        more = stage.one_step.flops[0] if stage else 0
+        return tuple(one + more for one in denoiser().program.flops)
+
+    def held_bytes() -> int:
+        stage = denoiser().conditioning
+        return denoiser().program.slot_memory_bytes + (stage.memory_bytes if stage else 0)
 
     return Runner(
         model,
         compile=functools.partial(torch.compile, backend=backend, fullgraph=True, dynamic=False),
         trajectory=functools.partial(soda_compile.trajectory, model, timesteps=range(len(mask))),  # always the same
-        flops=lambda: program().flops,
-        held_bytes=lambda: program().slot_memory_bytes + getattr(program().ahead, "memory_bytes", 0),
+        flops=flops,
+        held_bytes=held_bytes,
     )

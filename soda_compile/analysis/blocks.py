@@ -1,4 +1,4 @@
-"""Finds the repeated blocks of a model in its graph, and cuts the graph into consecutive runs of them."""
+"""Repeated blocks of a model in its graph, as consecutive runs of nodes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ class _Group:
 
 
 def block_labels(graph: fx.Graph) -> dict[fx.Node, str]:
-    """For each node inside a block the path of that block; the other nodes are left out."""
+    """Return for each node inside a block the path of that block; the other nodes are left out."""
     return _labels(graph, find_residuals(graph, Ancestry(graph)))
 
 
 def split_blocks(graph: fx.Graph) -> list[tuple[str, list[fx.Node]]]:
-    """Cuts a graph into consecutive runs of nodes.
+    """Cut a graph into consecutive runs of nodes.
 
     A block is the outermost module that a residual branch runs in and that is an element of a ModuleList, or one of
     several modules of one class side by side. Where the residual add itself, or a norm before it, belongs to the
     parent (``h = h + block(norm(h))``), it joins the block. Other work between two blocks joins the block after it;
-    what comes before and after all blocks is ``(head)`` and ``(tail)``; a graph without blocks is one ``(model)``.
+    what comes before and after all blocks, the prologue and epilogue, is named ``(head)`` and ``(tail)``; a graph
+    without blocks is one ``(model)``.
 
     Returns:
         Names and nodes. The name of a block that runs again, after others, ends in ``#2``.
@@ -47,7 +48,7 @@ def split_blocks(graph: fx.Graph) -> list[tuple[str, list[fx.Node]]]:
     if all(group.label is None for group in groups):
         return [("(model)", body)]
     _share_out(groups, completed)
-    _take_from_head(groups, residuals, completed, ancestry)
+    _take_from_prologue(groups, residuals, completed, ancestry)
     return _named(groups)
 
 
@@ -61,7 +62,7 @@ def _labels(graph: fx.Graph, residuals: Sequence[Residual]) -> dict[fx.Node, str
             if path in holding:
                 classes[path] = (path.rpartition(".")[0], kind)
     alike = Counter(classes.values())
-    # A ModuleList is never called, so its elements have a numeric name and a parent that is no frame.
+    # A ModuleList is never called, so its elements have a numeric name and a parent that is no module scope.
     elements = {path for path in holding if path.rpartition(".")[2].isdigit() and path.rpartition(".")[0] not in called}
     twins = {path for path, kind in classes.items() if alike[kind] > 1}
     labels = {}
@@ -78,13 +79,13 @@ def _common_paths(nodes: Iterable[fx.Node]) -> set[str]:
 
 
 def _common(labels: dict[fx.Node, str], nodes: Iterable[fx.Node]) -> str | None:
-    """The block that all the nodes are in, if it is one."""
+    """Return the block that all the nodes are in, if it is one."""
     found = {labels.get(node) for node in nodes}
     return found.pop() if len(found) == 1 else None
 
 
 def _merge(groups: list[_Group], completed: dict[fx.Node, str | None]) -> list[_Group]:
-    """Joins a block that an autocast context inside it cut apart: its nodes have no module path."""
+    """Join a block that an autocast context inside it cut apart: its nodes have no module path."""
     merged: list[_Group] = []
     for group in groups:
         if (
@@ -116,24 +117,29 @@ def _share_out(groups: list[_Group], completed: dict[fx.Node, str | None]) -> No
     groups[:] = [group for group in groups if group.nodes]
 
 
-def _take_from_head(
+def _take_from_prologue(
     groups: list[_Group], residuals: Sequence[Residual], completed: dict[fx.Node, str | None], ancestry: Ancestry
 ) -> None:
-    """Gives the first block what the head computes from the carry of a residual add around that block."""
+    """Move to the first block what the prologue computes from the carry of a residual add around that block."""
     if groups[0].label is not None or len(groups) < 2:
         return
-    head, first = groups[:2]
+    prologue, first = groups[:2]
     carries = [residual.carry for residual in residuals if completed.get(residual.add) == first.label]
-    taken = [node for node in head.nodes if ancestry.depends_on_any(node, carries)]
-    head.nodes = [node for node in head.nodes if node not in set(taken)]
+    taken = [node for node in prologue.nodes if ancestry.depends_on_any(node, carries)]
+    prologue.nodes = [node for node in prologue.nodes if node not in set(taken)]
     first.nodes = taken + first.nodes
 
 
 def _named(groups: Sequence[_Group]) -> list[tuple[str, list[fx.Node]]]:
+    names = numbered(group.label or ("(tail)" if position else "(head)") for position, group in enumerate(groups))
+    return list(zip(names, (group.nodes for group in groups), strict=True))
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """Return the names made unique: the second of one name ends in ``#2``."""
     seen: Counter[str] = Counter()
-    named = []
-    for position, group in enumerate(groups):
-        name = group.label or ("(head)" if position == 0 else "(tail)")
+    unique = []
+    for name in names:
         seen[name] += 1
-        named.append((name if seen[name] == 1 else f"{name}#{seen[name]}", group.nodes))
-    return named
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return unique

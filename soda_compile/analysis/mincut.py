@@ -1,4 +1,4 @@
-"""The cheapest tensors that separate heavy work from the residual add, as far upstream as they can be."""
+"""Minimum cuts: the cheapest tensors that separate heavy work from the residual add, as far upstream as they can be."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from soda_compile.ir.aten_operators import can_be_stored, tensor_bytes
 
 
 def minimum_cut(heavy: Iterable[fx.Node], branches: Iterable[fx.Node], between: Collection[fx.Node]) -> list[fx.Node]:
-    """Minimum vertex cut with tensor bytes as capacities.
+    """Find the minimum vertex cut with tensor bytes as capacities.
 
     Args:
         heavy: Nodes whose work must be avoidable.
@@ -19,7 +19,7 @@ def minimum_cut(heavy: Iterable[fx.Node], branches: Iterable[fx.Node], between: 
         between: The heavy nodes and all nodes from them to the branches.
 
     Returns:
-        Nodes whose values, once known, make every node of ``heavy`` unnecessary for the branches; in graph order.
+        Nodes whose values, as inputs, make every node of ``heavy`` unnecessary for the branches; in graph order.
         Among cuts of equal bytes the one nearest to the heavy work, so that gates stay outside.
     """
     network = nx.DiGraph()

@@ -1,4 +1,4 @@
-"""Cuts a captured denoiser into calls of block graphs that equal blocks share."""
+"""Outlining of a captured denoiser into calls of block graphs that equal blocks share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import fx
 
 from soda_compile.analysis.blocks import split_blocks
 from soda_compile.ir.aten_operators import is_heavy
+from soda_compile.ir.graphs import extract
 from soda_compile.ir.meta import meta_of
 
 
@@ -20,7 +21,7 @@ class Outlined:
     """One call of an outlined graph.
 
     Attributes:
-        name: Name of the block, or ``(head)`` and ``(tail)`` for what comes before and after all blocks.
+        name: Name of the block, or ``(head)`` and ``(tail)`` for the prologue and epilogue of the model.
         key: Hash of the graph's canonical text; calls with equal keys share ``module``.
         module: The shared graph; its placeholders take ``inputs``, its output tuple gives ``outputs``.
         inputs: Names of the values it takes, in placeholder order.
@@ -49,8 +50,8 @@ def outline_blocks(graph: fx.Graph, outputs: Sequence[str | None]) -> tuple[Outl
         (head): h0 = embed(x);  blocks.0: h1 = block(h0, w0);  blocks.1: h2 = block(h1, w1)
 
     Valid because the graph is functional and runs in trace order: any cut of that order into consecutive runs
-    keeps every value before its uses. Nodes that carry the path of a block's child without the block's own frame (an
-    output head that borrows a block's embedder) stay outside.
+    keeps every value before its uses. Nodes that carry the path of a block's child outside the block's own module scope
+    (an epilogue that borrows a block's embedder) stay outside.
 
     Args:
         graph: The denoiser's graph; it stays as it is.
@@ -66,40 +67,25 @@ def outline_blocks(graph: fx.Graph, outputs: Sequence[str | None]) -> tuple[Outl
     shared: dict[str, fx.GraphModule] = {}
     calls: list[Outlined] = []
     for name, nodes in runs:
-        inputs, results, module = _extract(nodes, used_later)
+        inside = set(nodes)
+        sources = dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in inside)
+        results = [node for node in nodes if node.name in used_later]
+        module = extract(sources, nodes, results)
         key = _key(module.graph, name)
-        calls.append(Outlined(name, key, shared.setdefault(key, module), inputs, results))
+        ends = (tuple(node.name for node in sources), tuple(node.name for node in results))
+        calls.append(Outlined(name, key, shared.setdefault(key, module), *ends))
     return tuple(calls)
 
 
 def _key(graph: fx.Graph, name: str) -> str:
-    """Tells apart graphs that differ, and equal graphs whose heavy work has other names inside the block."""
+    """Hash a graph with the names of its heavy work inside the block."""
     block = name.partition("#")[0]
     modules = [(meta_of(node).get("paths") or ("",))[-1].removeprefix(block) for node in graph.nodes if is_heavy(node)]
     return hashlib.sha256("\n".join([canonical_key(graph), *modules]).encode()).hexdigest()[:16]
 
 
-def _extract(nodes: list[fx.Node], used_later: set[str]) -> tuple[tuple[str, ...], tuple[str, ...], fx.GraphModule]:
-    """A graph of its own for ``nodes``; inputs in order of first use."""
-    inside = set(nodes)
-    sources: dict[fx.Node, None] = {}
-    for node in nodes:
-        sources |= dict.fromkeys(source for source in node.all_input_nodes if source not in inside)
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for source in sources:
-        copies[source] = graph.placeholder(source.name)
-        copies[source].meta = {"val": source.meta["val"]}
-    for node in nodes:
-        copies[node] = graph.node_copy(node, lambda source: copies[source])
-    results = [node for node in nodes if node.name in used_later]
-    graph.output(tuple(copies[node] for node in results))
-    module = fx.GraphModule(torch.nn.Module(), graph)
-    return tuple(node.name for node in sources), tuple(node.name for node in results), module
-
-
 def canonical_key(graph: fx.Graph) -> str:
-    """Hash of operators, constants, wiring and input layouts, with node names left out."""
+    """Hash operators, constants, wiring and input layouts, with node names left out."""
     numbers: dict[fx.Node, int] = {}
     lines: list[str] = []
     for node in graph.nodes:

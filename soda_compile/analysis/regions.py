@@ -1,4 +1,4 @@
-"""Describes the regions of a block graph: for the residual branches the tensors to store. No names, no adapters.
+"""Regions of a block graph: for the residual branches the tensors to store. No names, no adapters.
 
 Branches that share heavy work (the streams of a joint attention) are one region.
 """
@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 
 from torch import fx
 
+from soda_compile.analysis.blocks import numbered
 from soda_compile.analysis.mincut import minimum_cut
 from soda_compile.analysis.residuals import Residual, find_residuals, innermost_module
-from soda_compile.ir.ancestry import Ancestry
+from soda_compile.ir.ancestry import Ancestry, ancestors_of
 from soda_compile.ir.aten_operators import (
     ATTENTION,
     CONVOLUTIONS,
@@ -21,16 +22,16 @@ from soda_compile.ir.aten_operators import (
     holds_tensor,
     is_heavy,
     packet,
-    tensor_bytes,
     tensor_of,
 )
+from soda_compile.ir.graphs import output_of
 from soda_compile.ir.structure import Cut, Note, Region
 
 Group = Sequence[Residual]
 
 
 def find_regions(graph: fx.Graph, block_path: str = "") -> tuple[tuple[Region, ...], tuple[Note, ...]]:
-    """Finds all regions of a block graph.
+    """Find all regions of a block graph.
 
     Args:
         graph: Functional ATen graph of one block.
@@ -44,7 +45,7 @@ def find_regions(graph: fx.Graph, block_path: str = "") -> tuple[tuple[Region, .
     groups = _group(residuals, ancestry)
     cuts = [_cut(group, ancestry) for group in groups]
     dying = [_dying(graph, cut) for cut in cuts]
-    names = _unique([_name(group, block_path, alone=len(groups) == 1) for group in groups])
+    names = numbered(_name(group, block_path, alone=len(groups) == 1) for group in groups)
     regions = tuple(
         _describe(ancestry, group, cut, name, dead, _own(dead, dying))
         for group, cut, name, dead in zip(groups, cuts, names, dying, strict=True)
@@ -77,40 +78,20 @@ def _cut(group: Group, ancestry: Ancestry) -> list[fx.Node]:
 
 
 def _dying(graph: fx.Graph, cut: Sequence[fx.Node]) -> list[fx.Node]:
-    """Nodes that nothing needs any more once the cut is given, in graph order."""
-    given = set(cut)
-    live: set[fx.Node] = set()
-    frontier = [node for node in graph.nodes if node.op == "output"]
-    while frontier:
-        node = frontier.pop()
-        if node in live or node in given:
-            continue
-        live.add(node)
-        frontier.extend(node.all_input_nodes)
-    return [node for node in graph.nodes if node not in live and node.op == "call_function" and _needed(node, given)]
-
-
-def _needed(node: fx.Node, cut: set[fx.Node]) -> bool:
-    """Whether the node is a cut or feeds one (and was not dead before)."""
-    frontier, seen = [node], set()
-    while frontier:
-        current = frontier.pop()
-        if current in cut:
-            return True
-        if current not in seen:
-            seen.add(current)
-            frontier.extend(current.users)
-    return False
+    """Return the nodes that only the cut needs, which is then an input, in graph order."""
+    live = ancestors_of(output_of(graph), inside=lambda node: node not in cut)
+    feeding = ancestors_of(*cut)
+    return [node for node in graph.nodes if node in feeding and node not in live and node.op == "call_function"]
 
 
 def _own(dead: Sequence[fx.Node], dying: Sequence[Sequence[fx.Node]]) -> list[fx.Node]:
-    """The dead nodes that no smaller region lets die as well; so the work of all regions can be added up."""
+    """Return the dead nodes that no smaller region lets die as well; so the work of all regions can be added up."""
     inner = set().union(*(other for other in dying if len(other) < len(dead)))
     return [node for node in dead if node not in inner]
 
 
 def _name(group: Group, block_path: str, *, alone: bool) -> str:
-    """The innermost module that holds all heavy work of the region, relative to the block.
+    """Return the innermost module that holds all heavy work of the region, relative to the block.
 
     Where that is the block itself and there are other regions, the part of the block that does the last heavy work.
     """
@@ -128,15 +109,6 @@ def _relative(path: str, block_path: str) -> str:
     return path.removeprefix(block_path).strip(".") if path.startswith(block_path) else ""
 
 
-def _unique(names: Sequence[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    unique = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return unique
-
-
 def _describe(
     ancestry: Ancestry, group: Group, cut: Sequence[fx.Node], name: str, dead: Sequence[fx.Node], own: Sequence[fx.Node]
 ) -> Region:
@@ -144,7 +116,7 @@ def _describe(
     return Region(
         name=name,
         kind=_kind([node for node in own if ancestry.depends_on_any(node, carries)], carries, ancestry),
-        cuts=tuple(_describe_cut(node) for node in cut),
+        cuts=tuple(Cut.like(node.name, tensor_of(node)) for node in cut),
         branches=tuple(residual.branch.name for residual in group),
         carries=tuple(residual.operand.name for residual in group),
         flops=sum(flops(node) for node in own),
@@ -161,11 +133,6 @@ def _describe(
     )
 
 
-def _describe_cut(node: fx.Node) -> Cut:
-    tensor = tensor_of(node)
-    return Cut(node.name, tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device, tensor_bytes(node))
-
-
 def _kind(nodes: Sequence[fx.Node], carries: set[fx.Node], ancestry: Ancestry) -> str:
     packets = {packet(node) for node in nodes}
     if not (packets & SOFTMAX or any(_multiplies_activations(node) for node in nodes)):
@@ -175,14 +142,14 @@ def _kind(nodes: Sequence[fx.Node], carries: set[fx.Node], ancestry: Ancestry) -
 
 
 def _multiplies_activations(node: fx.Node) -> bool:
-    """Whether the node attends or multiplies two computed matrices, as linear attention does."""
+    """Return whether the node attends or multiplies two computed matrices, as linear attention does."""
     if packet(node) in ATTENTION:
         return True
     return packet(node) in PRODUCTS and sum(source.op != "placeholder" for source in node.all_input_nodes) > 1
 
 
 def _notes(graph: fx.Graph, ancestry: Ancestry, residuals: Sequence[Residual], dying: set[fx.Node]) -> Iterator[Note]:
-    """Why each heavy node outside all regions stays computed."""
+    """Give the reason why each heavy node outside all regions stays computed."""
     carries = {residual.carry for residual in residuals}
     for node in graph.nodes:
         if not is_heavy(node) or node in dying:

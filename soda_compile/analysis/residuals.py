@@ -1,4 +1,4 @@
-"""Finds the residual adds of a graph by dominance, not by names.
+"""Residual adds of a graph, found by dominance, not by names.
 
 In ``add(a, b)``, if ``a`` is an ancestor of ``b`` then ``a`` is the carry and ``b`` a branch: ``h + f(h)``. It is
 worth caching if there is heavy work between the carry ``h`` and the branch ``f(h)``.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from soda_compile.ir.ancestry import Ancestry
+from soda_compile.ir.ancestry import Ancestry, ancestors_of
 from soda_compile.ir.aten_operators import aten, is_heavy, looks_through, takes_features, tensor_of
 
 RESIDUAL_ADDS = frozenset({aten.add.Tensor})
@@ -25,8 +25,8 @@ class Residual:
         add: The add.
         branch: The operand that is computed from the carry.
         operand: The operand that it is added to.
-        carry: What the operand shows: itself, or what it is a cast, view or slice of, or the stream before a
-            parallel branch.
+        carry: The residual stream behind the operand: itself, or what it is a cast, view or slice of, or the stream
+            before a parallel branch.
         heavy: The heavy work between carry and branch.
     """
 
@@ -38,7 +38,7 @@ class Residual:
 
 
 def find_residuals(graph: fx.Graph, ancestry: Ancestry) -> list[Residual]:
-    """Residual adds with heavy work in their branch, in graph order.
+    """Return the residual adds with heavy work in their branch, in graph order.
 
     A residual inside a module that is itself one branch (the temporal convolution inside a feed-forward) is part of
     that branch, not a residual of its own.
@@ -56,7 +56,7 @@ def find_residuals(graph: fx.Graph, ancestry: Ancestry) -> list[Residual]:
 
 
 def innermost_module(nodes: Iterable[fx.Node]) -> str:
-    """Path of the innermost module that holds all the nodes; empty for the whole graph."""
+    """Return the path of the innermost module that holds all the nodes; empty for the whole graph."""
     stacks = [node.meta.get("paths", ()) for node in nodes]
     common = [path for path in (stacks[0] if stacks else ()) if all(path in stack for stack in stacks)]
     return common[-1] if common else ""
@@ -65,10 +65,10 @@ def innermost_module(nodes: Iterable[fx.Node]) -> str:
 def _match(
     add: fx.Node, operand: fx.Node, branch: fx.Node, ancestry: Ancestry, found: dict[fx.Node, Residual]
 ) -> Residual | None:
-    """The residual add with ``operand`` on the carry side, if it is one; ``found`` loses those that it swallows."""
+    """Return the residual add with ``operand`` on the carry side, if it is one; ``found`` loses what it swallows."""
     if tensor_of(operand).shape != tensor_of(add).shape:
         return None  # a shift or bias that is broadcast is no stream
-    for carry in _shown(operand, found):
+    for carry in _streams_behind(operand, found):
         if not ancestry.depends(branch, carry):
             continue
         heavy, swallowed = _branch_work(add, carry, branch, ancestry, found)
@@ -78,8 +78,8 @@ def _match(
     return None
 
 
-def _shown(operand: fx.Node, found: dict[fx.Node, Residual]) -> Iterator[fx.Node]:
-    """The operand, what it is a cast, view or slice of, and the carries before earlier adds (parallel branches)."""
+def _streams_behind(operand: fx.Node, found: dict[fx.Node, Residual]) -> Iterator[fx.Node]:
+    """Yield the operand, what it is a cast, view or slice of, and the carries before parallel branches."""
     node: fx.Node | None = operand
     while node is not None:
         yield node
@@ -94,14 +94,14 @@ def _shown(operand: fx.Node, found: dict[fx.Node, Residual]) -> Iterator[fx.Node
 def _branch_work(
     add: fx.Node, carry: fx.Node, branch: fx.Node, ancestry: Ancestry, found: dict[fx.Node, Residual]
 ) -> tuple[tuple[fx.Node, ...], list[fx.Node]]:
-    """Heavy work of a branch, and the residual adds inside it that are no residuals of their own.
+    """Return the heavy work of a branch, and the residual adds inside it that are no residuals of their own.
 
     Other residual adds are barriers: what lies behind them belongs to them. The exception are adds on a stream of
     their own inside a module that holds all the work of this branch.
     """
     near = _between(carry, branch, ancestry, found)
     if any(source in found for node in (*near, branch) for source in (node, *node.all_input_nodes)):
-        same_stream = {node for node in found if carry in _shown(node, found)}
+        same_stream = {node for node in found if carry in _streams_behind(node, found)}
         through = _between(carry, branch, ancestry, same_stream)
         heavy = _heavy(through, ancestry)
         inner = [node for node in through if node in found]
@@ -111,26 +111,18 @@ def _branch_work(
 
 
 def _is_private(module: str, add: fx.Node, carries: Sequence[fx.Node]) -> bool:
-    """Whether a module is called where the add is, and starts the streams of the carries itself."""
-    frame = (*add.meta.get("paths", ()),)[-1:] or ("",)
-    prefix = f"{frame[0]}." if frame[0] else ""
+    """Return whether a module is called where the add is, and starts the streams of the carries itself."""
+    scope = innermost_module([add])
     return (
-        module not in ("", frame[0])
-        and module.startswith(prefix)
+        module not in ("", scope)
+        and module.startswith(f"{scope}." if scope else "")
         and all(module in carry.meta.get("paths", ()) for carry in carries)
     )
 
 
-def _between(carry: fx.Node, branch: fx.Node, ancestry: Ancestry, barriers: Container[fx.Node]) -> dict[fx.Node, None]:
-    """What is computed from the carry and leads to the branch without passing through a barrier."""
-    seen: dict[fx.Node, None] = {}
-    frontier = [branch]
-    while frontier:
-        node = frontier.pop()
-        if node not in seen and node not in barriers and ancestry.depends(node, carry):
-            seen[node] = None
-            frontier.extend(node.all_input_nodes)
-    return seen
+def _between(carry: fx.Node, branch: fx.Node, ancestry: Ancestry, barriers: Container[fx.Node]) -> set[fx.Node]:
+    """Return the nodes that depend on the carry and lead to the branch without passing through a barrier."""
+    return ancestors_of(branch, inside=lambda node: node not in barriers and ancestry.depends(node, carry))
 
 
 def _heavy(nodes: Iterable[fx.Node], ancestry: Ancestry) -> tuple[fx.Node, ...]:

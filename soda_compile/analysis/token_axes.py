@@ -1,4 +1,4 @@
-"""Which axis of a region's values runs over tokens, and which residual stream a cut's tokens belong to."""
+"""Token axes of a region's values, and the residual streams that the tokens of cuts belong to."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from soda_compile.plans.actions import Action
 
 
 def token_axis(shape: Sequence[int]) -> int | None:
-    """The token axis of a value: 1, the middle one of [batch, tokens, features]; None for every other rank."""
+    """Return the token axis of a value: 1, the middle one of [batch, tokens, features]; None for every other rank."""
     return 1 if len(shape) == 3 else None
 
 
 def carry_of_cut(graph: fx.Graph, region: Region, cut: int) -> fx.Node | None:
-    """The residual stream that a cut is added to, as it is before the region adds anything to it.
+    """Return the residual stream that a cut is added to, as it is before the region adds anything to it.
 
     Args:
         graph: The block graph in which the region was found.
@@ -42,29 +42,29 @@ def carry_of_cut(graph: fx.Graph, region: Region, cut: int) -> fx.Node | None:
     if joined := [node for node in graph.nodes if node.meta.get("streams_of") == region.cuts[cut].node]:
         return joined[0]  # type: ignore[no-any-return]
     mine = descendants_of(nodes[region.cuts[cut].node])
-    region_wide = set().union(*(descendants_of(nodes[other.node]) for other in region.cuts))
+    after_cuts = descendants_of(*(nodes[other.node] for other in region.cuts))
     for branch, operand in zip(region.branches, region.carries, strict=True):
         carry = _before_own_adds(nodes[operand], {nodes[name] for name in region.branches})
         carry = stream_into(carry, nodes[branch])
-        if nodes[branch] in mine and carry not in region_wide and _same_tokens(carry, shape):
+        if nodes[branch] in mine and carry not in after_cuts and _same_tokens(carry, shape):
             return carry
     return None
 
 
 def carries_of(graph: fx.Graph, region: Region) -> tuple[fx.Node, ...] | None:
-    """``carry_of_cut`` of every cut; None where one has none, so that the region cannot be pruned."""
+    """Return ``carry_of_cut`` of every cut; None where one has none, so that the region cannot be pruned."""
     carries = [carry_of_cut(graph, region, cut) for cut in range(len(region.cuts))]
-    known = tuple(carry for carry in carries if carry is not None)
-    return known if len(known) == len(carries) else None
+    present = tuple(carry for carry in carries if carry is not None)
+    return present if len(present) == len(carries) else None
 
 
 def region_carries(structure: Structure) -> tuple[tuple[fx.Node, ...] | None, ...]:
-    """For each region the carry of each of its cuts, or None if it cannot be pruned."""
+    """Return for each region the carry of each of its cuts, or None if it cannot be pruned."""
     return structure.for_each_region(lambda block, index: carries_of(block.module.graph, block.regions[index]))
 
 
 def stream_into(operand: fx.Node, branch: fx.Node) -> fx.Node:
-    """The residual stream as a branch reads it.
+    """Return the residual stream as a branch reads it.
 
     That is the operand of its add, or what the operand was before a cast or before parallel branches were added.
     """
@@ -82,7 +82,7 @@ def stream_into(operand: fx.Node, branch: fx.Node) -> fx.Node:
 
 
 def join_streams(graph: fx.Graph, region: Region) -> None:
-    """Adds the carry of a cut that holds several streams, one after the other: their concatenation.
+    """Add the carry of a cut that holds several streams, one after the other: their concatenation.
 
     The new node is dead, and gone from every variant that does not rank its tokens. Where the streams do not make
     up the cut, nothing is added.
@@ -112,7 +112,7 @@ def join_streams(graph: fx.Graph, region: Region) -> None:
 
 
 def _token_offset(branch: fx.Node, cut: fx.Node) -> int | None:
-    """Where in the cut's tokens the branch begins; None if the branch does not depend on the cut."""
+    """Return the position in the cut's tokens where the branch begins; None if it does not depend on the cut."""
     frontier = [(branch, 0)]
     seen: set[fx.Node] = set()
     while frontier:
@@ -127,7 +127,7 @@ def _token_offset(branch: fx.Node, cut: fx.Node) -> int | None:
 
 
 def _start(node: fx.Node) -> int:
-    """The first token that a slice or a part of a split takes."""
+    """Return the first token that a slice or a part of a split takes."""
     if node.target is aten.slice.Tensor and len(node.args) > 2 and node.args[1] in (1, -2):
         first = node.args[2]
         size = tensor_of(node.all_input_nodes[0]).shape[1]
@@ -141,7 +141,7 @@ def _start(node: fx.Node) -> int:
 
 
 def _before_own_adds(operand: fx.Node, branches: set[fx.Node]) -> fx.Node:
-    """The stream before the adds of the same region, where its branches are added one after the other."""
+    """Return the stream before the adds of the same region, where its branches are added one after the other."""
     while own := [source for source in operand.all_input_nodes if source in branches]:
         others = [source for source in operand.all_input_nodes if source not in own]
         if len(others) != 1:
@@ -158,7 +158,7 @@ def _same_tokens(carry: fx.Node, shape: tuple[int, ...]) -> bool:
 
 
 def wanted_tokens(region: Region, cut: int, action: Action) -> int:
-    """How many tokens of a cut are computed: the longest stream goes by ``rate``, the others by ``side_rate``."""
+    """Return how many tokens of a cut are computed: by ``rate`` for the longest stream, ``side_rate`` for others."""
     counts = [entry.shape[1] for entry in region.cuts]
     rate = action.rate if counts[cut] == max(counts) else action.side_rate
     return counts[cut] - math.floor(rate * counts[cut])

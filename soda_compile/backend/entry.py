@@ -17,6 +17,7 @@ from soda_compile.backend.options import CUDA_GRAPHS, Options, check_options
 from soda_compile.capture.unwrapping import unwrap_inputs
 from soda_compile.compiler.bind import require_fit
 from soda_compile.compiler.conditioning import separate_conditioning
+from soda_compile.compiler.conditioning_stage import ConditioningStage, build_stage
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.observing import build_observed
 from soda_compile.compiler.program import build_program
@@ -91,25 +92,30 @@ def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lower
     log_artifact("soda_plan", lambda: str(plan))
     if True not in structure.parameters:
         raise CaptureError("the denoiser has no parameters, so its calls cannot be told from another model's")
+    stage = None
     if options.conditioning == "trajectory":
-        structure = _with_conditioning_apart(structure)
+        structure, stage = _conditioning_stage(structure, plan, lowering)
     build = functools.partial(build_program, structure, lowering=lowering, granularity=options.granularity)
     timestep = structure.paths.index(plan.timestep_input) if plan.timestep_input in structure.paths else None
     anchor = structure.parameters.index(True)
     keep_freed_memory(structure.regions[0].cuts[0].device)
     recording = Recording(structure.parameters) if options.cuda_graphs else None
-    program = build(plan, ahead=bool(structure.conditioning_calls))
-    return PlannedDenoiser(program, plan, anchor, timestep, options.clock, build, recording)
+    return PlannedDenoiser(build(plan), plan, anchor, timestep, options.clock, build, recording, stage)
 
 
-def _with_conditioning_apart(structure: Structure) -> Structure:
-    separate = separate_conditioning(structure)
-    if not separate.conditioning_calls:
+def _conditioning_stage(
+    structure: Structure, plan: Plan, lowering: Lowering
+) -> tuple[Structure, ConditioningStage | None]:
+    """Return what is left of the structure without its conditioning, and the stage that computes that."""
+    split = separate_conditioning(structure)
+    if split is None:
         log.warning(
-            "option conditioning='trajectory' changes nothing: no product with a weight follows from the timestep and "
-            "other inputs of at most two axes alone"
+            "option conditioning='trajectory' changes nothing: no matrix product depends on the timestep and pooled "
+            "inputs alone, so there is nothing to compute ahead"
         )
-    return separate
+        return structure, None
+    conditioning, steps = split
+    return steps, build_stage(conditioning, plan.steps, structure.weight_bytes, lowering)
 
 
 def _device(inputs: Sequence[Any]) -> torch.device:

@@ -39,7 +39,7 @@ class Options:
         granularity: What is compiled as one graph. ``block``: equal blocks share their code, which compiles fast.
             ``step``: each distinct step as a whole, which compiles longer the more blocks there are, and was 2 to 3%
             faster; see benchmarks/README.md.
-        conditioning: When modulations and whatever else follows from the timestep and small inputs alone is computed.
+        conditioning: When modulations and whatever else depends on the timestep and pooled inputs alone are computed.
             ``step``: at each step. ``trajectory``: for all steps at once at the start of a trajectory, from the
             second on, which knows the timesteps from the one before; results differ by rounding.
         lowering: ``inductor`` compiles the rewritten graphs. ``eager`` runs them operator by operator, which shows

@@ -13,7 +13,7 @@ from soda_compile.passes.manager import Pipeline
 
 
 def analyse(captured: Captured) -> Structure:
-    """Outlines the blocks of a captured denoiser and finds the regions of each distinct block graph once."""
+    """Outline the blocks of a captured denoiser and find the regions of each distinct block graph once."""
     notes = Pipeline((MakeContiguous(),)).run(captured.graph).skipped
     blocks: dict[str, BlockGraph] = {}
     calls = []

@@ -1,4 +1,4 @@
-"""Checks that a plan fits the denoiser it is bound to."""
+"""Binding of a plan to the denoiser that it must fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from soda_compile.plans.plan import Plan
 
 
 def require_fit(plan: Plan, structure: Structure) -> None:
-    """Checks that a plan was made for this model.
+    """Check that a plan was made for this model.
 
     Raises:
         PlanError: Naming the regions that differ, or that the weights' shapes do.
@@ -38,12 +38,12 @@ def _some(names: Sequence[str]) -> str:
 
 
 def prunable_regions(structure: Structure) -> tuple[bool, ...]:
-    """For each region whether its tokens can be ranked: its outputs share their token axis with a residual stream."""
+    """Return for each region whether its outputs share their token axis with a residual stream, to rank tokens by."""
     return tuple(carries is not None for carries in region_carries(structure))
 
 
 def require_token_axes(structure: Structure, plan: Plan) -> None:
-    """Checks that every region that is to be pruned can be.
+    """Check that every region that is to be pruned can be.
 
     Raises:
         PlanError: Naming the first that cannot, or a batch that does not fall into the plan's groups.

@@ -1,4 +1,4 @@
-"""Which regions pick their tokens themselves, and which take the choice of an earlier one."""
+"""Sharing of token choices: regions that pick their tokens themselves, and regions that take an earlier choice."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from soda_compile.plans.actions import Action
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.pruning import IndexUse
 
-# What must agree for one choice to serve two cuts: group of blocks, rows, tokens, wanted tokens.
+# One choice serves cuts that agree in these: group of blocks, samples, tokens, wanted tokens.
 IndexKey = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class IndexSharing:
-    """Who picks and who takes.
+    """The choice of tokens of each region, its own or an earlier one.
 
     Attributes:
         uses: [region][step]; "own" where nothing is shared.
@@ -27,23 +27,23 @@ class IndexSharing:
     groups: tuple[int, ...]
 
     def key(self, number: int, region: Region, cut: int, wanted: int) -> IndexKey:
-        """Which index slot a cut of region ``number`` uses."""
+        """Return the key of the index slot that a cut of region ``number`` uses."""
         return _key(self.groups[number], region, cut, wanted)
 
 
 def _key(group: int, region: Region, cut: int, wanted: int) -> IndexKey:
-    rows, count = region.cuts[cut].shape[:2]
-    return group, rows, count, wanted
+    samples, count = region.cuts[cut].shape[:2]
+    return group, samples, count, wanted
 
 
 def share_indices(structure: Structure, plan: Plan) -> IndexSharing:
-    """Lets the first region of a group of blocks pick, and later ones with the same tokens take its choice."""
+    """Let the first region of a group of blocks pick, and later ones with the same tokens take its choice."""
     with_regions = [call for call in structure.calls if call.block.regions]
     blocks = [index for index, call in enumerate(with_regions) for _ in call.block.regions]
     size = {"region": 0, "block": 1}.get(str(plan.pruning.share), plan.pruning.share) if plan.pruning else 0
     if not isinstance(size, int) or size == 0:
-        alone: tuple[IndexUse, ...] = tuple("own" for _ in range(plan.steps))
-        return IndexSharing((alone,) * len(plan.regions), tuple(blocks))
+        own: IndexUse = "own"
+        return IndexSharing(((own,) * plan.steps,) * len(plan.regions), tuple(blocks))
     groups = tuple(block // size for block in blocks)
     by_step = [_uses_at(structure, plan, groups, step) for step in range(plan.steps)]
     return IndexSharing(tuple(zip(*by_step, strict=True)), groups)
@@ -65,7 +65,7 @@ def _uses_at(structure: Structure, plan: Plan, groups: tuple[int, ...], step: in
 
 
 def _keys(group: int, region: Region, action: Action) -> frozenset[IndexKey]:
-    """The choices of tokens that a region needs for this action."""
+    """Return the choices of tokens that a region needs for this action."""
     if action.kind != "prune":
         return frozenset()
     wanted = enumerate(wanted_tokens(region, cut, action) for cut in range(len(region.cuts)))

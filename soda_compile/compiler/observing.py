@@ -1,4 +1,4 @@
-"""Runs the original denoiser and hands the values that sensitivity is measured on to an observer."""
+"""The original denoiser, which hands the values that sensitivity is measured on to an observer."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from soda_compile.torch_internals.inductor_patches import Compiled
 
 @runtime_checkable
 class Observer(Protocol):
-    """Takes what an observed denoiser gives."""
+    """Receiver of the values of an observed denoiser."""
 
     @property
     def wants_carries(self) -> bool:
-        """Whether the values of carries are to be handed over as well, where regions can be pruned."""
+        """Return whether the values of carries are to be handed over as well, where regions can be pruned."""
 
     def start(self, structure: Structure) -> None:
-        """Told once, before the first call of a compiled signature."""
+        """Take the structure, before the first call of a compiled signature."""
 
     def begin_call(self, inputs: Mapping[str, Any]) -> None:
-        """Told before each denoiser call: the caller's inputs by name, parameters left out."""
+        """Take the caller's inputs by name, parameters left out, before each denoiser call."""
 
     def record(self, region: int, values: Mapping[str, torch.Tensor]) -> None:
-        """Told for each region of the call: values by the names that ``Observe`` gives them."""
+        """Take the values of one region in a call, by the names that ``Observe`` gives them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class ObservedDenoiser:
     observer: Observer
 
     def __call__(self, *inputs: Any) -> list[Any]:
-        """Runs the denoiser once; inputs and outputs are those of the captured graph."""
+        """Run the denoiser once; inputs and outputs are those of the captured graph."""
         structure = self.structure
         self.observer.begin_call(
             {
@@ -78,7 +78,7 @@ class ObservedDenoiser:
 
 
 def build_observed(structure: Structure, observer: Observer, lowering: Lowering) -> ObservedDenoiser:
-    """Compiles every distinct block graph with its observations as outputs."""
+    """Compile every distinct block graph with its observations as outputs."""
     subgraphs: dict[str, tuple[Subgraph, tuple[str, ...]]] = {}
     for call in structure.calls:
         if call.block.key not in subgraphs:
@@ -99,5 +99,5 @@ def _observed_subgraph(name: str, block: BlockGraph, carries: bool) -> tuple[Sub
 
 
 def cut_to_branch_graphs(structure: Structure) -> tuple[CutToBranch, ...]:
-    """For each region the graph from its cuts to its branches; regions of equal blocks share it."""
+    """Return for each region the graph from its cuts to its branches; regions of equal blocks share it."""
     return structure.for_each_region(lambda block, index: cut_to_branch(block.module.graph, block.regions[index]))

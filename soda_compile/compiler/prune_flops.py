@@ -1,4 +1,4 @@
-"""How many FLOPs pruning saves in each region, as the passes do it."""
+"""FLOPs that pruning saves in each region, as the passes do it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from soda_compile.plans.pruning import Pruning
 
 
 def prune_flops(structure: Structure) -> NDArray[np.float64]:
-    """FLOPs that pruning a region removes from one call, [regions, len(PRUNE_RATES)]; 0 where it cannot be pruned.
+    """Return the FLOPs that pruning removes from one call, [regions, len(PRUNE_RATES)]; 0 where it is impossible.
 
     The longest stream of a region is pruned; its other streams are computed whole, as ``prune(rate)`` does it.
     """

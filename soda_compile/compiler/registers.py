@@ -1,9 +1,8 @@
-"""Gives every value, slot and per-step constant of a program its register."""
+"""Allocation of a register to every value, slot and per-step constant of a program."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -15,61 +14,61 @@ from soda_compile.ir.structure import Cut, Structure
 from soda_compile.plans.pruning import random_scores
 
 
-@dataclass(frozen=True)
-class StepView:
-    """One step, which the roles of its calls are resolved against.
+class Registers:
+    """Registers by name or key: inputs first, then constants; slots and per-step constants as they are met.
 
     Attributes:
-        step: Number of the step.
-        accesses: Slot traffic, [call][region].
+        tensors: Constants and coefficients, by register.
+        slots: Layouts of slots, by register.
     """
 
-    step: int
-    accesses: tuple[tuple[Access, ...], ...]
+    def __init__(self, structure: Structure, starts: Sequence[int], sharing: IndexSharing) -> None:
+        """Number the inputs and constants of a structure.
 
-
-class Registers:
-    """Inputs first, then constants; slots and per-step constants as they are met."""
-
-    def __init__(self, structure: Structure, bounds: Sequence[tuple[int, int]], sharing: IndexSharing) -> None:
+        Args:
+            structure: The denoiser.
+            starts: For each call the number of its first region.
+            sharing: Groups of regions that share a choice of tokens.
+        """
         self.structure = structure
-        self.bounds = bounds
+        self.starts = starts
         self.sharing = sharing
-        self.values: dict[str, int] = {}
-        self.tensors: dict[int, torch.Tensor] = {}
-        self.slots: dict[int, Cut] = {}
-        self._registers: dict[Hashable, int] = {}
-        self.count = 0
+        self._numbers: dict[Hashable, int] = {}
         for name in structure.inputs:
-            self.values[name] = self._new()
-        for name, tensor in structure.constants.items():
-            self.values[name] = self._new()
-            self.tensors[self.values[name]] = tensor
+            self.value(name)
+        self.tensors = {self.value(name): tensor for name, tensor in structure.constants.items()}
+        self.slots: dict[int, Cut] = {}
 
-    def _new(self) -> int:
-        self.count += 1
-        return self.count - 1
+    @property
+    def count(self) -> int:
+        """Return the number of registers so far."""
+        return len(self._numbers)
 
-    def value(self, name: str) -> int:
-        """The register of a named value."""
-        if name not in self.values:
-            self.values[name] = self._new()
-        return self.values[name]
+    def value(self, key: Hashable) -> int:
+        """Return the register of a value, by its name, or of a slot or constant."""
+        return self._numbers.setdefault(key, len(self._numbers))
 
-    def role(self, source: CallRole, layout: torch.Tensor, view: StepView) -> int:
-        """Return the register of what a call takes or gives at a step; ``layout`` is the fake tensor there."""
-        role, number = source.role, self.bounds[source.call][0] + source.role.region
-        access = view.accesses[source.call][role.region]
+    def role(self, source: CallRole, layout: torch.Tensor, step: int, accesses: Sequence[Sequence[Access]]) -> int:
+        """Return the register of a slot or constant that a call takes.
+
+        Args:
+            source: The call and the role.
+            layout: Fake tensor of the input.
+            step: Number of the step.
+            accesses: Slot traffic of the step, [call][region].
+        """
+        role, number = source.role, self.starts[source.call] + source.role.region
+        access = accesses[source.call][role.region]
         if isinstance(role, Slot):
             return self._slot(role, number, access, layout)
         match role.kind:
             case "coefficients":
                 return self._constant(access.coefficients, access.coefficients, layout)
             case "random":
-                drawn = random_scores(view.step, number, len(layout))
-                return self._constant(("random", view.step, number, len(layout)), drawn, layout)
+                drawn = random_scores(step, number, len(layout))
+                return self._constant(("random", step, number, len(layout)), drawn, layout)
             case "number":
-                return self._constant(("number", view.step), float(view.step), layout)
+                return self._constant(("number", step), float(step), layout)
 
     def _slot(self, role: Slot, number: int, access: Access, layout: torch.Tensor) -> int:
         key: Hashable
@@ -81,22 +80,14 @@ class Registers:
                 key = (role.kind, *self.sharing.key(number, region, role.cut, layout.shape[1]))
             case _:
                 key = (role.kind, number, role.cut)
-        if key not in self._registers:
-            self._registers[key] = self._new()
-            self.slots[self._registers[key]] = region.cuts[role.cut] if role.kind == "cut" else _as_cut(role, layout)
-        return self._registers[key]
+        register = self.value(key)
+        self.slots.setdefault(register, region.cuts[role.cut] if role.kind == "cut" else Cut.like(role.kind, layout))
+        return register
 
     def _constant(self, key: Hashable, value: object, layout: torch.Tensor) -> int:
-        key = (key, layout.device)
-        if key not in self._registers:
-            self._registers[key] = self._new()
+        register = self.value((key, layout.device))
+        if register not in self.tensors:
             # A tensor born in inference mode could not be used outside of it.
             with torch.inference_mode(False):
-                tensor = torch.as_tensor(value, dtype=torch.float32).to(layout.device)
-            self.tensors[self._registers[key]] = tensor
-        return self._registers[key]
-
-
-def _as_cut(role: Slot, layout: torch.Tensor) -> Cut:
-    shape, stride = tuple(layout.shape), tuple(layout.stride())
-    return Cut(role.kind, shape, stride, layout.dtype, layout.device, layout.nbytes)
+                self.tensors[register] = torch.as_tensor(value, dtype=torch.float32).to(layout.device)
+        return register

@@ -1,4 +1,4 @@
-"""Turns a plan's rows into slot traffic: what is stored where, what is read, with which coefficients."""
+"""Slot traffic of a plan's rows: what is stored where, what is read, with which coefficients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from soda_compile.plans.pruning import IndexUse, Pruning
 
 @dataclass(frozen=True)
 class RegionMode:
-    """What a block graph does with one region.
+    """Treatment of one region in a block graph.
 
     Attributes:
         action: The plan's action.
@@ -32,17 +32,17 @@ class RegionMode:
 
     @property
     def computes(self) -> bool:
-        """Whether the region's heavy work runs for all tokens."""
+        """Return whether the region's heavy work runs for all tokens."""
         return self.action.kind == "compute"
 
     @property
     def works(self) -> bool:
-        """Whether any of the region's heavy work runs."""
+        """Return whether any of the region's heavy work runs."""
         return self.action.kind in ("compute", "prune")
 
     @property
     def writes(self) -> bool:
-        """Whether a slot is written."""
+        """Return whether a slot is written."""
         return self.store or self.track or self.use == "keep"
 
 
@@ -66,7 +66,7 @@ class Access:
 def schedule_region(
     actions: Sequence[Action], pruning: Pruning | None = None, uses: Sequence[IndexUse] | None = None
 ) -> tuple[Access, ...]:
-    """Lays out one region's row of a plan.
+    """Lay out one region's row of a plan.
 
     Slots form a ring over the computed values that are read later, so a value is written where the oldest one was
     and nothing is ever moved. A prune writes its mixture over the value that it reads, unless a forecast needs that
@@ -105,7 +105,7 @@ def schedule_region(
 
 
 def _reads(actions: Sequence[Action]) -> list[list[int]]:
-    """For each step the earlier steps whose values it reads, newest first."""
+    """Return for each step the earlier steps whose values it reads, newest first."""
     reads: list[list[int]] = []
     computed: list[int] = []
     newest = 0
@@ -119,7 +119,7 @@ def _reads(actions: Sequence[Action]) -> list[list[int]]:
 
 
 def _scored_against(actions: Sequence[Action], uses: Sequence[IndexUse], step: int) -> bool:
-    """Whether a prune that picks tokens comes after this step and before the next that computes."""
+    """Return whether a prune that picks tokens comes after this step and before the next that computes."""
     if actions[step].kind not in ("compute", "prune"):
         return False
     for later in range(step + 1, len(actions)):

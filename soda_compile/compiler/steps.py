@@ -1,10 +1,10 @@
-"""The subgraphs that one step runs: which variants, and what of them is still needed."""
+"""The subgraphs of one step: variants of blocks, as far as they are needed, in groups."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,14 +42,10 @@ class StepBuilder:
         self._steps: dict[tuple[tuple[RegionMode, ...], ...], tuple[Subgraph, ...]] = {}
 
     def subgraphs(self, modes: tuple[tuple[RegionMode, ...], ...]) -> tuple[Subgraph, ...]:
-        """The subgraphs for one tuple of modes for each call."""
+        """Return the subgraphs for one tuple of modes for each call."""
         if modes not in self._steps:
-            self._steps[modes] = self._build(modes, filter(None, self.structure.outputs))
+            self._steps[modes] = self._build(modes)
         return self._steps[modes]
-
-    def conditioning(self, read: Iterable[str]) -> tuple[Subgraph, ...]:
-        """The subgraphs of the conditioning calls alone, as far as these values need them."""
-        return self._build(((),) * self.structure.conditioning_calls, read)
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -60,32 +56,23 @@ class StepBuilder:
         found = ((names[key], note) for (key, *_), variant in self._variants.items() for note in variant.skipped)
         return tuple(dict.fromkeys(Note(f"{name}.{note.subject}", note.reason) for name, note in found))
 
-    def _build(self, modes: tuple[tuple[RegionMode, ...], ...], read: Iterable[str]) -> tuple[Subgraph, ...]:
-        """The subgraphs of the first calls, for one tuple of modes for each; ``read`` are the values wanted."""
+    def _build(self, modes: tuple[tuple[RegionMode, ...], ...]) -> tuple[Subgraph, ...]:
         calls = self.structure.calls
-        variants: list[Variant | None] = [None] * len(modes)
-        needed = set(read)
+        live: dict[int, Variant] = {}
+        needed = set(filter(None, self.structure.outputs))
         reads: list[set[str]] = [set()] * len(modes)
         for index in reversed(range(len(modes))):
             reads[index] = set(needed)
             variant = self._variant(index, modes[index], tuple(name in needed for name in calls[index].outputs))
-            if variant is None:
-                continue
-            variants[index] = variant
-            needed |= {calls[index].inputs[source] for source in variant.inputs if isinstance(source, int)}
-        first = self.structure.conditioning_calls
-        live = [index for index, variant in enumerate(variants) if variant is not None]
-        ahead, rest = [index for index in live if index < first], [index for index in live if index >= first]
+            if variant is not None:
+                live[index] = variant
+                needed |= {calls[index].inputs[source] for source in variant.inputs if isinstance(source, int)}
         light = [_is_light(mode) for mode in modes]
-        subgraphs = []
-        split = self.granularity == "block"
-        for run in (*_runs(ahead, light), *(_runs(rest, light) if split else filter(None, [rest]))):
-            members = [(index, calls[index], variants[index]) for index in run]
-            subgraphs.append(join(members, reads[run[-1]]))
-        return tuple(subgraphs)
+        runs = _runs(sorted(live), light) if self.granularity == "block" else filter(None, [sorted(live)])
+        return tuple(join([(index, calls[index], live[index]) for index in run], reads[run[-1]]) for run in runs)
 
     def _variant(self, index: int, modes: tuple[RegionMode, ...], needed: tuple[bool, ...]) -> Variant | None:
-        """The variant, or None where nothing of the call is read and nothing stored."""
+        """Return the variant, or None where nothing of the call is read and nothing stored."""
         if not any(needed) and not any(mode.writes for mode in modes):
             return None
         block = self.structure.calls[index].block
@@ -100,7 +87,7 @@ def _is_light(modes: Sequence[RegionMode]) -> bool:
 
 
 def _runs(calls: Sequence[int], light: Sequence[bool]) -> list[list[int]]:
-    """Blocks that compute stay alone, so that equal ones share code; runs of others become one graph.
+    """Group calls: blocks that compute stay alone, so that equal ones share code; runs of others become one graph.
 
     A graph of reuses is cheap to compile, and Inductor fuses its residual adds across blocks.
     """
@@ -112,7 +99,7 @@ def _runs(calls: Sequence[int], light: Sequence[bool]) -> list[list[int]]:
 
 
 def _chunks(run: Sequence[int]) -> list[list[int]]:
-    """A long run in even parts, which equal blocks can share; its ends, the head and tail of a model, alone."""
+    """Return a long run in even parts, which equal blocks can share; its ends, prologue and epilogue, alone."""
     if len(run) <= LONGEST_JOIN + 2:
         return [list(run)]
     inner = list(run[1:-1])

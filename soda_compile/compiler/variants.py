@@ -117,7 +117,7 @@ def _carries(block: BlockGraph, region: Region) -> tuple[str, ...]:
 
 
 def make_variant(block: BlockGraph, modes: Sequence[RegionMode], needed: Sequence[bool]) -> Variant:
-    """Rewrites a copy of a block graph; ``needed`` tells which of the block's outputs are read later."""
+    """Rewrite a copy of a block graph; ``needed`` tells which of the block's outputs are read later."""
     graph = copy_graph(block.module.graph)
     sources = {node: index for index, node in enumerate(graph.find_nodes(op="placeholder"))}
     output = output_of(graph)
@@ -135,7 +135,7 @@ def make_variant(block: BlockGraph, modes: Sequence[RegionMode], needed: Sequenc
 
 
 def join(calls: Sequence[tuple[int, BlockCall, Variant]], needed: set[str]) -> Subgraph:
-    """Puts the variants of consecutive calls into one graph.
+    """Put the variants of consecutive calls into one graph.
 
     Args:
         calls: For each call its index in the structure, the call, and its variant.
@@ -160,8 +160,8 @@ def join(calls: Sequence[tuple[int, BlockCall, Variant]], needed: set[str]) -> S
         placeholders = variant.module.graph.find_nodes(op="placeholder")
         copies = {node: values[key] for key, node in zip(keys, placeholders, strict=True)}
         results = graph.graph_copy(variant.module.graph, copies)
-        given = [call.outputs[to] if isinstance(to, int) else CallRole(index, to) for to in variant.outputs]
-        values |= zip(given, results, strict=True)  # type: ignore[arg-type]
+        names = [call.outputs[to] if isinstance(to, int) else CallRole(index, to) for to in variant.outputs]
+        values |= zip(names, results, strict=True)  # type: ignore[arg-type]
     stored = [CallRole(index, to) for index, _, variant in calls for to in variant.outputs if not isinstance(to, int)]
     outputs: list[str | CallRole] = [*(name for name in values if name in needed and name in made), *stored]
     graph.output(tuple(values[name] for name in outputs))

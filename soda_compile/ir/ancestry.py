@@ -1,4 +1,4 @@
-"""Which nodes of a graph depend on which."""
+"""Dependence between the nodes of a graph."""
 
 from __future__ import annotations
 
@@ -41,33 +41,37 @@ class Ancestry:
             self._ancestors[node] = bits
 
     def depends(self, node: fx.Node, source: fx.Node) -> bool:
-        """Whether ``node`` is computed from ``source`` (a node does not depend on itself)."""
+        """Return whether ``node`` is computed from ``source`` (a node does not depend on itself)."""
         return bool(self._ancestors[node] >> self.position[source] & 1)
 
     def depends_on_any(self, node: fx.Node, sources: Iterable[fx.Node]) -> bool:
-        """Whether ``node`` is computed from one of ``sources``."""
+        """Return whether ``node`` is computed from one of ``sources``."""
         bits = 0
         for source in sources:
             bits |= 1 << self.position[source]
         return bool(self._ancestors[node] & bits)
 
 
-def ancestors_of(*nodes: fx.Node) -> set[fx.Node]:
-    """All nodes that the given ones depend on."""
-    return _reached([source for node in nodes for source in node.all_input_nodes], lambda node: node.all_input_nodes)
+def ancestors_of(*nodes: fx.Node, inside: Callable[[fx.Node], bool] = lambda node: True) -> set[fx.Node]:
+    """Return the nodes and all that they depend on, as far as every node on the way is ``inside``."""
+    return _reached(nodes, lambda node: node.all_input_nodes, inside)
 
 
 def descendants_of(*nodes: fx.Node) -> set[fx.Node]:
-    """The given nodes and all that depend on them."""
-    return _reached(nodes, lambda node: node.users)
+    """Return the nodes and all that depend on them."""
+    return _reached(nodes, lambda node: node.users, lambda node: True)
 
 
-def _reached(starts: Iterable[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+def _reached(
+    starts: Iterable[fx.Node],
+    following: Callable[[fx.Node], Iterable[fx.Node]],
+    inside: Callable[[fx.Node], bool],
+) -> set[fx.Node]:
     found: set[fx.Node] = set()
     frontier = list(starts)
     while frontier:
         node = frontier.pop()
-        if node not in found:
+        if node not in found and inside(node):
             found.add(node)
             frontier.extend(following(node))
     return found

@@ -1,4 +1,4 @@
-"""Which ATen operators do heavy work, and which only rename, cast or select the elements of one tensor."""
+"""ATen operators that do heavy work, and those that only rename, cast or select the elements of one tensor."""
 
 from __future__ import annotations
 
@@ -66,22 +66,22 @@ LOOK_THROUGH = CASTS | VIEWS | SELECTIONS | CLAMPS
 
 
 def packet(node: fx.Node) -> Any:
-    """The operator without its overload: ``aten.add`` for ``aten.add.Tensor``; other targets as they are."""
+    """Return the operator without its overload: ``aten.add`` for ``aten.add.Tensor``; other targets as they are."""
     return getattr(node.target, "overloadpacket", node.target)
 
 
 def is_heavy(node: fx.Node) -> bool:
-    """Whether the node multiplies matrices, attends or convolves."""
+    """Return whether the node multiplies matrices, attends or convolves."""
     return packet(node) in HEAVY
 
 
 def looks_through(node: fx.Node) -> bool:
-    """Whether the node only renames, casts, clips or selects elements of its first argument."""
+    """Return whether the node only renames, casts, clips or selects elements of its first argument."""
     return packet(node) in LOOK_THROUGH or node.target is operator.getitem
 
 
 def takes_features(node: fx.Node) -> bool:
-    """Whether the node selects along the last axis: a chunk of a modulation, not a part of a stream's tokens."""
+    """Return whether the node selects along the last axis: a chunk of a modulation, not a part of a stream's tokens."""
     if node.target is operator.getitem:
         (node,) = node.all_input_nodes
     if packet(node) not in SELECTIONS:
@@ -91,29 +91,29 @@ def takes_features(node: fx.Node) -> bool:
 
 
 def tensor_of(node: fx.Node) -> torch.Tensor:
-    """The node's fake tensor (shape, dtype, strides, device)."""
+    """Return the node's fake tensor (shape, dtype, strides, device)."""
     value = node.meta["val"]
     assert isinstance(value, torch.Tensor), f"{node.name} holds {type(value).__name__}, not a tensor"
     return value
 
 
 def holds_tensor(node: fx.Node) -> bool:
-    """Whether the node's value is one tensor."""
+    """Return whether the node's value is one tensor."""
     return isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def can_be_stored(node: fx.Node) -> bool:
-    """Whether the node's value is one tensor whose sizes do not depend on data."""
+    """Return whether the node's value is one tensor whose sizes do not depend on data."""
     return holds_tensor(node) and all(isinstance(size, int) for size in tensor_of(node).shape)
 
 
 def tensor_bytes(node: fx.Node) -> int:
-    """Size of the node's tensor in bytes, the largest it can be."""
+    """Return the size of the node's tensor in bytes, the largest it can be."""
     return math.prod(shape_of(node)) * tensor_of(node).element_size()
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The tensor's sizes; for a size that depends on data, the largest it can be."""
+    """Return the tensor's sizes; for a size that depends on data, the largest it can be."""
     return tuple(size if isinstance(size, int) else largest_size(size) for size in tensor_of(node).shape)
 
 

@@ -1,9 +1,9 @@
-"""Helpers to read and build graphs."""
+"""Reading and building graphs."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from soda_compile.torch_internals.tracing import fake_mode_of
 
 
 def find_node(graph: fx.Graph, name: str) -> fx.Node:
-    """The node of that name; names of cuts are kept by every pass."""
+    """Return the node of that name; names of cuts are kept by every pass."""
     for node in graph.nodes:
         if node.name == name:
             return node  # type: ignore[no-any-return]
@@ -21,7 +21,7 @@ def find_node(graph: fx.Graph, name: str) -> fx.Node:
 
 
 def add_input(graph: fx.Graph, name: str, value: torch.Tensor, role: Any) -> fx.Node:
-    """Adds a placeholder after the others; ``role`` tells the runtime what to pass for it."""
+    """Add a placeholder after the others; ``role`` says what the runtime passes for it."""
     last = [node for node in graph.nodes if node.op == "placeholder"]
     with graph.inserting_after(last[-1]) if last else graph.inserting_before(next(iter(graph.nodes))):
         node = graph.placeholder(name)
@@ -31,30 +31,30 @@ def add_input(graph: fx.Graph, name: str, value: torch.Tensor, role: Any) -> fx.
 
 
 def output_of(graph: fx.Graph) -> fx.Node:
-    """The node that returns the graph's results."""
+    """Return the node that returns the graph's results."""
     return next(iter(reversed(graph.nodes)))  # type: ignore[no-any-return]
 
 
 def results_of(graph: fx.Graph) -> tuple[fx.Node, ...]:
-    """The values that the graph returns."""
+    """Return the values that the graph returns."""
     return tuple(output_of(graph).args[0])  # type: ignore[arg-type]
 
 
 def add_output(graph: fx.Graph, node: fx.Node, role: Any) -> None:
-    """Returns a value after the others; ``role`` tells the runtime where to put it."""
+    """Return a value after the others; ``role`` says where the runtime puts it."""
     output = output_of(graph)
     output.args = ((*results_of(graph), node),)
     output.meta["roles"] = (*output.meta.get("roles", ()), role)
 
 
 def input_with_role(graph: fx.Graph, role: Any) -> fx.Node | None:
-    """The placeholder that takes what ``role`` says, if the graph has it."""
+    """Return the placeholder that takes what ``role`` says, if the graph has it."""
     found = (node for node in graph.nodes if node.op == "placeholder" and node.meta.get("role") == role)
     return next(found, None)
 
 
 def add_call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-    """Adds a call of an ATen operator, with the fake tensor it gives."""
+    """Add a call of an ATen operator, with the fake tensor it gives."""
     node = graph.call_function(target, args, kwargs)
     values: tuple[tuple[Any, ...], Mapping[str, Any]] = fx.map_arg((args, kwargs), lambda source: source.meta["val"])
     # Some operators make tensors of their own on the way; those must be fake too.
@@ -64,5 +64,18 @@ def add_call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
-    """A copy with the same node names."""
+    """Return a copy with the same node names."""
     return copy.deepcopy(graph)
+
+
+def extract(inputs: Iterable[fx.Node], nodes: Iterable[fx.Node], results: Iterable[fx.Node]) -> fx.GraphModule:
+    """Return a graph of its own for ``nodes``, which takes ``inputs`` and returns ``results``."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in inputs:
+        copies[node] = graph.placeholder(node.name)
+        copies[node].meta = {"val": node.meta["val"]}
+    for node in nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[node] for node in results))
+    return fx.GraphModule(torch.nn.Module(), graph)

@@ -1,4 +1,4 @@
-"""What the analysis finds in a captured denoiser: blocks, and in each block its regions."""
+"""The structure of a captured denoiser: blocks, and in each block its regions."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ class Cut:
     device: torch.device
     memory_bytes: int
 
+    @classmethod
+    def like(cls, node: str, tensor: torch.Tensor) -> Cut:
+        """Return the layout of a tensor of static sizes as that of a cut."""
+        memory_bytes = tensor.numel() * tensor.element_size()
+        return cls(node, tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device, memory_bytes)
+
 
 @dataclass(frozen=True)
 class Region:
@@ -42,10 +48,10 @@ class Region:
     Attributes:
         name: Module path inside the block, such as ``attn1``; made unique within the block.
         kind: ``attention``, ``mlp``, ``convolution`` or ``attention+mlp``.
-        cuts: Tensors to store. A joint attention has one for each stream.
+        cuts: Tensors to store. A joint attention has one for each of its residual streams.
         branches: Nodes that are added to the residual stream, in graph order.
         carries: For each branch, the operand of the residual add that it is added to.
-        flops: Work that dies when every cut is given, for one call of the block.
+        flops: Work that dies when every cut is an input, for one call of the block.
         weights: Shapes of the weights whose work dies, in graph order; part of the model's fingerprint.
     """
 
@@ -59,13 +65,13 @@ class Region:
 
     @property
     def memory_bytes(self) -> int:
-        """Size of one stored copy of all cuts."""
+        """Return the size of one stored copy of all cuts."""
         return sum(cut.memory_bytes for cut in self.cuts)
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something the analysis left alone, and why."""
+    """A part that the analysis left alone, and why."""
 
     subject: str
     reason: str
@@ -104,7 +110,7 @@ class BlockCall:
 
     @property
     def region_names(self) -> tuple[str, ...]:
-        """Full names of the regions, ``transformer_blocks.0.attn1``."""
+        """Return the full names of the regions, ``transformer_blocks.0.attn1``."""
         return tuple(f"{self.name}.{region.name}" if region.name else self.name for region in self.block.regions)
 
 
@@ -114,14 +120,12 @@ class Structure:
 
     Attributes:
         calls: Block calls; work between blocks belongs to the block after it, the first and last parts of the
-            model are calls without a name in the model (``(head)``, ``(tail)``).
+            model, prologue and epilogue, are calls that plans and files know as ``(head)`` and ``(tail)``.
         inputs: Names of the values that the caller passes, in order.
         constants: Tensors that the model made while it ran, by value name.
         outputs: Names of the values to return, in order (None for a None).
         paths: For each input, its path in the model (``blocks.0.attn.weight``) or argument name.
         parameters: Which inputs are parameters or buffers of the model.
-        conditioning_calls: How many of the first calls do nothing but conditioning; see ``conditioning``.
-        conditions: Inputs other than parameters that those calls read.
         notes: Values that passes over the whole graph left alone, with the reason.
     """
 
@@ -131,39 +135,32 @@ class Structure:
     outputs: tuple[str | None, ...]
     paths: tuple[str, ...]
     parameters: tuple[bool, ...]
-    conditioning_calls: int = 0
-    conditions: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
 
     @cached_property
     def region_names(self) -> tuple[str, ...]:
-        """Full names of all regions, in execution order."""
+        """Return the full names of all regions, in execution order."""
         return tuple(name for call in self.calls for name in call.region_names)
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:
-        """All regions, in the order of ``region_names``."""
+        """Return all regions, in the order of ``region_names``."""
         return tuple(region for call in self.calls for region in call.block.regions)
 
     def for_each_region(self, make: Callable[[BlockGraph, int], Made]) -> tuple[Made, ...]:
-        """What ``make`` gives for each region of each block; made once for the regions of equal blocks."""
+        """Return the results of ``make`` for each region of each block; equal blocks share one call."""
         blocks = {call.block.key: call.block for call in self.calls}
         made = {key: tuple(make(block, index) for index in range(len(block.regions))) for key, block in blocks.items()}
         return tuple(result for call in self.calls for result in made[call.block.key])
 
     @property
     def flops(self) -> int:
-        """Work of one full call of the denoiser."""
+        """Return the work of one full call of the denoiser."""
         return sum(call.block.flops for call in self.calls)
 
     @cached_property
-    def conditioning(self) -> frozenset[str]:
-        """Names of the values that the conditioning calls give."""
-        return frozenset(name for call in self.calls[: self.conditioning_calls] for name in call.outputs)
-
-    @cached_property
     def read_values(self) -> dict[str, Any]:
-        """The fake tensor, or number, of each value that a call reads."""
+        """Return the fake tensor, or number, of each value that a call reads."""
         return {
             name: node.meta["val"]
             for call in self.calls
@@ -172,14 +169,14 @@ class Structure:
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of the parameters and buffers that are read."""
+        """Return the memory of the parameters and buffers that are read."""
         owned = [name for name, mine in zip(self.inputs, self.parameters, strict=True) if mine]
         values = [self.read_values[name] for name in owned if name in self.read_values]
         return sum(value.numel() * value.element_size() for value in values)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the model's regions and weights, whatever the batch size, resolution and dtype."""
+        """Identify the model's regions and weights, whatever the batch size, resolution and dtype."""
         parts = [
             f"{name}|{region.kind}|{len(region.cuts)}|{region.weights}"
             for name, region in zip(self.region_names, self.regions, strict=True)

@@ -15,7 +15,7 @@ from soda_compile.plans.plan_grid import collapse
 
 
 def render(structure: Structure, title: str = "denoiser", *, width: int | None = None, color: bool = False) -> str:
-    """Draws the blocks with their regions and notes, and a line of totals.
+    """Draw the blocks with their regions and notes, and a line of totals.
 
     Equal blocks share a branch, "transformer_blocks.1-5 (x5)". FLOPs are those of one call of the denoiser.
 
@@ -36,7 +36,7 @@ def render(structure: Structure, title: str = "denoiser", *, width: int | None =
 
 
 def build_tree(structure: Structure, title: str) -> Tree:
-    """The tree alone, for a rich console."""
+    """Return the tree alone, for a rich console."""
     tree = Tree(f"[bold]{escape(title)}[/bold]  {amount(structure.flops, 'FLOP')}")
     for calls in _equal_calls(structure):
         block = calls[0].block
@@ -55,7 +55,7 @@ def build_tree(structure: Structure, title: str) -> Tree:
 
 
 def totals(structure: Structure) -> str:
-    """How many regions there are, the share of the work that they hold, and what it takes to keep them."""
+    """Return the number of regions, their share of the work, and the memory that it takes to keep them."""
     regions = structure.regions
     flops = sum(region.flops for region in regions)
     kept = amount(sum(region.memory_bytes for region in regions), "B", 1024)
@@ -66,7 +66,7 @@ def totals(structure: Structure) -> str:
 
 
 def amount(value: float, unit: str, base: int = 1000) -> str:
-    """A quantity with three digits and a prefix: ``55.1 MFLOP``, or ``64.0 KiB`` in base 1024."""
+    """Return a quantity with three digits and a prefix: ``55.1 MFLOP``, or ``64.0 KiB`` in base 1024."""
     prefixes = ["", "k", "M", "G", "T", "P"] if base == 1000 else ["", "Ki", "Mi", "Gi", "Ti", "Pi"]
     while value >= base * 0.9995 and len(prefixes) > 1:
         value /= base
@@ -80,7 +80,7 @@ def _share(part: float, whole: float) -> str:
 
 
 def _equal_calls(structure: Structure) -> list[list[BlockCall]]:
-    """The calls of each distinct block graph, in the order of first appearance."""
+    """Return the calls of each distinct block graph, in the order of first appearance."""
     groups: dict[str, list[BlockCall]] = {}
     for call in structure.calls:
         groups.setdefault(call.block.key, []).append(call)
@@ -88,7 +88,7 @@ def _equal_calls(structure: Structure) -> list[list[BlockCall]]:
 
 
 def _region_lines(regions: Sequence[Region], flops: int) -> Iterator[str]:
-    """A line for each region, in aligned columns."""
+    """Return a line for each region, in aligned columns."""
     rows = [
         (
             region.name or "(whole block)",
@@ -109,5 +109,5 @@ def _describe_cut(cut: Cut) -> str:
 
 
 def _inside(subject: str, call: BlockCall) -> str:
-    """A note's subject without the path of the block that the note is shown under."""
+    """Return a note's subject without the path of the block that the note is shown under."""
     return subject.strip().removeprefix(call.name.partition("#")[0] + ".")

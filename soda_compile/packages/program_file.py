@@ -67,7 +67,6 @@ def decode(
     ]
     return Program(
         steps=tuple(tuple(calls[index] for index in step) for step in entry.steps),
-        inputs=len(entry.call.inputs),
         outputs=tuple(entry.outputs),
         registers=entry.registers,
         tensors={

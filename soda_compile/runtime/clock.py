@@ -1,4 +1,4 @@
-"""Where a generation stands: the trajectory and the step, kept on the host."""
+"""The clock of a generation: its trajectory and step, kept on the host."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Clock:
     restarts: bool = False
 
     def begin(self, steps: int | None = None, schedule: Hashable = None) -> None:
-        """Starts a new trajectory."""
+        """Start a new trajectory."""
         self.trajectory = next(_numbers)
         self.step = 0
         self.steps = steps
         self.schedule = schedule
 
     def advance(self) -> None:
-        """Ends the present step.
+        """End the present step.
 
         Raises:
             TrajectoryError: If denoiser calls advance this clock.
@@ -77,7 +77,7 @@ _active: ContextVar[tuple[_Active, ...]] = ContextVar("soda_compile_trajectories
 def trajectory(
     model: torch.nn.Module, *, manual: bool = False, timesteps: Iterable[float] | torch.Tensor | None = None
 ) -> Iterator[Clock]:
-    """One generation of a hand-written sampling loop.
+    """Open one generation of a hand-written sampling loop.
 
     Every call of ``model`` inside, compiled with backend "soda", belongs to this trajectory, in this thread. The
     generation starts clean, whatever happened before. ::
@@ -110,7 +110,7 @@ def trajectory(
 
 
 def clock_for(parameter: torch.Tensor) -> Clock | None:
-    """The innermost open trajectory of the model that owns ``parameter``, in this thread."""
+    """Return the innermost open trajectory of the model that owns ``parameter``, in this thread."""
     for entry in _active.get():
         if id(parameter) in entry.parameters:
             return entry.clock

@@ -1,4 +1,4 @@
-"""What the compiled denoiser is at run time: it finds its step and runs that step's calls."""
+"""The compiled denoiser: it finds its step and runs that step's calls."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from soda_compile.compiler.conditioning_stage import ConditioningStage
 from soda_compile.compiler.program import Program
 from soda_compile.errors import TrajectoryError
 from soda_compile.plans.plan import Plan
@@ -30,6 +31,7 @@ class PlannedDenoiser:
         clock: The clock that an integration ties to its scheduler.
         build: Compiles another plan for the same graph; only what its variants do not share is compiled anew.
         recording: Records steps as CUDA graphs; None runs them as they are.
+        conditioning: Computes further inputs of the program; None if it takes those of the captured graph alone.
     """
 
     program: Program
@@ -39,21 +41,22 @@ class PlannedDenoiser:
     clock: Clock | None
     build: Callable[[Plan], Program]
     recording: Recording | None = None
+    conditioning: ConditioningStage | None = None
     _tails: dict[int, Program] = field(default_factory=dict)
 
     def __call__(self, *inputs: Any) -> list[Any]:
-        """Runs the step that is due. Inputs and outputs are those of the captured graph."""
+        """Run the step that is due. Inputs and outputs are those of the captured graph."""
         parameter = inputs[self.anchor]
         state = state_of(parameter, self.plan.digest, self.plan.calls_per_step, self.plan.steps)
         clock = self.clock or clock_for(parameter)
         # A tied clock knows the step, and its owner has checked the timesteps.
-        shown = self._shown_timestep(inputs) if self.clock is None else None
-        nearest = None if shown is None else self._nearest(shown)
+        timestep = self._read_timestep(inputs) if self.clock is None else None
+        nearest = None if timestep is None else self._nearest(timestep)
         starts = nearest is not None and nearest == self._timesteps[0]
         try:
             step, frame = state.locate(clock, self.program, starts, self._tail)
-            if shown is not None and nearest != self._timesteps[step]:
-                raise TrajectoryError(self._mismatch(shown, step))
+            if timestep is not None and nearest != self._timesteps[step]:
+                raise TrajectoryError(self._mismatch(timestep, step))
             return self._run(frame, step, inputs, clock.schedule if clock else None)
         except BaseException:
             state.reset()
@@ -62,15 +65,16 @@ class PlannedDenoiser:
     def _run(self, frame: Frame, step: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
         program = frame.tail or self.program
         here = step - frame.start
-        given = frame.conditioning_cache.conditioning(program, here, inputs, schedule) if program.ahead else None
+        if self.conditioning is not None:
+            inputs = (*inputs, *frame.conditioning_cache.values(self.conditioning, here, inputs, schedule))
         if self.recording is not None and frame.graphs is None:
             frame.graphs = self.recording.start(program, frame.registers, inputs)
         if frame.graphs is not None:
-            return frame.graphs.run(program, here, inputs, given)
-        return run_step(program, here, frame.registers, inputs, given)
+            return frame.graphs.run(program, here, inputs)
+        return run_step(program, here, frame.registers, inputs)
 
     def _tail(self, start: int) -> Program:
-        """The program for a stream that begins at a later step."""
+        """Return the program for a stream that begins at a later step."""
         if start not in self._tails:
             with torch.inference_mode(False):
                 self._tails[start] = self.build(resume_at(self.plan, start))
@@ -80,8 +84,8 @@ class PlannedDenoiser:
     def _timesteps(self) -> tuple[float, ...]:
         return self.plan.timesteps or ()
 
-    def _shown_timestep(self, inputs: Sequence[Any]) -> float | None:
-        """The timestep that the denoiser is given, where the host can read it without waiting for a device."""
+    def _read_timestep(self, inputs: Sequence[Any]) -> float | None:
+        """Return the timestep among the inputs, where the host can read it without waiting for a device."""
         if self.timestep is None or not self._timesteps:
             return None
         value = inputs[self.timestep]
@@ -90,12 +94,12 @@ class PlannedDenoiser:
         return float(value)
 
     def _nearest(self, timestep: float) -> float:
-        """The plan's timestep that is meant; narrow dtypes round what the denoiser is given."""
-        return min(self._timesteps, key=lambda known: abs(known - timestep))
+        """Return the plan's nearest timestep; narrow dtypes round the denoiser's."""
+        return min(self._timesteps, key=lambda planned: abs(planned - timestep))
 
-    def _mismatch(self, shown: float, step: int) -> str:
+    def _mismatch(self, timestep: float, step: int) -> str:
         return (
-            f"the denoiser is called with {self.plan.timestep_input}={shown:g}, but step {step} is due, which has "
+            f"the denoiser is called with {self.plan.timestep_input}={timestep:g}, but step {step} is due, which has "
             f"{self._timesteps[step]:g}. The plan was made for {self.plan.steps} steps, timesteps "
             f"{self._timesteps[0]:g} to {self._timesteps[-1]:g}, and {self.plan.calls_per_step} denoiser call(s) a "
             "step. Use the same noise scheduler and step count, and put each generation inside "

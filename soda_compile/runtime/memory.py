@@ -1,4 +1,4 @@
-"""How the host's allocator treats what the subgraphs of a step free."""
+"""Freed memory of the subgraphs of a step, in the host's allocator."""
 
 from __future__ import annotations
 

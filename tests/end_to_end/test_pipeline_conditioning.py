@@ -13,7 +13,8 @@ from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.plans.plan import random_plan
-from soda_compile.runtime import conditioning_cache as conditioning_cache
+from soda_compile.runtime import conditioning_cache
+from soda_compile.runtime.conditioning_cache import ConditioningCache
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +31,14 @@ def test_generations_are_those_of_the_plan(name: str, readable: bool, monkeypatc
     if not readable:
         monkeypatch.setattr(conditioning_cache, "_on_host", lambda value: False)
     computed = []
-    run_ahead = conditioning_cache.run_ahead
+    begin = ConditioningCache._begin
 
     def noted(*arguments: Any) -> Any:
-        computed.append(1)
-        return run_ahead(*arguments)
+        table = begin(*arguments)
+        computed.extend(table or ())
+        return table
 
-    monkeypatch.setattr(conditioning_cache, "run_ahead", noted)
+    monkeypatch.setattr(ConditioningCache, "_begin", noted)
     tiny = PIPELINES[name]
     pipe = tiny.build()
     plan = random_plan(3, tuple(tiny.regions), STEPS)

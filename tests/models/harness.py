@@ -16,6 +16,7 @@ from soda_compile.backend.graph_breaks import analyse_piece
 from soda_compile.backend.inspection import is_graph_of
 from soda_compile.compiler.bind import require_fit
 from soda_compile.compiler.conditioning import separate_conditioning
+from soda_compile.compiler.conditioning_stage import build_stage
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import build_program
 from soda_compile.errors import CaptureError
@@ -87,10 +88,13 @@ class Board:
 
     def install(self, plan: Plan, *, ahead: bool = False) -> PlannedDenoiser:
         require_fit(plan, self.structure)
-        structure = separate_conditioning(self.structure) if ahead else self.structure
-        build = partial(build_program, structure, lowering=Lowering(target="eager"))
+        structure, stage, lowering = self.structure, None, Lowering(target="eager")
+        if ahead and (split := separate_conditioning(structure)):
+            conditioning, structure = split
+            stage = build_stage(conditioning, plan.steps, self.structure.weight_bytes, lowering)
+        build = partial(build_program, structure, lowering=lowering)
         anchor = self.structure.parameters.index(True)
-        made = PlannedDenoiser(build(plan, ahead=ahead), plan, anchor, None, None, build)
+        made = PlannedDenoiser(build(plan), plan, anchor, None, None, build, conditioning=stage)
         self.run = made
         return made
 
@@ -126,7 +130,7 @@ def examine(subject: Denoiser) -> Finding:
     reused = generate(compiled, calls)
     reference = EagerReference(model, expected, plan).run(calls)
     made = board.install(plan, ahead=True)
-    ahead = [generate(compiled, calls) for _ in range(2 if made.program.ahead else 0)]
+    ahead = [generate(compiled, calls) for _ in range(2 if made.conditioning and made.conditioning.all_steps else 0)]
     return Finding(
         **finding,
         exact=difference(exact, eager),

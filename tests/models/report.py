@@ -52,7 +52,7 @@ written down there from its source. The rewritten graphs run as they are, withou
 - A plan that computes everything equals the eager model bit for bit in **{len(exact)}**, to rounding in the others.
 - A random plan of compute, reuse and forecast over five steps equals forward hooks in eager mode: the largest
   difference is given as a share of the largest output, and in brackets what it would be if nothing were reused.
-- **{len(ahead)}** have products of weights that follow from the timestep and other small inputs alone. With these
+- **{len(ahead)}** have matrix products that depend on the timestep and pooled inputs alone. With these
   computed for all steps at once, the random plan gives the same: the last column has the largest difference."""
     for title, module in GROUPS.items():
         yield ""

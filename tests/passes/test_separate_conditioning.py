@@ -58,18 +58,29 @@ def structure_of(model: nn.Module) -> Structure:
     return analyse(trace(model, torch.randn(2, 3, 4), timestep=torch.ones(2)))
 
 
+def separated(structure: Structure) -> tuple[Structure, Structure]:
+    split = separate_conditioning(structure)
+    assert split is not None
+    return split
+
+
+def written(structure: Structure) -> list[str]:
+    return [f"{', '.join(call.outputs)} = {call.name}" for call in structure.calls if call.outputs]
+
+
 def test_golden():
     before = structure_of(seeded(Denoiser()))
-    after = separate_conditioning(before)
-    written = [f"{', '.join(call.outputs)} = {call.name}" for call in after.calls if call.outputs]
-    assert written == [
+    conditioning, remainder = separated(before)
+    assert written(conditioning) == [
         "linear = (head) (conditioning)",
         "blocks.0/linear_1 = blocks.0 (conditioning)",
         "blocks.1/linear_1 = blocks.1 (conditioning)",
-        "add_1 = blocks.0",
-        "add_3 = blocks.1",
     ]
-    assert (after.conditioning_calls, after.conditions) == (3, ("timestep",))
+    assert written(remainder) == ["add_1 = blocks.0", "add_3 = blocks.1"]
+    assert conditioning.outputs == ("blocks.0/linear_1", "blocks.1/linear_1")
+    assert conditioning.inputs == before.inputs
+    assert remainder.inputs == (*before.inputs, *conditioning.outputs)
+    assert remainder.parameters == (*before.parameters, False, False)
     assert (
         text(before.calls[1].block.module.graph)
         == golden("""
@@ -87,7 +98,7 @@ def test_golden():
     """)
         + STAYS
     )
-    assert text(after.calls[1].block.module.graph) == golden("""
+    assert text(conditioning.calls[1].block.module.graph) == golden("""
         %linear: f32[2, 4] = input
         %p_blocks_0_modulation_weight: f32[8, 4] = input
         %p_blocks_0_modulation_bias: f32[8] = input
@@ -96,39 +107,39 @@ def test_golden():
         return (%linear_1)
     """)
     assert (
-        text(after.calls[4].block.module.graph)
+        text(remainder.calls[1].block.module.graph)
         == golden("""
         %x: f32[2, 3, 4] = input
         %p_blocks_0_fc1_weight: f32[16, 4] = input
         %p_blocks_0_fc1_bias: f32[16] = input
         %p_blocks_0_fc2_weight: f32[4, 16] = input
         %p_blocks_0_fc2_bias: f32[4] = input
-        %linear_1_ahead: f32[2, 8] = input
-        %unsqueeze_1: f32[2, 1, 8] = unsqueeze(%linear_1_ahead, 1)
+        %linear_1_value: f32[2, 8] = input
+        %unsqueeze_1: f32[2, 1, 8] = unsqueeze(%linear_1_value, 1)
     """)
         + STAYS
     )
 
 
 def test_equal_blocks_still_share_their_parts():
-    after = separate_conditioning(structure_of(seeded(Denoiser())))
-    first, second = after.calls[1:3]
+    conditioning, remainder = separated(structure_of(seeded(Denoiser())))
+    first, second = conditioning.calls[1:3]
     assert first.block is second.block
-    assert after.calls[4].block is after.calls[5].block
+    assert remainder.calls[1].block is remainder.calls[2].block
 
 
 def test_the_calls_give_what_the_model_gives():
     model = seeded(Denoiser())
-    after = separate_conditioning(structure_of(model))
+    conditioning, remainder = separated(structure_of(model))
     inputs = {"x": torch.randn(2, 3, 4), "timestep": torch.tensor([3.0, 5.0])}
     parameters = dict(model.named_parameters())
     values = {
         name: parameters[path] if owned else inputs[path]
-        for name, path, owned in zip(after.inputs, after.paths, after.parameters, strict=True)
+        for name, path, owned in zip(conditioning.inputs, conditioning.paths, conditioning.parameters, strict=True)
     }
     with torch.no_grad():
-        for call in after.calls:
+        for call in (*conditioning.calls, *remainder.calls):
             values |= zip(call.outputs, call.block.module(*[values[name] for name in call.inputs]), strict=True)
-        (name,) = after.outputs
+        (name,) = remainder.outputs
         assert name is not None
         assert torch.equal(values[name], model(**inputs))

@@ -14,9 +14,14 @@ import soda_compile
 from soda_compile.backend.inspection import inspect
 from soda_compile.backend.options import check_options
 from soda_compile.compiler.conditioning import separate_conditioning
+from soda_compile.compiler.conditioning_stage import ConditioningStage, build_stage
+from soda_compile.compiler.lowering import Lowering
+from soda_compile.compiler.program import Program
 from soda_compile.errors import CaptureError, OptionError
+from soda_compile.ir.structure import Structure
 from soda_compile.plans.plan import Plan, compute_all_plan, random_plan
-from soda_compile.runtime import conditioning_cache, execution
+from soda_compile.runtime import conditioning_cache
+from soda_compile.runtime.conditioning_cache import ConditioningCache
 
 STEPS = 6
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -36,16 +41,24 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of steps that were given their conditioning, run after run."""
+    """The numbers of steps whose conditioning was not computed for them alone, run after run."""
     steps: list[int] = []
-    run_step = execution.run_step
+    programs: list[Program] = []
+    run_once, values = conditioning_cache.run_once, ConditioningCache.values
 
-    def noted(made: Any, step: int, registers: Any, inputs: Any, given: Any = None, **options: Any) -> Any:
-        if given is not None:
+    def noted(program: Program, inputs: Any) -> Any:
+        programs.append(program)
+        return run_once(program, inputs)
+
+    def watched(cache: ConditioningCache, stage: ConditioningStage, step: int, *more: Any) -> Any:
+        programs.clear()
+        found = values(cache, stage, step, *more)
+        if stage.one_step not in programs:
             steps.append(step)
-        return run_step(made, step, registers, inputs, given, **options)
+        return found
 
-    monkeypatch.setattr("soda_compile.runtime.denoiser.run_step", noted)
+    monkeypatch.setattr(conditioning_cache, "run_once", noted)
+    monkeypatch.setattr(ConditioningCache, "values", watched)
     return steps
 
 
@@ -53,6 +66,13 @@ def subject(name: str = "dit") -> tuple[nn.Module, list[dict[str, Any]], Plan]:
     """A small denoiser, the inputs of its steps, and a plan."""
     model, calls = FAMILIES[name].build(), list(FAMILIES[name].trajectory(STEPS))
     return model, calls, random_plan(1, inspect(model, **calls[0]).region_names, STEPS)
+
+
+def separated(structure: Structure) -> tuple[Structure, Structure]:
+    """Conditioning and remainder of a denoiser that has both."""
+    split = separate_conditioning(structure)
+    assert split is not None
+    return split
 
 
 def compiled_with(model: nn.Module, plan: Plan, conditioning: str = "trajectory", **options: Any) -> Any:
@@ -84,16 +104,36 @@ def test_whole_steps_too(eager: None, ahead: list[int]):
 def test_trajectories_give_what_steps_alone_give(name: str, eager: None, ahead: list[int]):
     model, calls, plan = subject(name)
     structure = inspect(model, **calls[0])
-    apart = separate_conditioning(structure)
-    assert apart.conditioning_calls > 0
-    assert "timestep" in apart.conditions
-    assert (apart.region_names, apart.fingerprint) == (structure.region_names, structure.fingerprint)
+    conditioning, remainder = separated(structure)
+    assert "timestep" in {name for call in conditioning.calls for name in call.inputs}
+    assert remainder.inputs == (*structure.inputs, *conditioning.outputs)
+    assert (remainder.region_names, remainder.fingerprint) == (structure.region_names, structure.fingerprint)
     expected = generate(model, compiled_with(model, plan, conditioning="step"), calls)
     compiled = compiled_with(model, plan)
     for expected_steps in ([], list(range(STEPS)), list(range(STEPS))):
         ahead.clear()
         assert_close(generate(model, compiled, calls), expected)
         assert ahead == expected_steps
+
+
+def test_the_stage_gives_for_all_steps_at_once_what_it_gives_for_each():
+    model, calls, _ = subject()
+    structure = inspect(model, **calls[0])
+    conditioning, _ = separated(structure)
+    stage = build_stage(conditioning, STEPS, structure.weight_bytes, Lowering(target="eager"))
+    assert stage.all_steps is not None
+    assert [structure.paths[index] for index in stage.conditions] == ["timestep", "class_labels"]
+    weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    inputs = [[weights[path] if path in weights else call[path] for path in structure.paths] for call in calls]
+    stacked = list(inputs[0])
+    for index in stage.conditions:
+        stacked[index] = torch.stack([step[index] for step in inputs])
+    with torch.no_grad():
+        each = [conditioning_cache.run_once(stage.one_step, step) for step in inputs]
+        table = conditioning_cache.run_once(stage.all_steps, stacked)
+    assert len(table) == len(conditioning.outputs)
+    for number, values in enumerate(table):
+        assert_close(list(values.unbind(0)), [step[number] for step in each])
 
 
 def test_as_compiled_by_inductor(ahead: list[int]):
@@ -173,11 +213,10 @@ def test_where_the_host_cannot_read_it_takes_a_schedule(eager: None, ahead: list
 def test_conditioning_is_left_out_of_the_steps(eager: None):
     model, calls, _ = subject()
     structure = inspect(model, **calls[0])
-    apart = separate_conditioning(structure)
-    names = [call.name for call in apart.calls[: apart.conditioning_calls]]
-    assert names[0] == "transformer_blocks.0 (conditioning)"
-    assert sum(call.block.flops for call in apart.calls) == structure.flops
-    inside = [node.name for call in apart.calls[apart.conditioning_calls :] for node in call.block.module.graph.nodes]
+    conditioning, remainder = separated(structure)
+    assert conditioning.calls[0].name == "transformer_blocks.0 (conditioning)"
+    assert conditioning.flops + remainder.flops == structure.flops
+    inside = [node.name for call in remainder.calls for node in call.block.module.graph.nodes]
     assert not any("silu" in name or "embedding" in name for name in inside)
 
 
@@ -197,11 +236,11 @@ class Plain(nn.Module):
 def test_a_model_without_conditioning_stays_as_it_is(eager: None, caplog: pytest.LogCaptureFixture):
     model, x = Plain(), torch.randn(2, 4, 8)
     structure = inspect(model, x)
-    assert separate_conditioning(structure) is structure
+    assert separate_conditioning(structure) is None
     compiled = compiled_with(model, compute_all_plan(structure.region_names, 2))
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x))
-    assert "conditioning='trajectory' changes nothing" in caplog.text
+    assert "conditioning='trajectory' changes nothing: no matrix product depends on the timestep" in caplog.text
 
 
 class Rows(Plain):
@@ -214,7 +253,7 @@ class Rows(Plain):
 def test_a_sample_of_two_axes_is_not_taken_for_conditioning(eager: None):
     structure = inspect(Rows(), torch.randn(4, 8), torch.ones(4))
     assert structure.region_names
-    assert separate_conditioning(structure) is structure
+    assert separate_conditioning(structure) is None
 
 
 @pytest.mark.parametrize("around", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
@@ -233,7 +272,7 @@ def test_what_cannot_be_stacked_is_refused(eager: None, monkeypatch: pytest.Monk
     def refuses(*arguments: Any) -> None:
         raise RuntimeError("vmap: no rule for aten::example")
 
-    monkeypatch.setattr("soda_compile.compiler.all_steps.add_axis", refuses)
+    monkeypatch.setattr("soda_compile.compiler.conditioning_stage.add_axis", refuses)
     model, calls, plan = subject()
     compiled = compiled_with(model, plan)
     with pytest.raises(Exception, match=r"no rule for aten::example. Compile with conditioning='step'") as raised:
@@ -242,7 +281,7 @@ def test_what_cannot_be_stacked_is_refused(eager: None, monkeypatch: pytest.Monk
 
 
 def test_more_than_the_weights_is_not_kept(eager: None, ahead: list[int], monkeypatch: pytest.MonkeyPatch, caplog: Any):
-    monkeypatch.setattr("soda_compile.compiler.all_steps.MOST", 1e-3)
+    monkeypatch.setattr("soda_compile.compiler.conditioning_stage.MOST", 1e-3)
     model, calls, plan = subject()
     expected = generate(model, compiled_with(model, plan, conditioning="step"), calls)
     compiled = compiled_with(model, plan)

@@ -49,13 +49,13 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-class TapeRecorder:
+class TapeCapturer:
     """Records by running once and undoing what was written, as capturing runs nothing."""
 
     def __init__(self) -> None:
         self.tapes: list[Tape] = []
 
-    def record(self, body: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         tape = Tape()
         with tape:
             body()
@@ -66,11 +66,11 @@ class TapeRecorder:
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[TapeRecorder]:
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[TapeCapturer]:
     torch._dynamo.reset()
-    made = TapeRecorder()
+    made = TapeCapturer()
     graphs_as_they_are(monkeypatch)
-    monkeypatch.setattr(cuda_graphs, "recorder_for", lambda device: made)
+    monkeypatch.setattr(cuda_graphs, "capturer_for", lambda device: made)
     yield made
     torch._dynamo.reset()
 
@@ -112,7 +112,7 @@ def assert_equal(got: list[Any], wanted: list[Any]) -> None:
 
 @pytest.mark.parametrize("score", ["random", "drift"])
 @pytest.mark.parametrize("name", ["dit", "flux"])
-def test_recorded_steps_give_the_same(recorder: TapeRecorder, name: str, score: str):
+def test_recorded_steps_give_the_same(recorder: TapeCapturer, name: str, score: str):
     family = FAMILIES[name]
     model, calls = family.build(), list(family.trajectory(8))
     plan = plan_for(model, calls[0], score)
@@ -124,7 +124,7 @@ def test_recorded_steps_give_the_same(recorder: TapeRecorder, name: str, score: 
     assert_equal(got, wanted)
 
 
-def test_recorded_steps_take_conditioning_that_was_computed_ahead(recorder: TapeRecorder):
+def test_recorded_steps_take_conditioning_that_was_computed_ahead(recorder: TapeCapturer):
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(8))
     plan = plan_for(model, calls[0])
@@ -136,7 +136,7 @@ def test_recorded_steps_take_conditioning_that_was_computed_ahead(recorder: Tape
 
 
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])
-def test_what_a_stream_keeps_ends_with_its_program(recorder: TapeRecorder, mode: str | None):
+def test_what_a_stream_keeps_ends_with_its_program(recorder: TapeCapturer, mode: str | None):
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(8))
     plan = plan_for(model, calls[0])
@@ -149,7 +149,7 @@ def test_what_a_stream_keeps_ends_with_its_program(recorder: TapeRecorder, mode:
     assert len(frames) == 0
 
 
-def test_equal_steps_share_a_graph(recorder: TapeRecorder):
+def test_equal_steps_share_a_graph(recorder: TapeCapturer):
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(6))
     row = (COMPUTE, REUSE, REUSE, COMPUTE, REUSE, REUSE)
@@ -158,7 +158,7 @@ def test_equal_steps_share_a_graph(recorder: TapeRecorder):
     assert len(recorder.tapes) == 2, "anchors and reuses"
 
 
-def test_weights_that_move_are_recorded_anew(recorder: TapeRecorder):
+def test_weights_that_move_are_recorded_anew(recorder: TapeCapturer):
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(8))
     plan = plan_for(model, calls[0])
@@ -175,7 +175,7 @@ def test_weights_that_move_are_recorded_anew(recorder: TapeRecorder):
         assert torch.equal(ours[0], theirs[0])
 
 
-def test_inputs_elsewhere_are_named(recorder: TapeRecorder, caplog: pytest.LogCaptureFixture):
+def test_inputs_elsewhere_are_named(recorder: TapeCapturer, caplog: pytest.LogCaptureFixture):
     assert not recorder.tapes
     recording = cuda_graphs.Recording((True, False))
     program: Any = type("Program", (), {"tensors": {}})()
@@ -190,11 +190,11 @@ def test_inputs_elsewhere_are_named(recorder: TapeRecorder, caplog: pytest.LogCa
     )
 
 
-def test_what_cannot_be_recorded_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, recorder: TapeRecorder):
+def test_what_cannot_be_recorded_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, recorder: TapeCapturer):
     def fail(body: Callable[[], None]) -> Callable[[], None]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(recorder, "record", fail)
+    monkeypatch.setattr(recorder, "capture", fail)
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(8))
     with pytest.raises(soda_compile.CaptureError, match=r"step \d cannot be recorded .* not permitted .* mode=None"):

@@ -1,0 +1,98 @@
+"""Conditioning as a stage of its own, whose results are ordinary inputs of the step program."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from soda_compile.compiler.index_sharing import IndexSharing
+from soda_compile.compiler.lowering import Lowering
+from soda_compile.compiler.program import Program, assemble
+from soda_compile.compiler.registers import Registers
+from soda_compile.compiler.steps import StepBuilder, StepSubgraphs
+from soda_compile.compiler.variants import Subgraph
+from soda_compile.errors import CaptureError
+from soda_compile.ir.aten_operators import tensor_bytes
+from soda_compile.ir.graphs import results_of
+from soda_compile.ir.structure import Structure
+from soda_compile.torch_internals.inductor import add_axis
+
+log = logging.getLogger(__name__)
+
+MOST = 1.0
+"""Memory that the conditioning of all steps may take, over that of the weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConditioningStage:
+    """Programs from the inputs of the captured graph to the values that the step program takes after these inputs.
+
+    Attributes:
+        conditions: Positions of the inputs, other than weights, that the values depend on.
+        steps: Number of steps.
+        one_step: Computes the values for one step.
+        all_steps: Computes them for all steps, from conditions that are stacked, [steps, ...]; None if they take too
+            much memory.
+        memory_bytes: Memory of the values of all steps, 0 if they are not kept.
+    """
+
+    conditions: tuple[int, ...]
+    steps: int
+    one_step: Program
+    all_steps: Program | None
+    memory_bytes: int
+
+
+def build_stage(conditioning: Structure, steps: int, weight_bytes: int, lowering: Lowering) -> ConditioningStage:
+    """Compile conditioning for one step, and for all steps at once.
+
+    Some models condition each token: for all steps that can be more than the model itself.
+
+    Args:
+        conditioning: The first structure that ``separate_conditioning`` returns.
+        steps: Number of steps.
+        weight_bytes: Memory of the denoiser's weights, which the values of all steps must not exceed.
+        lowering: Store of compiled subgraphs.
+
+    Raises:
+        CaptureError: If an operator cannot be computed for all steps at once.
+    """
+    subgraphs = StepBuilder(conditioning).subgraphs(((),) * len(conditioning.calls))
+    read = {name for call in conditioning.calls for name in call.inputs}
+    owned = zip(conditioning.inputs, conditioning.parameters, strict=True)
+    conditions = tuple(index for index, (name, weight) in enumerate(owned) if name in read and not weight)
+    memory_bytes = steps * sum(
+        tensor_bytes(node) for subgraph in subgraphs for node in results_of(subgraph.module.graph)
+    )
+    all_steps = None
+    if memory_bytes > MOST * weight_bytes:
+        log.warning(
+            "conditioning is computed at each step: for all %d it takes %.0f MB, and the weights %.0f MB",
+            steps, memory_bytes / 1e6, weight_bytes / 1e6,
+        )  # fmt: skip
+        memory_bytes = 0
+    else:
+        varying = {conditioning.inputs[index] for index in conditions}
+        varying |= {name for call in conditioning.calls for name in call.outputs}
+        all_steps = _program(conditioning, [_stacked(subgraph, steps, varying) for subgraph in subgraphs], lowering)
+    return ConditioningStage(conditions, steps, _program(conditioning, subgraphs, lowering), all_steps, memory_bytes)
+
+
+def _program(conditioning: Structure, subgraphs: Sequence[Subgraph], lowering: Lowering) -> Program:
+    registers = Registers(conditioning, (), IndexSharing((), ()))
+    return assemble(conditioning, [StepSubgraphs(tuple(subgraphs), ())], registers, lowering)
+
+
+def _stacked(subgraph: Subgraph, steps: int, varying: set[str]) -> Subgraph:
+    """Return the subgraph for all steps, the first axis of the values that vary between them."""
+    batched = [name in varying for name in subgraph.inputs]
+    try:
+        module = add_axis(subgraph.module, steps, batched)
+    except RuntimeError as error:
+        raise CaptureError(
+            f"{subgraph.name} cannot be computed for all steps at once: {error}. Compile with conditioning='step'"
+        ) from error
+    return replace(
+        subgraph, key=f"{subgraph.key} {steps} {batched}", name=f"{subgraph.name}, {steps} steps", module=module
+    )
