@@ -1,4 +1,4 @@
-"""Compiles subgraphs with AOTInductor: each distinct graph once, into files that a package takes."""
+"""Compilation of subgraphs with AOTInductor: each distinct graph once, into files that a package takes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SubgraphCode:
     key: str
 
     def __call__(self, *inputs: Any) -> list[Any]:
-        """Never runs."""
+        """Raise an error: nothing is compiled yet."""
         raise PackageError(f"subgraph {self.key} is compiled for a package and runs after soda_compile.load only")
 
 

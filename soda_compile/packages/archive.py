@@ -64,9 +64,9 @@ def write_archive(path: Path) -> Iterator[ArchiveWriter]:
                 writer.add(name, [text])
             yield writer
             archive.comment = b"?" * _SEAL_BYTES
-        with open(temporary, "r+b") as file, mmap.mmap(file.fileno(), 0) as data:
-            seal = _seal(data, _spans(data))
-            data[len(data) - _SEAL_BYTES :] = b"soda-compile sha256:" + seal.encode()
+        with open(temporary, "r+b") as file:
+            with mmap.mmap(file.fileno(), 0) as data:
+                data[len(data) - _SEAL_BYTES :] = b"soda-compile sha256:" + _seal(data, _spans(data)).encode()
             os.fsync(file.fileno())
 
 

@@ -71,7 +71,7 @@ class Record(dict[str, Any]):
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are not None."""
+        """Return the fields that are not None."""
         return tuple(self.values())
 
 

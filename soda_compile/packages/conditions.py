@@ -64,7 +64,7 @@ def doubtful_points(model: torch.nn.Module, example: ExampleInputs, space: Space
 
 
 def broken(guards: SizeGuards, sizes: Mapping[Any, Size], space: Space) -> Iterator[tuple[Any, Point]]:
-    """Conditions that do not hold everywhere, each with the smallest and the largest sizes where it does not.
+    """Yield conditions that do not hold everywhere, each with the smallest and the largest sizes where it does not.
 
     Args:
         guards: The conditions.
@@ -83,7 +83,7 @@ def broken(guards: SizeGuards, sizes: Mapping[Any, Size], space: Space) -> Itera
 
 
 def _spread(ranges: Mapping[str, tuple[int, int]]) -> Iterator[dict[str, int]]:
-    """All points, or points spread evenly with the ends among them."""
+    """Yield all points, or points spread evenly with the ends among them."""
     most = max(2, math.floor(_TRIED ** (1 / max(1, len(ranges))) + 1e-9))
     values = []
     for low, high in ranges.values():

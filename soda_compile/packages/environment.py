@@ -19,7 +19,7 @@ _INSTRUCTIONS = re.compile(
 
 
 def environment(device: str) -> Environment:
-    """This process, with a device of this type."""
+    """Return the environment of this process, with a device of this type."""
     gpu = device == "cuda" and torch.cuda.is_available()
     return Environment(
         torch=str(torch.__version__),
@@ -42,7 +42,7 @@ def _instructions() -> list[str]:
 
 
 def obstacle(made: Environment, here: Environment) -> str | None:
-    """Why code made there cannot run here, or None."""
+    """Return why code made there cannot run here, or None."""
     if made.torch != here.torch:
         return f"made with torch {made.torch}, this is torch {here.torch}"
     if made.soda != here.soda:

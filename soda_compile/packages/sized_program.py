@@ -55,7 +55,7 @@ class SizedProgram:
 
     @property
     def call(self) -> CallEntry:
-        """How the denoiser is called."""
+        """Return how the denoiser is called."""
         return self.entry.call
 
     def sizes(self, leaves: Mapping[str, Any]) -> dict[str, int]:

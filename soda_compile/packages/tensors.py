@@ -41,7 +41,7 @@ def named_dtype(name: str) -> torch.dtype:
 
 
 def pack(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
-    """Chunks of a safetensors file; tensors of whole cache lines come first, so that these stay aligned.
+    """Yield a safetensors file in chunks; tensors of whole cache lines come first, so that these stay aligned.
 
     Raises:
         PackageError: For a dtype that the format does not have.
@@ -65,7 +65,7 @@ def pack(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
 
 
 def unpack(data: memoryview) -> dict[str, torch.Tensor]:
-    """Tensors that share the memory of ``data``; the ones that would lie unaligned are copied.
+    """Return tensors that share the memory of ``data``; the ones that would lie unaligned are copied.
 
     Args:
         data: A writable view of a safetensors file whose checksum was verified.
@@ -90,7 +90,7 @@ def unpack(data: memoryview) -> dict[str, torch.Tensor]:
 
 
 def laid_out(tensor: torch.Tensor, stride: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """The tensor with these strides on this device; itself where that is so already."""
+    """Return the tensor with these strides on this device; itself where that is so already."""
     if tensor.device == device and tensor.stride() == stride:
         return tensor
     return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=device).copy_(tensor)
