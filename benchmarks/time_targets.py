@@ -20,7 +20,7 @@ import typer
 
 import soda_compile
 from soda_compile.backend.entry import soda
-from soda_compile.capture.forward import compiled_forward
+from soda_compile.capture.forward import CompiledForward
 from soda_compile.digits.pipeline import load
 from soda_compile.measure import profiling
 from soda_compile.storage.files import write_atomic
@@ -68,7 +68,7 @@ def main(
 
     def compiled(plan: soda_compile.Plan) -> Callable[..., Any]:
         untimed = replace(plan, timesteps=None, timestep_input=None)  # every call has the same inputs here
-        return compiled_forward(model, functools.partial(soda, options={"plan": untimed}))
+        return CompiledForward(model, functools.partial(soda, options={"plan": untimed}))
 
     def trajectory(call: Callable[..., Any]) -> float:
         started = clock()

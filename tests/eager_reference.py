@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class EagerReference:
-    """Runs a model under a plan, one stream at a time.
+    """Runs a model under a plan, one branch of guidance at a time.
 
-    Streams (conditional and unconditional calls) each take an instance of their own. Hooks are on the model only
+    Branches (conditional and unconditional calls) each take an instance of their own. Hooks are on the model only
     inside `step`, so several instances may share one model and take turns.
 
     Attributes:

@@ -62,14 +62,14 @@ class TinyPipeline:
 def planned_by_hooks(
     model: nn.Module, regions: dict[str, Region], plan: Plan, calls_per_step: int = 1
 ) -> Iterator[list[int]]:
-    """Lets the model follow a plan in eager mode; calls in a step are streams. Yields a list with one entry a call."""
-    streams = [EagerReference(model, regions, plan) for _ in range(calls_per_step)]
+    """Lets a model follow a plan in eager mode, each call of a step by itself; yields a list with one entry a call."""
+    branches = [EagerReference(model, regions, plan) for _ in range(calls_per_step)]
     forward, calls = model.forward, []
 
     def planned(*arguments: Any, **options: Any) -> Any:
-        step, stream = divmod(len(calls), calls_per_step)
-        calls.append(stream)
-        with streams[stream].step(step):
+        step, branch = divmod(len(calls), calls_per_step)
+        calls.append(branch)
+        with branches[branch].step(step):
             return forward(*arguments, **options)
 
     model.forward = planned
@@ -124,7 +124,7 @@ def latte() -> nn.Module:
 
 
 def small_sd3() -> nn.Module:
-    """Two blocks: one of both streams, and the last one."""
+    """Two blocks: one of both token groups, and the last one."""
     return _changed("sd3", num_layers=2)
 
 

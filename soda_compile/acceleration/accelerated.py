@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from soda_compile.backend.entry import soda
-from soda_compile.capture.forward import ReplacedForward, compiled_forward, replace_forward, restore_forward
+from soda_compile.capture.forward import CompiledForward, ReplacedForward, replace_forward, restore_forward
 from soda_compile.errors import OptionError
 from soda_compile.integrations.base import Stage
+from soda_compile.integrations.diffusers.branch_names import name_branches
 from soda_compile.integrations.diffusers.denoisers import require_supported
 from soda_compile.integrations.diffusers.framework import holders
 from soda_compile.integrations.diffusers.group_offload import around_calls
-from soda_compile.integrations.diffusers.method_hook import MethodHook
 from soda_compile.integrations.diffusers.schedule_fit import first_step
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
 from soda_compile.plans.plan import Plan
@@ -46,21 +46,19 @@ class AcceleratedDenoiser:
     _compiled: dict[Hashable, Callable[..., Any]] = field(default_factory=dict)
     _around: Callable[[], AbstractContextManager[None]] = nullcontext
     _forward: ReplacedForward | None = None
-    _context: MethodHook | None = None
+    _unname: Callable[[], None] | None = None
 
     def install(self) -> None:
         """Put itself in the place of the model's forward."""
         self._forward = replace_forward(self.module, self._call, holders)
-        method: Any = getattr(self.module, "cache_context", None)
-        if method is not None:
-            self._context = MethodHook(method, functools.partial(self._named, method)).attach()
+        self._unname = name_branches(self.module, self.stage.clock)
 
     def remove(self) -> None:
         """Take back ``install`` and free the slots."""
         if self._forward is not None:
             restore_forward(self.module, self._forward)
-        if self._context is not None:
-            self._context.detach()
+        if self._unname is not None:
+            self._unname()
         forget(flatten_inputs(list(self.module.parameters())))
 
     def prepare(self, plan: Plan, scheduler: Any) -> None:
@@ -85,19 +83,9 @@ class AcceleratedDenoiser:
         if key not in self._compiled:
             settings = {**self.options, "plan": self.plan, "clock": self.stage.clock}
             backend = functools.partial(soda, options=settings)
-            self._compiled[key] = compiled_forward(self.module, backend)
+            self._compiled[key] = CompiledForward(self.module, backend)
         with self._around():
             return self._compiled[key](*arguments, **options)
-
-    @contextmanager
-    def _named(self, method: Callable[..., Any], name: str, *arguments: Any, **options: Any) -> Iterator[None]:
-        clock = self.stage.clock
-        before, clock.stream = clock.stream, name
-        try:
-            with method(name, *arguments, **options):
-                yield
-        finally:
-            clock.stream = before
 
 
 @dataclass(eq=False)

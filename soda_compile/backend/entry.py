@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from soda_compile.backend.graph_breaks import analyse_piece
 from soda_compile.backend.options import CUDA_GRAPHS, Options, check_options
-from soda_compile.capture.unwrapping import unwrap_inputs
+from soda_compile.compiler.analyse import analyse_graph
 from soda_compile.compiler.bind import require_fit
 from soda_compile.compiler.conditioning import separate_conditioning
 from soda_compile.compiler.conditioning_stage import ConditioningStage, build_stage
@@ -64,21 +63,21 @@ def soda(
         )
         return _unplanned(module, inputs, checked)
     _refuse_gradients(inputs)
-    if has_wrapped(inputs):
-        inner = soda(*unwrap_inputs(module, inputs), options=options, mode=mode)
-        return lambda *wrapped: inner(*flatten_inputs(wrapped))
     with compiler_probed(_device(inputs)) if checked.lowering == "inductor" else nullcontext():
-        structure = analyse_piece(module, inputs)
+        structure = analyse_graph(module, inputs)
     if structure is None:
         return _unplanned(module, inputs, checked)
-    log_artifact("soda_structure", lambda: repr(structure.region_names))
+    log_artifact("soda_structure", lambda: str(structure))
     # Inductor would record each subgraph on its own; the runtime records whole steps.
     changes = {CUDA_GRAPHS: False} if checked.cuda_graphs else {}
     lowering = Lowering({**checked.inductor, **changes}, target=checked.lowering)
+    denoiser: Callable[..., Any]
     if checked.observer is not None:
-        return build_observed(structure, checked.observer, lowering)
-    assert checked.plan is not None
-    return _planned(structure, checked.plan, checked, lowering)
+        denoiser = build_observed(structure, checked.observer, lowering)
+    else:
+        assert checked.plan is not None
+        denoiser = _planned(structure, checked.plan, checked, lowering)
+    return (lambda *wrapped: denoiser(*flatten_inputs(wrapped))) if has_wrapped(inputs) else denoiser
 
 
 def _unplanned(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:

@@ -1,11 +1,11 @@
-"""Replaces one module's forward for a while, without touching its class or the hooks around it."""
+"""One module's forward, compiled or replaced for a while, without touching its class or the hooks around it."""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
@@ -104,13 +104,14 @@ def restore_forward(module: torch.nn.Module, replaced: ReplacedForward) -> None:
                 holder.set(replaced.original)
 
 
+@contextmanager
 def compile_forward(
     module: torch.nn.Module,
     backend: Callable[..., Any],
     around: Callable[[], AbstractContextManager[None]] = nullcontext,
     holders: Holders = own_holder,
-) -> ReplacedForward:
-    """Replaces the module's forward by a compiled one.
+) -> Iterator[CompiledForward]:
+    """Replaces the module's forward by a compiled one inside the context.
 
     Args:
         module: The module.
@@ -121,60 +122,78 @@ def compile_forward(
     Raises:
         OptionError: If the instance's forward is replaced already.
     """
-    compiled = compiled_forward(module, backend)
+    compiled = CompiledForward(module, backend)
 
     def surrounded(*arguments: Any, **options: Any) -> Any:
         with around():
             return compiled(*arguments, **options)
 
-    return replace_forward(module, surrounded, holders)
+    replaced = replace_forward(module, surrounded, holders)
+    try:
+        yield compiled
+    finally:
+        restore_forward(module, replaced)
 
 
-def compiled_forward(module: torch.nn.Module, backend: Callable[..., Any]) -> Callable[..., Any]:
-    """The module's forward, compiled as one graph where that is possible; the module stays as it is.
+@dataclass(eq=False)
+class CompiledForward:
+    """A module's forward, compiled as one graph where that is possible; the module stays as it is.
 
     Some models make tables at their first call, which cannot be captured: they are called once more. Some read data on
     the host: they are captured in several graphs, and the reason is logged.
-    """
-    compiled = _compiled(module, backend, whole=True)
-    settled = False
 
-    def forward(*arguments: Any, **options: Any) -> Any:
-        nonlocal compiled, settled
-        if settled:
-            return compiled(*arguments, **options)
+    Attributes:
+        module: The module; hooks on it are left out.
+        backend: A backend of ``torch.compile``.
+        reason: Why it is captured in several graphs; None where it is not.
+    """
+
+    module: torch.nn.Module
+    backend: Callable[..., Any]
+    reason: Exception | None = None
+
+    def __post_init__(self) -> None:
+        forward: Any = self.module.forward  # hooks keep here what is no method
+        bound = isinstance(forward, MethodType) and forward.__self__ is self.module
+        self._forward: Any = forward if bound else MethodType(_own_forward(self.module), self.module)
+        self._compiled = self._compile(whole=True)
+        self._settled = False
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Runs the compiled forward."""
+        return self._compiled(*arguments, **options) if self._settled else self._first(arguments, options)
+
+    def _first(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         try:
-            result = compiled(*arguments, **options)
+            result = self._compiled(*arguments, **options)
         except capture_failures():
-            MethodType(_own_forward(module), module)(*arguments, **options)
-            compiled = _compiled(module, backend, whole=True)
+            self._forward(*arguments, **options)
+            self._compiled = self._compile(whole=True)
             try:
-                result = compiled(*arguments, **options)
+                result = self._compiled(*arguments, **options)
             except capture_failures() as error:
-                log.warning("%s is captured in several graphs: %s", type(module).__name__, error)
-                compiled = _compiled(module, backend, whole=False)
-                result = compiled(*arguments, **options)
-        settled = True
+                log.warning("%s is captured in several graphs: %s", type(self.module).__name__, error)
+                self.reason = error
+                self._compiled = self._compile(whole=False)
+                result = self._compiled(*arguments, **options)
+        self._settled = True
         return result
 
-    return forward
+    def _compile(self, whole: bool) -> Callable[..., Any]:
+        """Dynamo counts recompilations by code object, which all instances of a class share, and gives up after a few.
 
-
-def _compiled(module: torch.nn.Module, backend: Callable[..., Any], whole: bool) -> Callable[..., Any]:
-    """Dynamo counts recompilations by code object, which all instances of a class share, and gives up after a few.
-
-    A code object of its own for each compiled instance lets any number of them live side by side.
-    """
-    function = _own_forward(module)
-    own = FunctionType(
-        function.__code__.replace(),
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    own.__kwdefaults__ = function.__kwdefaults__
-    return torch.compile(MethodType(own, module), backend=backend, fullgraph=whole, dynamic=False)
+        A code object of its own for each compiled instance lets any number of them live side by side.
+        """
+        function = self._forward.__func__
+        own = FunctionType(
+            function.__code__.replace(),
+            function.__globals__,
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
+        )
+        own.__kwdefaults__ = function.__kwdefaults__
+        return torch.compile(MethodType(own, self.module), backend=self.backend, fullgraph=whole, dynamic=False)
 
 
 def _own_forward(module: torch.nn.Module) -> FunctionType:

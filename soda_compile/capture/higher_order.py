@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,7 @@ def bind_operators(graph: fx.Graph) -> None:
         if node.op != "call_function" or owner is None or not modules:
             continue
         operands: list[fx.Node] = []
-        held = {source: _attribute(owner, str(source.target)) for source in modules}
+        held = {source: operator.attrgetter(str(source.target))(owner) for source in modules}
         if not all(isinstance(value, torch.nn.Module) for value in held.values()):
             continue
 
@@ -69,13 +70,6 @@ def bind_operators(graph: fx.Graph) -> None:
         args, kwargs = fx.map_arg((node.args, node.kwargs), hole)
         node.target = BoundOperator(node.target, args, kwargs)
         node.args, node.kwargs = tuple(operands), {}
-
-
-def _attribute(owner: torch.nn.Module, path: str) -> Any:
-    value: Any = owner
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _text(value: Any) -> Any:

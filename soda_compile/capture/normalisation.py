@@ -91,19 +91,8 @@ def clean_path(source: str) -> str:
     path = re.sub(rf"\.__dict__\[['\"]{stores}['\"]\]|\.{stores}(?=\[)", "", source)
     path = re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", path)
     path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
-    return re.sub(r"^(?:self|kwargs|fn)\.", "", path)  # fn is a root that has no forward of its own: a Sequential
-
-
-def module_paths(node: fx.Node) -> tuple[str, ...]:
-    """Paths of the modules whose forward was running when the node was traced, outermost first."""
-    frames = node.meta.get("nn_module_stack") or {}
-    return tuple(clean_path(str(frame[0])) for frame in frames.values())
-
-
-def module_classes(node: fx.Node) -> tuple[str, ...]:
-    """Classes of the modules of ``module_paths``."""
-    frames = node.meta.get("nn_module_stack") or {}
-    return tuple(str(getattr(frame[1], "__qualname__", frame[1])) for frame in frames.values())
+    # fn is a root that has no forward of its own, a Sequential, or that forward
+    return re.sub(r"^(?:self|kwargs|fn(?:\.__self__)?)\.", "", path)
 
 
 def _addcmul(carry: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *, value: float = 1) -> torch.Tensor:
@@ -179,7 +168,9 @@ def _clean(graph: fx.Graph) -> None:
             node.args[0].append(node)
     for node in graph.nodes:
         node.meta["val"] = refake(node.meta.get("val"))
-        node.meta["paths"], node.meta["classes"] = module_paths(node), module_classes(node)
+        modules = [frame[:2] for frame in (node.meta.get("nn_module_stack") or {}).values()]  # outermost first
+        node.meta["paths"] = tuple(clean_path(str(path)) for path, _ in modules)
+        node.meta["classes"] = tuple(str(getattr(kind, "__qualname__", kind)) for _, kind in modules)
     graph.eliminate_dead_code()
     graph.lint()
 

@@ -13,11 +13,11 @@ from typing import Any
 from torch import fx
 
 from soda_compile.torch_internals.tracing import is_wrapper, source_name
-from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
+from soda_compile.torch_internals.wrapped_tensors import flatten_inputs, has_wrapped, plain_tensors
 
 
-def unwrap_inputs(module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[fx.GraphModule, list[Any]]:
-    """The same graph over plain tensors.
+def unwrap_inputs(module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[fx.GraphModule, Sequence[Any]]:
+    """Return the same graph over plain tensors; a graph that has no wrapped inputs as it is.
 
     Args:
         module: Graph from Dynamo.
@@ -26,10 +26,12 @@ def unwrap_inputs(module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[fx.Gra
     Returns:
         The graph and its example inputs, each wrapped one replaced, where it stands, by the tensors inside.
     """
+    if not has_wrapped(inputs):
+        return module, inputs
     graph = fx.Graph()
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     leaves = {
-        node: [_placeholder(graph, node, path) for path in _paths(value)]
+        node: [_placeholder(graph, node, path) for path, _ in plain_tensors(value)]
         for node, value in zip(placeholders, inputs, strict=True)
     }
     values: dict[fx.Node, fx.Node] = {}
@@ -42,14 +44,6 @@ def unwrap_inputs(module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[fx.Gra
         elif node.op != "placeholder":
             values[node] = graph.node_copy(node, values.__getitem__)
     return fx.GraphModule(module, graph), flatten_inputs(inputs)
-
-
-def _paths(value: Any, path: str = "") -> Iterator[str]:
-    if not is_wrapper(value):
-        yield path
-        return
-    for name in value.__tensor_flatten__()[0]:
-        yield from _paths(getattr(value, name), f"{path}.{name}")
 
 
 def _builder(like: Any) -> Callable[..., Any]:

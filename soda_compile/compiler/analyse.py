@@ -2,14 +2,79 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
 from soda_compile.analysis.outline import Outlined, outline_blocks
 from soda_compile.analysis.regions import find_regions
 from soda_compile.analysis.token_axes import join_streams
+from soda_compile.capture.forward import Holders
+from soda_compile.capture.model import capture_graph, capture_model
+from soda_compile.errors import CaptureError
 from soda_compile.ir.aten_operators import graph_flops
 from soda_compile.ir.captured import Captured
 from soda_compile.ir.structure import BlockCall, BlockGraph, Structure
 from soda_compile.passes.make_contiguous import MakeContiguous
 from soda_compile.passes.manager import Pipeline
+from soda_compile.torch_internals.wrapped_tensors import plain_tensors
+
+log = logging.getLogger(__name__)
+
+
+def analyse_model(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], holders: Holders | None = None
+) -> Structure:
+    """Return the structure of a model, from one call of it: of the whole graph, or else of the one with its regions.
+
+    See ``capture_model`` for the arguments and other errors.
+
+    Raises:
+        CaptureError: If the model's regions are not all in one graph, with the reason why it breaks.
+    """
+    call = capture_model(model, args, kwargs, holders)
+    found = [analyse(graph) for graph in dict.fromkeys(run.captured for run in call.runs) if graph is not None]
+    if call.reason is not None:
+        found = [structure for structure in found if structure.region_names]
+    if len(found) == 1 and (call.reason is None or is_graph_of(model, found[0])):
+        return found[0]
+    raise CaptureError(
+        f"{type(model).__name__} cannot be captured as one graph, and no single other graph holds all its regions: "
+        f"{call.reason}"
+    ) from call.reason
+
+
+def analyse_graph(module: fx.GraphModule, inputs: Sequence[Any]) -> Structure | None:
+    """Return the structure of a graph from Dynamo; None where the graph holds nothing to plan.
+
+    A model that reads data on the host (the lengths of its texts) arrives in several graphs. The one with the blocks
+    can be planned as if it were the whole model; the others run as they are.
+
+    Raises:
+        CaptureError: If the graph is not supported, unless it is the small rest behind a graph break.
+    """
+    captured = capture_graph(module, inputs)
+    if captured is None:
+        return None
+    structure = analyse(captured)
+    if structure.region_names:
+        return structure
+    log.warning(
+        "a graph of %d operators has no residual branch with heavy work in it and runs unplanned; if it is not the "
+        "whole model, TORCH_LOGS=graph_breaks tells where the model breaks",
+        len(module.graph.nodes),
+    )
+    return None
+
+
+def is_graph_of(model: torch.nn.Module, structure: Structure) -> bool:
+    """Return whether the parameters have their names in the model; in the graph of a block alone they would not."""
+    owned = (*model.named_parameters(), *model.named_buffers())
+    names = {path for name, value in owned for path, _ in plain_tensors(value, name)}
+    return {path for path, mine in zip(structure.paths, structure.parameters, strict=True) if mine} <= names
 
 
 def analyse(captured: Captured) -> Structure:

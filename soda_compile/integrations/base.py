@@ -94,6 +94,9 @@ class Framework(Protocol):
             OptionError: If the denoiser is kept in a way that cannot be captured.
         """
 
+    def name_branches(self, module: torch.nn.Module, clock: Clock) -> Callable[[], None]:
+        """Let the names that pipelines give to the calls of a step reach a clock; return what undoes it."""
+
     def holders(self, module: torch.nn.Module) -> Iterable[Holder]:
         """Return all places where the bound forward of a module may be kept, ``module.forward`` first."""
 

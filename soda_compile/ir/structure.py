@@ -93,7 +93,7 @@ class BlockGraph:
     """
 
     key: str
-    module: fx.GraphModule
+    module: fx.GraphModule = field(repr=False)
     regions: tuple[Region, ...]
     notes: tuple[Note, ...]
     flops: int
@@ -131,11 +131,21 @@ class Structure:
 
     calls: tuple[BlockCall, ...]
     inputs: tuple[str, ...]
-    constants: dict[str, torch.Tensor] = field(repr=False)
+    constants: dict[str, torch.Tensor]
     outputs: tuple[str | None, ...]
     paths: tuple[str, ...]
     parameters: tuple[bool, ...]
     notes: tuple[Note, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the tree of blocks and regions, with what was left alone."""
+        from soda_compile.ir.tree import render  # which imports this module
+
+        return render(self)
+
+    def __repr__(self) -> str:
+        blocks = len({call.block.key for call in self.calls})
+        return f"<Structure of {len(self.regions)} regions in {len(self.calls)} calls of {blocks} graphs>"
 
     @cached_property
     def region_names(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from soda_compile.ir.structure import BlockCall, Cut, Region, Structure
+from soda_compile.ir.structure import BlockCall, Cut, Note, Region, Structure
 from soda_compile.plans.plan_grid import collapse
 
 
@@ -46,12 +46,18 @@ def build_tree(structure: Structure, title: str) -> Tree:
         branch = tree.add(f"[cyan]{escape(label)}[/cyan]  {flops}{each}")
         for line in _region_lines(block.regions, structure.flops):
             branch.add(escape(line))
-        for reason in dict.fromkeys(note.reason for note in block.notes):
-            leaves = branch.add(f"[dim]left alone, {escape(reason)}:[/dim]")
-            for note in block.notes:
-                if note.reason == reason:
-                    leaves.add(f"[dim]{escape(_inside(note.subject, calls[0]))}[/dim]")
+        _add_notes(branch, block.notes, calls[0].name.partition("#")[0] + ".")
+    _add_notes(tree, structure.notes)
     return tree
+
+
+def _add_notes(branch: Tree, notes: Sequence[Note], path: str = "") -> None:
+    """Adds a leaf for each note, without the path of the block that it is shown under; by reason."""
+    for reason in dict.fromkeys(note.reason for note in notes):
+        leaves = branch.add(f"[dim]left alone, {escape(reason)}:[/dim]")
+        for note in notes:
+            if note.reason == reason:
+                leaves.add(f"[dim]{escape(note.subject.strip().removeprefix(path))}[/dim]")
 
 
 def totals(structure: Structure) -> str:
@@ -106,8 +112,3 @@ def _region_lines(regions: Sequence[Region], flops: int) -> Iterator[str]:
 def _describe_cut(cut: Cut) -> str:
     dtype = str(cut.dtype).removeprefix("torch.")
     return f"{dtype}[{', '.join(map(str, cut.shape))}] {amount(cut.memory_bytes, 'B', 1024)}"
-
-
-def _inside(subject: str, call: BlockCall) -> str:
-    """Return a note's subject without the path of the block that the note is shown under."""
-    return subject.strip().removeprefix(call.name.partition("#")[0] + ".")

@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ErrorEntries:
-    """Which predictions are scored: each is a linear combination of past values, with weights that sum to 1.
+    """The predictions that are scored: linear combinations of past values, with weights that sum to 1.
 
     Attributes:
         max_interval: W. Reuse has W entries, each order of forecast W * W: index [n - 1, N - 1] for a value that is
@@ -29,25 +29,27 @@ class ErrorEntries:
 
     @property
     def lags(self) -> int:
-        """How far back values are kept, bounded for memory; entries that reach further stay undefined."""
+        """Steps for which values are kept, bounded for memory; entries that reach further stay undefined."""
         return 2 * self.max_interval
 
     @cached_property
     def weights(self) -> Floats:
         """float64 [entries, lags]: weight of the value that is (column + 1) steps old; NaN rows are beyond reach."""
-        width = self.max_interval
-        rows = []
-        for operator in OPERATORS:
-            for age in range(1, width + 1):
-                for spacing in range(1, operator.spacings(width) + 1):
-                    rows.append(self._row(operator, operator.ages(age, spacing)))
-        return np.stack(rows)
+        interval = self.max_interval
+        return np.stack(
+            [
+                self._row(operator, operator.ages(age, spacing))
+                for operator in OPERATORS
+                for age in range(1, interval + 1)
+                for spacing in range(1, operator.spacings(interval) + 1)
+            ]
+        )
 
     def _row(self, operator: Operator, ages: Sequence[int]) -> Floats:
-        row = np.zeros(self.lags)
         if ages[-1] > self.lags:
             return np.full(self.lags, np.nan)
-        row[[value - 1 for value in ages]] = operator.coefficients([-value for value in ages], 0)
+        row = np.zeros(self.lags)
+        row[[age - 1 for age in ages]] = operator.coefficients([-age for age in ages], 0)
         return row
 
     @cached_property
@@ -59,7 +61,7 @@ class ErrorEntries:
         return oldest
 
     def split(self, values: Floats) -> dict[str, Floats]:
-        """Entries in the last axis as the operators' tables: reuse [..., W], forecasts [..., W, W]."""
+        """Return entries in the last axis as the operators' tables: reuse [..., W], forecasts [..., W, W]."""
         shapes = [operator.shape(self.max_interval) for operator in OPERATORS]
         parts = np.split(values, np.cumsum([math.prod(shape) for shape in shapes])[:-1], axis=-1)
         return {
@@ -71,7 +73,7 @@ class ErrorEntries:
 def difference_gram(
     present: torch.Tensor, past: torch.Tensor, weight: torch.Tensor | None = None
 ) -> tuple[Floats, Floats, Floats]:
-    """Inner products of the changes since each past step.
+    """Return inner products of the changes since each past step.
 
     Changes instead of values, because small changes would drown in the rounding of large inner products.
 
@@ -84,67 +86,32 @@ def difference_gram(
         float64 arrays: squared norm of the present value [rows], its products with the changes [rows, lags], and
         the Gram matrix of the changes [rows, lags, lags].
     """
-    wide = present.float()
-    changes = (past.float() - wide).transpose(0, 1)  # [rows, lags, features]
+    value = present.float()
+    changes = (past.float() - value).transpose(0, 1)  # [rows, lags, features]
     weighted = changes if weight is None else changes * weight.unsqueeze(-2)
-    base = wide if weight is None else wide * weight
+    base = value if weight is None else value * weight
     # Forecasts cancel these products against each other, hence float64.
     gram = torch.bmm(weighted.double(), changes.transpose(1, 2).double())
     cross = torch.einsum("rf,rlf->rl", base, changes)
-    square = (base * wide).sum(-1)
+    square = (base * value).sum(-1)
     return square.double().cpu().numpy(), cross.double().cpu().numpy(), gram.double().cpu().numpy()
 
 
-def squared_errors(entries: ErrorEntries, gram: Floats, available: int) -> Floats:
-    """Squared norm of (prediction - present) for all entries that reach no further back than ``available`` steps.
+def entry_products(entries: ErrorEntries, cross: Floats, gram: Floats) -> tuple[Floats, Floats]:
+    """Return the squared norm of (prediction - present) and its product with the present value for all entries.
 
     Args:
-        entries: What to score.
-        gram: float64 [rows, lags, lags] of the changes, lags = available.
-        available: Past steps at hand.
+        entries: The predictions.
+        cross: Products of the present value with the changes, as of ``difference_gram``.
+        gram: Gram matrix of the changes.
 
     Returns:
-        float64 [rows, entries]; NaN for the others.
+        Two of float64 [rows, entries]; NaN for entries that reach further back than the changes.
     """
-    result = np.full((len(gram), len(entries.weights)), np.nan)
+    available = cross.shape[1]
     usable = entries.reach <= available
     weights = entries.weights[usable, :available]
-    result[:, usable] = np.maximum(((weights @ gram) * weights).sum(-1), 0.0)
-    return result
-
-
-def change_products(entries: ErrorEntries, cross: Floats, available: int) -> Floats:
-    """Inner products of the present value with (prediction - present), for the entries of ``squared_errors``.
-
-    Args:
-        entries: What to score.
-        cross: float64 [rows, lags], products of the present value with the changes.
-        available: Past steps at hand.
-
-    Returns:
-        float64 [rows, entries]; NaN for the others.
-    """
-    result = np.full((len(cross), len(entries.weights)), np.nan)
-    usable = entries.reach <= available
-    result[:, usable] = cross @ entries.weights[usable, :available].T
-    return result
-
-
-def cosine_errors(square: Floats, product: Floats, error: Floats) -> Floats:
-    """1 - cos(prediction, present), the paper's error (arXiv 2603.07057), from inner products.
-
-    Args:
-        square: float64 [rows], squared norm of the present value.
-        product: float64 [rows, entries], products of the present value with (prediction - present).
-        error: float64 [rows, entries], squared norm of (prediction - present).
-
-    Returns:
-        float64 [rows, entries]; NaN where ``error`` is.
-    """
-    length = np.sqrt(square)[:, None]
-    predicted = np.sqrt(np.maximum(square[:, None] + 2 * product + error, 0.0))
-    # 1 - x.y / |x||y| = (|x - y|^2 - (|x| - |y|)^2) / 2|x||y|, without the cancellation in 1 - cos.
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = (error - (length - predicted) ** 2) / (2 * length * predicted)
-    known = np.clip(np.nan_to_num(cosine, nan=0.0, posinf=1.0), 0.0, 2.0)
-    return np.where(np.isnan(error), np.nan, known)
+    error, product = np.full((2, len(cross), len(usable)), np.nan)
+    error[:, usable] = np.maximum(((weights @ gram) * weights).sum(-1), 0.0)
+    product[:, usable] = cross @ weights.T
+    return error, product

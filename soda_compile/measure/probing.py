@@ -9,9 +9,10 @@ import numpy as np
 from soda_compile.compiler.prune_flops import prune_flops
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.gram import Floats
+from soda_compile.measure.profile_store import versions
 from soda_compile.plans.actions import ACTIONS, COMPUTE, PRUNE_RATES, REUSE, STALE, Action, prune
 from soda_compile.plans.plan import Plan
-from soda_compile.plans.profile import PROFILED
+from soda_compile.plans.profile import PROFILED, Profile
 from soda_compile.plans.pruning import Pruning
 
 # The last full steps, whose values nothing reads.
@@ -35,7 +36,7 @@ class Probe:
 
 @dataclass(frozen=True, eq=False)
 class Probing:
-    """A plan whose steps are probes, and how to read their times.
+    """Steps that are probes, as a plan, and the profile that follows from their times.
 
     Each probe of equal regions follows a full step, and is followed by a step that reuses everything, so that what
     computes also keeps its values, as in real plans. Full steps whose values nobody needs come last.
@@ -82,16 +83,18 @@ class Probing:
         names = self.structure.region_names
         return Plan(self.structure.fingerprint, names, tuple(rows), pruning=self.pruning if prunes else None)
 
-    def read(self, times_us: Floats) -> Times:
-        """Splits the times over the regions.
+    def profile(self, times_us: Floats, device: str, key: str) -> Profile:
+        """Split the times over the regions.
 
-        What a kind of region costs is the time of a full step less that of a step where this kind alone reuses, both
-        of the same round. Costs are scaled so that those of all regions add up to the difference between a full step
-        and one that reuses everything, which are timed as they are: steps probed one kind at a time leave out what
-        the compiler gains by joining blocks. What forecasts cost is divided by the size of what they read.
+        A kind of region costs the time of a full step less that of a step where this kind alone reuses, both of the
+        same round. Costs are scaled so that those of all regions add up to the difference between a full step and one
+        that reuses everything, which are timed as they are: steps probed one kind at a time leave out what the
+        compiler gains by joining blocks. What forecasts cost is divided by the size of what they read.
 
         Args:
             times_us: [rounds, steps], microseconds.
+            device: See ``Profile``.
+            key: See ``Profile``.
         """
         whole = {action: self._median(times_us, action) for action in ACTIONS}
         base_us = whole[REUSE]
@@ -113,32 +116,25 @@ class Probing:
         unkept = times_us[:, -UNKEPT:]
         quartiles = np.quantile(unkept, (0.25, 0.75))
         full_us = float(np.median(unkept))
-        return Times(full_us, base_us, cost_us, memory, float(np.diff(quartiles)[0]) / full_us)
+        return Profile(
+            fingerprint=self.structure.fingerprint,
+            regions=self.structure.region_names,
+            device=device,
+            key=key,
+            full_us=full_us,
+            base_us=base_us,
+            cost_us=cost_us,
+            memory_bytes=memory,
+            score=self.pruning.score if self.pruning else None,
+            spread=float(np.diff(quartiles)[0]) / full_us,
+            versions=versions(),
+        )
 
     def _median(self, times_us: Floats, action: Action) -> float:
-        """Of the steps where all regions do this, and keep what they compute."""
+        """Return the median time of the steps where all regions do this, and keep what they compute."""
         steps = [
             step
             for step, probe in enumerate(self.steps[:-UNKEPT])
             if probe.action == action and len(probe.regions) == len(self.structure.regions) and not probe.paired
         ]
         return float(np.median(times_us[:, steps]))
-
-
-@dataclass(frozen=True, eq=False)
-class Times:
-    """What the probes say; see ``Profile``.
-
-    Attributes:
-        full_us: A step that computes everything and keeps nothing.
-        base_us: A step that reuses everything.
-        cost_us: [R, A], what each action of PROFILED adds; NaN where it was not probed.
-        memory_bytes: [R], size of one kept copy.
-        spread: Interquartile range of the full steps over their median.
-    """
-
-    full_us: float
-    base_us: float
-    cost_us: Floats
-    memory_bytes: Floats
-    spread: float

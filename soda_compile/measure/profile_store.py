@@ -1,4 +1,4 @@
-"""Where profiles are kept, and what they are kept under."""
+"""The folder of profiles, and the key of each."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from pathlib import Path
 
 import torch
 
-from soda_compile.errors import ProfileError
 from soda_compile.ir.structure import Structure
-from soda_compile.plans.profile import Profile
 from soda_compile.storage.cache import cache_folder
 
 
 def default_folder() -> Path:
-    """Where profiles are kept: ``profiles`` in ``cache_folder()``."""
+    """Return the folder of profiles, ``profiles`` in ``cache_folder()``."""
     return cache_folder() / "profiles"
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself; for a CPU with the number of threads that torch uses."""
+    """Return the name of a device; for a CPU with the number of threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -31,33 +29,19 @@ def device_name(device: torch.device) -> str:
 
 
 def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that the times depend on."""
+    """Return the versions of the packages that the times depend on."""
     return {name: importlib.metadata.version(name) for name in ("torch", "soda-compile")}
 
 
 def profile_key(structure: Structure, device: str, settings: Mapping[str, object]) -> str:
-    """Hash of all that the times depend on; the keys of block graphs cover shapes, strides and dtypes."""
+    """Return a hash of all that the times depend on; the keys of block graphs cover shapes, strides and dtypes."""
     parts = [device, *map(str, versions().items()), *(f"{name}={value}" for name, value in settings.items())]
     parts += [f"{call.name} {call.block.key}" for call in structure.calls]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-
-
-def read_kept(path: Path, key: str) -> Profile:
-    """Reads a kept profile.
-
-    Raises:
-        ProfileError: It is damaged, or belongs to another key.
-    """
-    found = Profile.load(path)
-    if found.key != key:
-        raise ProfileError(f"{path}: it belongs to {found.key}; delete the file or pass refresh=True")
-    return found

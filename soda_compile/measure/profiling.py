@@ -13,19 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
 
 from soda_compile.backend.entry import soda
 from soda_compile.backend.options import check_options
-from soda_compile.capture.forward import Holders, compile_forward, own_holder, restore_forward
-from soda_compile.capture.normalisation import capture
-from soda_compile.compiler.analyse import analyse
-from soda_compile.errors import CaptureError, OptionError
+from soda_compile.capture.forward import Holders, compile_forward, own_holder
+from soda_compile.compiler.analyse import analyse_model
+from soda_compile.errors import CaptureError, OptionError, ProfileError
 from soda_compile.integrations.base import Framework, denoiser_of, framework_of
-from soda_compile.ir.structure import Structure
 from soda_compile.measure.gram import Floats
 from soda_compile.measure.probing import Probing
-from soda_compile.measure.profile_store import default_folder, device_name, profile_key, read_kept, versions
+from soda_compile.measure.profile_store import default_folder, device_name, profile_key
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.pruning import Pruning
 from soda_compile.runtime.clock import trajectory
@@ -70,7 +67,7 @@ def profile(
 
     Raises:
         OptionError: For arguments that make no sense.
-        CaptureError: If the model cannot be captured as one graph.
+        CaptureError: If the model's regions are not all in one graph.
         ProfileError: If a kept profile is damaged.
     """
     if hasattr(model, "_orig_mod"):
@@ -82,7 +79,7 @@ def profile(
     denoiser = denoiser_of(model, framework)
     holders = framework.holders if framework else own_holder
     call = _first_call(denoiser, inputs)
-    structure = _structure(denoiser, call, holders)
+    structure = analyse_model(denoiser, *call, holders)
     if not structure.regions:
         raise CaptureError(f"{type(denoiser).__name__} has no region, so there is nothing to time")
     settings = {"pruning": pruning, "mode": mode, "inductor": inductor or {}}
@@ -90,25 +87,15 @@ def profile(
     key = profile_key(structure, device, settings)
     path = (Path(folder) if folder is not None else default_folder()) / f"{key}.json"
     if path.exists() and not refresh:
-        return read_kept(path, key)
+        kept = Profile.load(path)
+        if kept.key != key:
+            raise ProfileError(f"{path}: it belongs to {kept.key}; delete the file or pass refresh=True")
+        return kept
     probing = Probing.build(structure, pruning)
-    times = probing.read(_time(denoiser, call, holders, probing, rounds, mode, inductor))
-    made = Profile(
-        fingerprint=structure.fingerprint,
-        regions=structure.region_names,
-        device=device,
-        key=key,
-        full_us=times.full_us,
-        base_us=times.base_us,
-        cost_us=times.cost_us,
-        memory_bytes=times.memory_bytes,
-        score=pruning.score if pruning else None,
-        spread=times.spread,
-        versions=versions(),
-    )
-    if times.spread > NOISY:
+    made = probing.profile(_time(denoiser, call, holders, probing, rounds, mode, inductor), device, key)
+    if made.spread > NOISY:
         warnings.warn(
-            f"the times of equal steps differ by {times.spread:.0%} (interquartile range over median): something else "
+            f"the times of equal steps differ by {made.spread:.0%} (interquartile range over median): something else "
             "uses the device. Measure again with refresh=True when it is idle, or take more rounds",
             stacklevel=2,
         )
@@ -143,25 +130,6 @@ def _first_call(denoiser: torch.nn.Module, inputs: Inputs) -> Call:
     raise OptionError("inputs(seed) did not call the model; it must call the very object that is profiled")
 
 
-def _structure(denoiser: torch.nn.Module, call: Call, holders: Holders) -> Structure:
-    """Captures the denoiser without compiling it."""
-    found: list[Structure] = []
-
-    def look(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        found.append(analyse(capture(module, inputs)))
-        return module.forward
-
-    replaced = compile_forward(denoiser, look, holders=holders)
-    try:
-        with torch.no_grad():
-            denoiser(*call[0], **call[1])
-    except torch._dynamo.exc.Unsupported as error:
-        raise CaptureError(f"{type(denoiser).__name__} cannot be captured as one graph: {error}") from error
-    finally:
-        restore_forward(denoiser, replaced)
-    return found[0]
-
-
 def _time(
     denoiser: torch.nn.Module,
     call: Call,
@@ -171,18 +139,14 @@ def _time(
     mode: str | None,
     inductor: dict[str, Any] | None,
 ) -> Floats:
-    """[rounds, steps], the time of each step in microseconds."""
+    """Return the time of each step in microseconds, [rounds, steps]."""
     backend = functools.partial(soda, options={"plan": probing.plan, "inductor": inductor or {}}, mode=mode)
-    replaced = compile_forward(denoiser, backend, holders=holders)
     timer = _cuda_timer if probing.structure.regions[0].cuts[0].device.type == "cuda" else _host_timer
     times = []
-    try:
-        with torch.no_grad(), progress_bar() as progress:
-            for _ in progress.track(range(WARM_UP_ROUNDS + rounds), description="profiling"):
-                with trajectory(denoiser):
-                    times.append(timer(lambda: denoiser(*call[0], **call[1]), len(probing.steps)))
-    finally:
-        restore_forward(denoiser, replaced)
+    with compile_forward(denoiser, backend, holders=holders), torch.no_grad(), progress_bar() as progress:
+        for _ in progress.track(range(WARM_UP_ROUNDS + rounds), description="profiling"):
+            with trajectory(denoiser):
+                times.append(timer(lambda: denoiser(*call[0], **call[1]), len(probing.steps)))
     return np.array(times[WARM_UP_ROUNDS:])
 
 
@@ -196,7 +160,7 @@ def _host_timer(run: Callable[[], Any], steps: int) -> list[float]:
 
 
 def _cuda_timer(run: Callable[[], Any], steps: int) -> list[float]:
-    """Between events on the stream: launches run ahead as in real use, and count only where the device waits."""
+    """Time between events on the CUDA stream: launches overlap as in real use, and count only where it waits."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     events[0].record()

@@ -1,4 +1,4 @@
-"""How strongly a change of a cut shows in the residual stream."""
+"""The weight of a change of a cut in the residual stream."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _AFFINE = LOOK_THROUGH - {aten.clamp, aten.clip, aten.clamp_min, aten.clamp_max}
 def residual_weight(
     head: CutToBranch, cuts: Sequence[torch.Tensor], others: Sequence[torch.Tensor]
 ) -> list[torch.Tensor] | None:
-    """Squared factors with which each element of the cuts enters the residual stream.
+    """Return the squared factors with which each element of the cuts enters the residual stream.
 
     Where only gates, casts, views and slices lie between cut and residual add, the map A from cut to branch is
     diagonal up to selection, so ``|A x|^2 = sum(w x^2)`` with ``w = A^T A 1``: one product with A and one with its

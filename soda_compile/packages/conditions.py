@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from soda_compile.capture.forward import compiled_forward
+from soda_compile.capture.forward import CompiledForward
 from soda_compile.errors import PackageError
 from soda_compile.packages.arguments import copy_tensors, flatten
 from soda_compile.packages.sizes import Point, Size
@@ -53,7 +53,7 @@ def doubtful_points(model: torch.nn.Module, example: ExampleInputs, space: Space
 
     try:
         with torch.no_grad():
-            compiled_forward(model, backend)(*bound.args, **bound.kwargs)
+            CompiledForward(model, backend)(*bound.args, **bound.kwargs)
     except capture_failures() as error:
         raise PackageError(f"{type(model).__name__} does not take dynamic sizes: {error}") from error
     return [

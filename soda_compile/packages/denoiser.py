@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -104,17 +104,9 @@ class PackagedDenoiser(torch.nn.Module):
         for program in self.programs:
             program.attach(clock)
 
-    @contextmanager
-    def cache_context(self, name: str) -> Iterator[None]:
-        """What some pipelines open around each call of a step: it names the stream."""
-        before = self.clock.stream if self.clock else None
-        if self.clock:
-            self.clock.stream = name
-        try:
-            yield
-        finally:
-            if self.clock:
-                self.clock.stream = before
+    def cache_context(self, name: str) -> AbstractContextManager[None]:
+        """Return what some pipelines open around each call of a step: it names the branch of guidance."""
+        return self.clock.calling(name) if self.clock else nullcontext()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackagedDenoiser:
         """Let ``.to`` and its like pass where they change nothing.

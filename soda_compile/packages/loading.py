@@ -181,6 +181,6 @@ def _assemble(
 
 def _refuse_other_plans(plan: Plan) -> Program:
     raise PackageError(
-        f"a stream began when {plan.steps} steps of the plan were left; a package runs whole trajectories only. "
-        "Compile with torch.compile(denoiser, backend='soda') for generations that begin in the middle"
+        f"a branch of guidance began when {plan.steps} steps of the plan were left; a package runs whole trajectories "
+        "only. Compile with torch.compile(denoiser, backend='soda') for generations that begin in the middle"
     )

@@ -1,4 +1,4 @@
-"""Tensors as bytes in the safetensors format: written in a stream, read in place from memory."""
+"""Tensors as bytes in the safetensors format: written part by part, read in place from memory."""
 
 from __future__ import annotations
 

@@ -1,25 +1,20 @@
-"""Captures a denoiser as the backend would, and how calls of it are bound to the graph."""
+"""A captured denoiser and how calls of it are bound to the graph."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
 
-from soda_compile.capture.forward import compiled_forward
-from soda_compile.capture.normalisation import capture
-from soda_compile.capture.unwrapping import unwrap_inputs
+from soda_compile.capture.model import capture_model
 from soda_compile.compiler.analyse import analyse
 from soda_compile.errors import CaptureError, PackageError
 from soda_compile.ir.structure import Structure
 from soda_compile.packages.arguments import copy_tensors, encode_result, encode_signature, flatten, is_plain
 from soda_compile.packages.manifest import CallEntry, InputEntry, TensorEntry, WeightEntry
-from soda_compile.torch_internals.tracing import capture_failures
-from soda_compile.torch_internals.wrapped_tensors import flatten_inputs, has_wrapped
 
 ExampleInputs = Mapping[str, Any] | tuple[Any, ...]
 
@@ -90,33 +85,6 @@ class Traced:
     call: CallEntry
 
 
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """One graph that ran: its structure, and the very tensors that went in and came out."""
-
-    structure: Structure
-    inputs: Sequence[Any]
-    outputs: Sequence[Any]
-
-
-@dataclass(frozen=True, eq=False)
-class _Recorder:
-    """A backend that captures as ours does, runs the graphs in eager mode, and notes what ran."""
-
-    runs: list[_Run] = field(default_factory=list)
-
-    def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        plain = unwrap_inputs(module, inputs) if has_wrapped(inputs) else (module, inputs)
-        structure = analyse(capture(*plain))
-
-        def run(*values: Any) -> Any:
-            outputs = module.forward(*values)
-            self.runs.append(_Run(structure, flatten_inputs(values), outputs))
-            return outputs
-
-        return run
-
-
 def trace(
     model: torch.nn.Module, bound: inspect.BoundArguments, weights: ModelTensors, timestep_input: str | None
 ) -> Traced:
@@ -134,22 +102,17 @@ def trace(
     """
     arguments = copy_tensors(dict(bound.arguments))
     bound.arguments.update(arguments)
-    recorder = _Recorder()
-    try:
-        with torch.no_grad():
-            result = compiled_forward(model, recorder)(*bound.args, **bound.kwargs)
-    except capture_failures() as error:
-        raise CaptureError(f"{type(model).__name__} cannot be captured as one graph: {error}") from error
-    if len(recorder.runs) != 1:
+    captured = capture_model(model, bound.args, bound.kwargs)
+    run, *others = captured.runs
+    if others or run.captured is None:
         raise CaptureError(
-            f"{type(model).__name__} is captured in {len(recorder.runs)} graphs, but a package holds one; "
+            f"{type(model).__name__} is captured in {len(captured.runs)} graphs, but a package holds one; "
             "TORCH_LOGS=graph_breaks tells where it breaks"
         )
-    run = recorder.runs[0]
-    structure = run.structure
+    structure = analyse(run.captured)
     leaves = flatten(arguments)
     tensors = {path: value for path, value in leaves.items() if isinstance(value, torch.Tensor)}
-    inputs = _inputs(run, tensors, weights)
+    inputs = _inputs(run.inputs, structure.paths, tensors, weights)
     read = {entry.name for entry in inputs if entry.kind == "argument"}
     constants = {path: value for path, value in leaves.items() if path not in tensors}
     for path, value in constants.items():
@@ -165,7 +128,7 @@ def trace(
         constants=constants,
         inputs=inputs,
         timestep=structure.paths.index(timestep_input) if timestep_input in structure.paths else None,
-        result=encode_result(result, lambda tensor: _position(run.outputs, tensor)),
+        result=encode_result(captured.result, lambda tensor: _position(run.outputs, tensor)),
     )
     return Traced(structure, call)
 
@@ -185,14 +148,16 @@ def bind_example(model: torch.nn.Module, example: ExampleInputs) -> inspect.Boun
     return bound
 
 
-def _inputs(run: _Run, arguments: Mapping[str, torch.Tensor], weights: ModelTensors) -> list[InputEntry]:
-    paths = {id(value): path for path, value in arguments.items()}
+def _inputs(
+    inputs: Sequence[Any], paths: Sequence[str], arguments: Mapping[str, torch.Tensor], weights: ModelTensors
+) -> list[InputEntry]:
+    passed = {id(value): path for path, value in arguments.items()}
     entries = []
-    for value, path in zip(run.inputs, run.structure.paths, strict=True):
+    for value, path in zip(inputs, paths, strict=True):
         if not isinstance(value, torch.Tensor):
             raise PackageError(f"{path} is the number {value!r} in the graph; pass a tensor for it")
-        if id(value) in paths:
-            entries.append(InputEntry(kind="argument", name=paths[id(value)]))
+        if id(value) in passed:
+            entries.append(InputEntry(kind="argument", name=passed[id(value)]))
         else:
             entries.append(InputEntry(kind="weight", name=weights.name(value, path)))
     return entries

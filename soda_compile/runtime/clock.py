@@ -18,7 +18,7 @@ _numbers = itertools.count(1)
 
 @dataclass
 class Clock:
-    """Counts trajectories and steps for the denoisers of one generation.
+    """Count trajectories and steps for the denoisers of one generation.
 
     Attributes:
         automatic: Whether denoiser calls advance the step. Otherwise ``advance`` does, and all calls in between
@@ -28,9 +28,8 @@ class Clock:
         steps: Number of steps of the trajectory, where the owner of the clock knows it.
         schedule: Says which timesteps the trajectory goes through, where the owner knows: equal schedules give
             the denoiser equal timesteps at equal steps.
-        stream: Name of the call that comes next, where its owner knows one, such as "cond"; nameless calls of a step
-            are told apart by counting.
-        restarts: Whether a stream may come in late or leave out steps; it then computes everything when it comes.
+        branch: Name of the branch of guidance that is called next, such as "cond", where the owner knows it.
+        restarts: Whether a branch may come in late or leave out steps; it then computes everything when it comes.
     """
 
     automatic: bool = False
@@ -38,7 +37,7 @@ class Clock:
     step: int = 0
     steps: int | None = None
     schedule: Hashable = None
-    stream: str | None = None
+    branch: str | None = None
     restarts: bool = False
 
     def begin(self, steps: int | None = None, schedule: Hashable = None) -> None:
@@ -60,6 +59,15 @@ class Clock:
                 "open it with trajectory(model, manual=True) to call advance()"
             )
         self.step += 1
+
+    @contextmanager
+    def calling(self, branch: str) -> Iterator[None]:
+        """Name the branch of guidance whose calls come inside."""
+        before, self.branch = self.branch, branch
+        try:
+            yield
+        finally:
+            self.branch = before
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +98,7 @@ def trajectory(
         model: The denoiser, compiled or not: its parameters and buffers tell which compiled calls are meant.
         manual: By default each step has as many denoiser calls as the plan says (``calls_per_step``, one unless
             guidance makes a second one), and these advance the step. With ``manual=True`` the step ends where the
-            loop calls ``advance()`` on the yielded clock; the calls within a step are separate streams.
+            loop calls ``advance()`` on the yielded clock; the calls within a step are branches of guidance.
         timesteps: Those that the loop goes through. On a GPU, where the denoiser's timestep cannot be
             read without waiting, they let option ``conditioning="trajectory"`` know that they are the same again.
 

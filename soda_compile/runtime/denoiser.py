@@ -16,7 +16,7 @@ from soda_compile.plans.resume import resume_at
 from soda_compile.runtime.clock import Clock, clock_for
 from soda_compile.runtime.cuda_graphs import Recording
 from soda_compile.runtime.execution import run_step
-from soda_compile.runtime.state import Frame, state_of
+from soda_compile.runtime.state import BranchState, state_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class PlannedDenoiser:
     build: Callable[[Plan], Program]
     recording: Recording | None = None
     conditioning: ConditioningStage | None = None
-    _tails: dict[int, Program] = field(default_factory=dict)
+    _resumed: dict[int, Program] = field(default_factory=dict, init=False)
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Run the step that is due. Inputs and outputs are those of the captured graph."""
@@ -54,31 +54,31 @@ class PlannedDenoiser:
         nearest = None if timestep is None else self._nearest(timestep)
         starts = nearest is not None and nearest == self._timesteps[0]
         try:
-            step, frame = state.locate(clock, self.program, starts, self._tail)
+            step, branch = state.locate(clock, self.program, starts, self._resume)
             if timestep is not None and nearest != self._timesteps[step]:
                 raise TrajectoryError(self._mismatch(timestep, step))
-            return self._run(frame, step, inputs, clock.schedule if clock else None)
+            return self._run(branch, step, inputs, clock.schedule if clock else None)
         except BaseException:
             state.reset()
             raise
 
-    def _run(self, frame: Frame, step: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
-        program = frame.tail or self.program
-        here = step - frame.start
+    def _run(self, branch: BranchState, step: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
+        program = branch.program or self.program
+        here = step - branch.start
         if self.conditioning is not None:
-            inputs = (*inputs, *frame.conditioning_cache.values(self.conditioning, here, inputs, schedule))
-        if self.recording is not None and frame.graphs is None:
-            frame.graphs = self.recording.start(program, frame.registers, inputs)
-        if frame.graphs is not None:
-            return frame.graphs.run(program, here, inputs)
-        return run_step(program, here, frame.registers, inputs)
+            inputs = (*inputs, *branch.conditioning_cache.values(self.conditioning, here, inputs, schedule))
+        if self.recording is not None and branch.graphs is None:
+            branch.graphs = self.recording.start(program, branch.registers, inputs)
+        if branch.graphs is not None:
+            return branch.graphs.run(program, here, inputs)
+        return run_step(program, here, branch.registers, inputs)
 
-    def _tail(self, start: int) -> Program:
-        """Return the program for a stream that begins at a later step."""
-        if start not in self._tails:
+    def _resume(self, start: int) -> Program:
+        """Return the program for a branch of guidance that begins at a later step."""
+        if start not in self._resumed:
             with torch.inference_mode(False):
-                self._tails[start] = self.build(resume_at(self.plan, start))
-        return self._tails[start]
+                self._resumed[start] = self.build(resume_at(self.plan, start))
+        return self._resumed[start]
 
     @property
     def _timesteps(self) -> tuple[float, ...]:

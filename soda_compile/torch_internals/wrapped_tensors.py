@@ -15,12 +15,13 @@ def has_wrapped(inputs: Sequence[Any]) -> bool:
 
 def flatten_inputs(inputs: Sequence[Any]) -> list[Any]:
     """Each wrapped tensor replaced, where it stands, by the plain tensors inside: inputs for the unwrapped graph."""
-    return [leaf for value in inputs for leaf in _leaves(value)]
+    return [leaf for value in inputs for _, leaf in plain_tensors(value)]
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def plain_tensors(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the plain tensors inside a wrapped one, each with its path; any other value as it is."""
     if not is_wrapper(value):
-        yield value
+        yield path, value
         return
     for name in value.__tensor_flatten__()[0]:
-        yield from _leaves(getattr(value, name))
+        yield from plain_tensors(getattr(value, name), f"{path}.{name}")

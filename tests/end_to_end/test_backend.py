@@ -1,4 +1,4 @@
-"""The backend on a small denoiser: options, trajectories, streams, shapes, dtypes, models and threads."""
+"""The backend on a small denoiser: options, trajectories, branches of guidance, shapes, dtypes, models and threads."""
 
 import threading
 import warnings
@@ -229,11 +229,11 @@ def test_more_calls_than_steps_are_an_error(model: Denoiser, denoiser: Callable[
         generate(denoiser, [*calls(), calls()[0]])
 
 
-def test_a_stream_that_misses_a_step_is_an_error(model: Denoiser, denoiser: Callable[..., Any]) -> None:
+def test_a_branch_that_misses_a_step_is_an_error(model: Denoiser, denoiser: Callable[..., Any]) -> None:
     with soda_compile.trajectory(model, manual=True) as clock:
         generate(denoiser, calls()[:1])
         clock.advance()
-        with pytest.raises(soda_compile.TrajectoryError, match="stream 1 is called for step 1"):
+        with pytest.raises(soda_compile.TrajectoryError, match="branch 1 of guidance is called for step 1"):
             generate(denoiser, calls()[1:2] * 2)
 
 
@@ -262,30 +262,30 @@ def test_a_failing_call_leaves_nothing(
     """Also without a trajectory: the next call is a first step again."""
     first = generate(denoiser, calls())
     generate(denoiser, calls(1)[:2])
-    # The frame sits at step 1; losing its slots makes the next compiled call fail half way.
-    frame = next(iter(next(iter(state(model, PLAN).frames.values())).values()))
-    registers = list(frame.registers)
-    frame.registers[:] = [None] * len(registers)
+    # The branch stands at step 1; losing its slots makes the next compiled call fail half way.
+    branch = next(iter(next(iter(state(model, PLAN).branches.values())).values()))
+    registers = list(branch.registers)
+    branch.registers[:] = [None] * len(registers)
     with pytest.raises(Exception):  # noqa: B017, PT011 - whatever Inductor says to an argument that is None
         generate(denoiser, calls(1)[2:3])
-    frame.registers[:] = registers
+    branch.registers[:] = registers
     same(generate(denoiser, calls()), first)
 
 
-# Streams
+# Branches of guidance
 
 
 def interleave(a: Sequence[Call], b: Sequence[Call]) -> list[Call]:
     return [call for pair in zip(a, b, strict=True) for call in pair]
 
 
-def test_two_calls_a_step_are_two_streams(model: Denoiser, two_calls: Callable[..., Any]) -> None:
+def test_two_calls_a_step_are_two_branches(model: Denoiser, two_calls: Callable[..., Any]) -> None:
     both = generate(two_calls, interleave(calls(0), calls(1)))
     torch.testing.assert_close(both[0::2], reference(model, PLAN, calls(0)), **ROUNDING)
     torch.testing.assert_close(both[1::2], reference(model, PLAN, calls(1)), **ROUNDING)
 
 
-def test_streams_of_a_trajectory_that_advances_by_hand(model: Denoiser, denoiser: Callable[..., Any]) -> None:
+def test_branches_of_a_trajectory_that_advances_by_hand(model: Denoiser, denoiser: Callable[..., Any]) -> None:
     results: list[list[Tensor]] = [[], [], []]
     with soda_compile.trajectory(model, manual=True) as clock, torch.no_grad():
         for together in zip(calls(0), calls(1), calls(2), strict=True):
@@ -306,7 +306,7 @@ def test_another_batch_size_works_and_frees_the_slots_of_the_first() -> None:
     memory = state(model, PLAN).slot_memory_bytes
     assert memory == slots_by_hand(batch=2)
     torch.testing.assert_close(generate(denoiser, calls(batch=3)), reference(model, PLAN, calls(batch=3)), **ROUNDING)
-    assert len(state(model, PLAN).frames) == 1
+    assert len(state(model, PLAN).branches) == 1
     assert state(model, PLAN).slot_memory_bytes == slots_by_hand(batch=3)
     same(generate(denoiser, calls(batch=2)), small)
     assert state(model, PLAN).slot_memory_bytes == memory

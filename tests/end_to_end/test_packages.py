@@ -63,7 +63,7 @@ def test_every_action_gives_what_the_jit_gives(package: Path, wanted: list[Tenso
             assert torch.equal(ours, theirs)
     with soda_compile.trajectory(denoiser, manual=True) as clock:
         for call, theirs in zip(mixed_calls(), wanted, strict=True):
-            for _ in range(2):  # two streams, each with slots of its own
+            for _ in range(2):  # two branches of guidance, each with slots of its own
                 assert torch.equal(toy.outputs(denoiser, [call])[0], theirs)
             clock.advance()
 

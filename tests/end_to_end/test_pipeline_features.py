@@ -1,4 +1,4 @@
-"""What users do with pipelines: schedules, stages, streams, offloading, adapters, dtypes. No Inductor here."""
+"""What users do with pipelines: schedules, stages, guidance, offloading, adapters, dtypes. No Inductor here."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -131,7 +131,7 @@ def test_two_denoisers_each_have_their_part(tmp_path: Path) -> None:
 
 
 def test_a_named_call_that_comes_and_goes_keeps_its_own_values() -> None:
-    """Guidance that is on for some steps only: the cond stream goes on, the uncond stream starts anew."""
+    """Guidance that is on for some steps only: cond goes on, uncond starts anew."""
     pipe, plan = FLUX.build(), random_plan(3, tuple(FLUX.regions), STEPS)
     inputs = FAMILIES["flux"].trajectory(STEPS, batch=1)
     other = [{**each, "hidden_states": -each["hidden_states"]} for each in inputs]

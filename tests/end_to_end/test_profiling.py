@@ -116,7 +116,7 @@ def test_times_are_split_over_the_regions(model, inputs):
     actions = found.plan.actions
     times = [100.0 + sum(cost(row[step], n) for n, row in enumerate(actions)) for step in range(found.plan.steps)]
     drifting = np.array(times) * np.array([[1.0], [1.0], [1.1]])
-    times = found.read(drifting)
+    times = found.profile(drifting, "cpu", "key")
     assert times.full_us == pytest.approx(260.0)
     assert times.base_us == pytest.approx(100.0)
     for number in range(4):
@@ -132,7 +132,7 @@ def test_parts_are_scaled_to_whole_steps(model, inputs):
     for step, probe in enumerate(found.steps):
         if probe.action != COMPUTE:
             times[0, step] = {4: 60.0, 2: 210.0 if 0 in probe.regions else 230.0}[len(probe.regions)]
-    read = found.read(times)
+    read = found.profile(times, "cpu", "key")
     assert read.base_us + read.cost_us[:, PROFILED.index(COMPUTE)].sum() == pytest.approx(260.0)
     assert read.cost_us[:, PROFILED.index(COMPUTE)] == pytest.approx([62.5, 37.5, 62.5, 37.5])
 

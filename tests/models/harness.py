@@ -12,8 +12,7 @@ from torch import Tensor, fx, nn
 
 import soda_compile
 from models.base import Denoiser
-from soda_compile.backend.graph_breaks import analyse_piece
-from soda_compile.backend.inspection import is_graph_of
+from soda_compile.compiler.analyse import analyse_graph, is_graph_of
 from soda_compile.compiler.bind import require_fit
 from soda_compile.compiler.conditioning import separate_conditioning
 from soda_compile.compiler.conditioning_stage import build_stage
@@ -74,7 +73,7 @@ class Board:
     run: Callable[..., Any] | None = None
 
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        structure = analyse_piece(module, inputs)
+        structure = analyse_graph(module, inputs)
         if structure is None:
             return module.forward
         self.structures.append(structure)

@@ -234,16 +234,16 @@ def test_extrapolation_agrees_with_solving_for_the_polynomial() -> None:
     torch.testing.assert_close(result, expected.float(), rtol=1e-4, atol=1e-4)
 
 
-def test_streams_take_turns_on_one_model() -> None:
+def test_branches_take_turns_on_one_model() -> None:
     family = FAMILIES["sd3"]
     model, plan = family.build(), make_plan(dict.fromkeys(family.regions, "CCr1"))
-    streams = [family.trajectory(4), [{**x, "hidden_states": -x["hidden_states"]} for x in family.trajectory(4)]]
-    apart = [EagerReference(model, family.regions, plan).run(stream) for stream in streams]
-    references = [EagerReference(model, family.regions, plan) for _ in streams]
+    branches = [family.trajectory(4), [{**x, "hidden_states": -x["hidden_states"]} for x in family.trajectory(4)]]
+    apart = [EagerReference(model, family.regions, plan).run(branch) for branch in branches]
+    references = [EagerReference(model, family.regions, plan) for _ in branches]
     for step in range(4):
         for index, reference in enumerate(references):
             with reference.step(step), torch.no_grad():
-                assert torch.equal(model(**streams[index][step])[0], apart[index][step][0])
+                assert torch.equal(model(**branches[index][step])[0], apart[index][step][0])
 
 
 def test_a_second_trajectory_starts_clean() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from soda_compile.capture.forward import Holder, own_holder
-from soda_compile.integrations.diffusers import denoisers, group_offload
+from soda_compile.integrations.diffusers import branch_names, denoisers, group_offload
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
 from soda_compile.runtime.clock import Clock
 
@@ -33,6 +33,7 @@ class Diffusers:
     is_pipeline = staticmethod(denoisers.is_pipeline)
     denoisers_of = staticmethod(denoisers.denoisers_of)
     around_calls = staticmethod(group_offload.around_calls)
+    name_branches = staticmethod(branch_names.name_branches)
     holders = staticmethod(holders)
 
     def hosts(self, value: Any) -> bool:

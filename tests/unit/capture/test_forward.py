@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from soda_compile.capture.forward import compile_forward, restore_forward
+from soda_compile.capture.forward import CompiledForward, compile_forward, replace_forward, restore_forward
 from soda_compile.errors import OptionError
 from soda_compile.integrations.diffusers.framework import holders
 
@@ -30,31 +30,38 @@ def test_any_number_of_compiled_instances_live_side_by_side():
     with torch.no_grad():
         for model in models:
             expected = model(hidden)
-            compile_forward(model, lambda module, inputs: module.forward)
+            replace_forward(model, CompiledForward(model, lambda module, inputs: module.forward))
             torch.testing.assert_close(model(hidden), expected)
 
 
 def test_the_original_comes_back():
     model = Model()
-    compiled = compile_forward(model, backend)
-    assert "forward" in model.__dict__
-    restore_forward(model, compiled)
+    with compile_forward(model, backend):
+        assert "forward" in model.__dict__
     assert "forward" not in model.__dict__
 
 
 def test_a_replaced_forward_is_not_replaced_again():
     model = Model()
-    compile_forward(model, backend)
-    with pytest.raises(OptionError, match=r"forward of this Model is replaced already.*restore"):
-        compile_forward(model, backend)
+    with (
+        compile_forward(model, backend),
+        pytest.raises(OptionError, match=r"forward of this Model is replaced already.*restore"),
+        compile_forward(model, backend),
+    ):
+        pass
 
 
 def test_somebody_elses_forward_is_left_alone():
     model = Model()
-    compiled = compile_forward(model, backend)
-    model.forward = other = lambda hidden: hidden
-    restore_forward(model, compiled)
+    with compile_forward(model, backend):
+        model.forward = other = lambda hidden: hidden
     assert model.forward is other
+
+
+def test_a_forward_of_the_instance_is_the_one_that_is_compiled():
+    model, hidden = Model(), torch.ones(1, 4)
+    model.forward = (lambda self, hidden: self.linear(hidden) + 1).__get__(model)
+    torch.testing.assert_close(CompiledForward(model, backend)(hidden), model.linear(hidden) + 1)
 
 
 class Broken(Model):
@@ -84,8 +91,7 @@ def test_one_graph_where_possible(kind, told: bool, caplog: pytest.LogCaptureFix
         seen.append(module)
         return module.forward
 
-    compile_forward(model, look)
-    with torch.no_grad():
+    with compile_forward(model, look), torch.no_grad():
         for _ in range(2):
             torch.testing.assert_close(model(hidden), kind.forward(model, hidden))
     assert any("linear" in str(module.graph) for module in seen)
@@ -97,7 +103,7 @@ def test_hooks_around_a_forward_stay_and_copies_are_not_replaced():
     model._old_forward = model.forward  # as the library accelerate wraps it
     model.forward = lambda *arguments, **options: (around.append(1), model._old_forward(*arguments, **options))[1]
     hidden = torch.ones(1, 4)
-    expected, replaced = model(hidden), compile_forward(model, backend, holders=holders)
+    expected, replaced = model(hidden), replace_forward(model, CompiledForward(model, backend), holders)
     assert model._old_forward is replaced
     assert model._old_forward.__wrapped__.__func__ is Model.forward
     torch.testing.assert_close(model(hidden), expected)

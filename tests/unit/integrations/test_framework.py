@@ -125,6 +125,9 @@ class Toy:
 
         return around
 
+    def name_branches(self, module: nn.Module, clock: Clock) -> Callable[[], None]:
+        return lambda: None
+
     def holders(self, module: nn.Module) -> tuple[Holder, ...]:
         return (Holder(module, "entry"),)
 

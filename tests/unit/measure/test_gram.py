@@ -7,14 +7,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from soda_compile.measure.gram import ErrorEntries, change_products, cosine_errors, difference_gram, squared_errors
+from soda_compile.measure.gram import ErrorEntries, difference_gram, entry_products
+from soda_compile.measure.scoring import errors_of
 
 WIDTH, ROWS, FEATURES = 3, 2, 17
 ENTRIES = ErrorEntries(WIDTH)
 Array = NDArray[np.float64]
 
 
-def window(seed: int = 0, drift: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
+def history(seed: int = 0, drift: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
     """A present value [rows, features] and the values before it [lags, rows, features], newest first."""
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(ROWS, FEATURES, generator=generator)
@@ -48,8 +49,8 @@ def reach(operator: str, age: int, spacing: int) -> int:
 def tables(present: torch.Tensor, past: torch.Tensor, weight: torch.Tensor | None = None) -> dict[str, Array]:
     """All tables [rows, ...] under "squared.reuse", "cosine.forecast1" and so on."""
     square, cross, gram = difference_gram(present, past, weight)
-    error = squared_errors(ENTRIES, gram, len(past))
-    cosine = cosine_errors(square, change_products(ENTRIES, cross, len(past)), error)
+    error, product = entry_products(ENTRIES, cross, gram)
+    cosine = errors_of(np.stack([error, product, error]), square, square)[:, 0]
     return {
         f"{metric}.{operator}": table
         for metric, values in (("squared", error), ("cosine", cosine))
@@ -58,7 +59,7 @@ def tables(present: torch.Tensor, past: torch.Tensor, weight: torch.Tensor | Non
 
 
 def check(available: int, weight: torch.Tensor | None = None) -> None:
-    present, past = window()
+    present, past = history()
     past = past[:available]
     found = tables(present, past, weight)
     now, before = present.double().numpy(), past.double().numpy()
@@ -106,7 +107,7 @@ def test_small_changes_of_large_values_are_not_lost_in_rounding():
 
 
 def test_a_line_is_forecast_without_error():
-    present, _ = window()
+    present, _ = history()
     slope = torch.randn(ROWS, FEATURES, generator=torch.Generator().manual_seed(5))
     past = torch.stack([present - age * slope for age in range(1, ENTRIES.lags + 1)])
     found = tables(present, past)
@@ -118,13 +119,13 @@ def test_a_line_is_forecast_without_error():
 
 
 def test_a_value_that_does_not_change_has_no_error():
-    present, _ = window()
+    present, _ = history()
     found = tables(present, present.expand(ENTRIES.lags, ROWS, FEATURES))
     assert all(np.nanmax(table) == 0 for table in found.values())
 
 
 def test_half_precision_values_are_compared_in_float32():
-    present, past = (value.bfloat16() for value in window())
+    present, past = (value.bfloat16() for value in history())
     wide = tables(present.float(), past.float())
     narrow = tables(present, past)
     for name, table in wide.items():

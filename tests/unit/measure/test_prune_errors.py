@@ -15,13 +15,14 @@ from soda_compile.analysis.token_axes import carries_of, wanted_tokens
 from soda_compile.backend.inspection import inspect
 from soda_compile.errors import SensitivityError
 from soda_compile.ir.structure import Structure
+from soda_compile.measure.error_accumulator import ErrorAccumulator
 from soda_compile.measure.gram import ErrorEntries
+from soda_compile.measure.history import TokenGroup
 from soda_compile.measure.prune_errors import kept_sums, pruned_products
-from soda_compile.measure.recorder import Recorder
-from soda_compile.measure.windows import TokenStream
 from soda_compile.plans.actions import PRUNE_RATES, prune
 from soda_compile.plans.pruning import SCORES
 from soda_compile.plans.sensitivity_info import METRICS
+from soda_compile.runtime.call_counter import CallCounter
 from soda_compile.runtime.clock import Clock
 
 ROWS, FRAMES, STEPS, INTERVAL, FEATURES = 2, 3, 5, 2, 4
@@ -41,7 +42,7 @@ class Gated(nn.Module):
 
 
 class Joint(nn.Module):
-    """One region of two streams, of 11 and 5 tokens; the second has no gate."""
+    """One region of two token groups, of 11 and 5 tokens; the second has no gate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class Joint(nn.Module):
 
 
 class OneCut(nn.Module):
-    """The two streams leave through one linear, and are ranked together."""
+    """The two token groups leave through one linear, and are ranked together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,10 +100,10 @@ def structure(request: pytest.FixtureRequest) -> Structure:
     return structure_of(request.param)
 
 
-def make(structure: Structure, scores: tuple[str, ...], memory_bytes: int = 2**20) -> Recorder:
-    recorder = Recorder(Clock(automatic=True), 1, ErrorEntries(INTERVAL), memory_bytes, scores)
-    recorder.start(structure)
-    return recorder
+def make(structure: Structure, scores: tuple[str, ...], memory_bytes: int = 2**20) -> ErrorAccumulator:
+    accumulator = ErrorAccumulator(Clock(automatic=True), CallCounter(1), ErrorEntries(INTERVAL), memory_bytes, scores)
+    accumulator.start(structure)
+    return accumulator
 
 
 def walk(*shape: int, seed: int) -> Tensor:
@@ -126,11 +127,11 @@ def trajectory(structure: Structure, seed: int) -> dict[str, Tensor]:
     return {**values, "gate": gate(batch).expand(STEPS, batch, 1, FEATURES)}
 
 
-def feed(recorder: Recorder, values: dict[str, Tensor], seed: int = 0) -> None:
-    recorder.begin(seed)
+def feed(accumulator: ErrorAccumulator, values: dict[str, Tensor], seed: int = 0) -> None:
+    accumulator.begin(seed)
     for step in range(STEPS):
-        recorder.begin_call({"h": torch.zeros(ROWS, 3)})
-        recorder.record(0, {name: value[step] for name, value in values.items()})
+        accumulator.begin_call({"h": torch.zeros(ROWS, 3)})
+        accumulator.record(0, {name: value[step] for name, value in values.items()})
 
 
 def mix(now: Array, before: Array, score: Array, rate: float) -> Array:
@@ -165,9 +166,9 @@ def expected(
             pruned = wanted_tokens(region, number, prune(0.875)) < cut.shape[1]
             for sample in range(row * groups, (row + 1) * groups):
                 now, before = (values[cut.node][at, sample, ::stride].double().numpy() for at in (step, step - age))
-                stream = [values[carry.name][at, sample, ::stride].double().numpy() for at in (step, step - age)]
+                group = [values[carry.name][at, sample, ::stride].double().numpy() for at in (step, step - age)]
                 fresh.append(now)
-                mixed.append(mix(now, before, score_of(name, *stream), rate) if pruned else now)
+                mixed.append(mix(now, before, score_of(name, *group), rate) if pruned else now)
                 factor = values["gate"][step, sample].double().numpy() if gated else np.ones((1, FEATURES))
                 weights.append(np.broadcast_to(factor, now.shape))
         a, b, w = (np.concatenate(parts).flatten() for parts in (fresh, mixed, weights))
@@ -179,11 +180,25 @@ def expected(
     return {metric: np.array(each) for metric, each in errors.items()}
 
 
-def check(recorder: Recorder, structure: Structure, all_values: Sequence[dict[str, Tensor]], stride: int = 1) -> None:
+def held_bytes(accumulator: ErrorAccumulator) -> int:
+    """Size of all past values that are kept."""
+    return sum(
+        value.nbytes
+        for history in accumulator.histories.values()
+        for step in (*history.cuts, *history.carries)
+        for value in step
+    )
+
+
+def check(
+    accumulator: ErrorAccumulator, structure: Structure, all_values: Sequence[dict[str, Tensor]], stride: int = 1
+) -> None:
     """Mean and variance over rows and generations of every entry, against the loops."""
-    for step, name in product(range(1, STEPS), recorder.prune_scores):
-        moments = recorder.moments[step, 0]
-        found = [recorder.split(array)[f"prune.{name}"] for array in (moments.count, moments.mean, moments.deviation)]
+    for step, name in product(range(1, STEPS), accumulator.prune_scores):
+        moments = accumulator.moments[step, 0]
+        found = [
+            accumulator.split(array)[f"prune.{name}"] for array in (moments.count, moments.mean, moments.deviation)
+        ]
         for age in range(1, INTERVAL + 1):
             if age > step:
                 assert (found[0][:, age - 1] == 0).all()
@@ -200,54 +215,54 @@ def check(recorder: Recorder, structure: Structure, all_values: Sequence[dict[st
 
 
 def test_every_rate_age_and_metric_is_that_of_the_output_put_together(structure: Structure):
-    recorder = make(structure, ("feature_mean", "drift"))
+    accumulator = make(structure, ("feature_mean", "drift"))
     generations = [trajectory(structure, seed) for seed in range(2)]
     for seed, values in enumerate(generations):
-        feed(recorder, values, seed)
-    check(recorder, structure, generations)
+        feed(accumulator, values, seed)
+    check(accumulator, structure, generations)
 
 
-def test_the_short_stream_of_joint_attention_stays_whole():
+def test_the_short_token_group_of_joint_attention_stays_whole():
     """Where only the text moves, reuse is wrong and pruning is not."""
     structure = structure_of("joint")
     text = structure.regions[0].cuts[1]
     assert text.shape[1] == 5
     values = trajectory(structure, 0)
     values = {name: value[:1].expand_as(value) if name != text.node else value for name, value in values.items()}
-    recorder = make(structure, SCORES)
-    feed(recorder, values)
-    tables = recorder.split(recorder.moments[4, 0].mean)
+    accumulator = make(structure, SCORES)
+    feed(accumulator, values)
+    tables = accumulator.split(accumulator.moments[4, 0].mean)
     assert (tables["reuse"][1] > 0).all()  # relative
     assert all((tables[f"prune.{score}"][1] == 0).all() for score in SCORES)
 
 
 def test_the_random_score_ranks_by_draws_that_the_seed_of_the_generation_gives():
-    streams = [stream(tokens=9, seed=0), stream(tokens=6, seed=1)]
-    found = pruned_products(streams, ("random",), 2, torch.Generator().manual_seed(5))
+    groups = [group(tokens=9, seed=0), group(tokens=6, seed=1)]
+    found = pruned_products(groups, ("random",), 2, torch.Generator().manual_seed(5))
     draws = torch.Generator().manual_seed(5)
-    scores = [torch.rand(value.past.shape[:-1], generator=draws) for value in streams]
+    scores = [torch.rand(value.past.shape[:-1], generator=draws) for value in groups]
     for lag, row, (place, rate) in product(range(2), range(ROWS), enumerate(PRUNE_RATES)):
         change = 0.0
-        for value, score in zip(streams, scores, strict=True):
+        for value, score in zip(groups, scores, strict=True):
             now, before = value.present[row, 0].double().numpy(), value.past[lag, row, 0].double().numpy()
             change += ((mix(now, before, score[lag, row, 0].numpy(), rate) - now) ** 2).sum()
         np.testing.assert_allclose(found[0, row, 0, lag, place], change, rtol=1e-5)
     structure = structure_of("gated")
-    recorders = [make(structure, ("random",)) for _ in range(3)]
-    for recorder, seed in zip(recorders, (1, 1, 2), strict=True):
-        feed(recorder, trajectory(structure, 0), seed)
-    same, again, other = ([each.mean for each in recorder.moments.values()] for recorder in recorders)
+    accumulators = [make(structure, ("random",)) for _ in range(3)]
+    for accumulator, seed in zip(accumulators, (1, 1, 2), strict=True):
+        feed(accumulator, trajectory(structure, 0), seed)
+    same, again, other = ([each.mean for each in accumulator.moments.values()] for accumulator in accumulators)
     np.testing.assert_array_equal(same, again)
     assert not np.array_equal(same, other)
 
 
-def stream(tokens: int, seed: int) -> TokenStream:
+def group(tokens: int, seed: int) -> TokenGroup:
     cut = walk(ROWS, 1, tokens, FEATURES, seed=seed)
-    return TokenStream(cut[0], cut[1:3], carry=cut[0], past_carry=cut[1:3])
+    return TokenGroup(cut[0], cut[1:3], carry=cut[0], past_carry=cut[1:3])
 
 
 def test_random_tokens_hold_their_share_of_the_change():
-    value = stream(tokens=4000, seed=0)
+    value = group(tokens=4000, seed=0)
     products = pruned_products([value], ("random",), 2, torch.Generator().manual_seed(0))
     whole = (value.past - value.present).square().sum((2, 3, 4)).T
     for place, rate in enumerate(PRUNE_RATES):
@@ -256,7 +271,7 @@ def test_random_tokens_hold_their_share_of_the_change():
 
 def test_drift_keeps_the_tokens_that_moved_least():
     """Where the output changes as the input does, no other choice leaves less error."""
-    value = stream(tokens=50, seed=0)
+    value = group(tokens=50, seed=0)
     squares = pruned_products([value], ("drift", "feature_mean", "random"), 2, torch.Generator())[0]
     drift, mean, random = squares.unbind(1)
     assert (drift < mean).all()
@@ -273,9 +288,9 @@ def test_few_tokens_keep_what_the_rate_rounds_down_to():
 
 def test_a_region_without_a_token_axis_has_no_error_of_pruning():
     structure = structure_of("flat")
-    recorder = make(structure, SCORES)
-    feed(recorder, trajectory(structure, 0))
-    tables = recorder.split(recorder.moments[4, 0].count)
+    accumulator = make(structure, SCORES)
+    feed(accumulator, trajectory(structure, 0))
+    tables = accumulator.split(accumulator.moments[4, 0].count)
     assert {key for key, count in tables.items() if not count.any()} == {f"prune.{score}" for score in SCORES}
 
 
@@ -284,10 +299,10 @@ def test_nothing_is_asked_for_or_kept_that_is_not_measured():
     values = trajectory(structure, 0)
     sizes = {}
     for scores in [(), ("random",), ("feature_mean",), ("drift",)]:
-        recorder = make(structure, scores)
-        feed(recorder, values)
-        sizes[scores] = sum(window.memory_bytes for window in recorder._windows.values())
-        assert recorder.wants_carries == bool(scores)
+        accumulator = make(structure, scores)
+        feed(accumulator, values)
+        sizes[scores] = held_bytes(accumulator)
+        assert accumulator.wants_carries == bool(scores)
     cut = ROWS * 11 * FEATURES * 4
     assert sizes == {
         (): 4 * cut,
@@ -303,15 +318,17 @@ def test_carries_share_the_memory_and_are_thinned_with_the_cuts(share: float, st
     structure = structure_of("gated")
     cut = ROWS * 11 * FEATURES * 4
     bound = int(share * (cut * (2 * INTERVAL + 1) + cut * (INTERVAL + 1)))
-    recorder, values = make(structure, ("feature_mean", "drift"), bound), trajectory(structure, 0)
-    feed(recorder, values)
-    assert recorder.stride == stride
-    assert sum(window.memory_bytes for window in recorder._windows.values()) <= bound
-    check(recorder, structure, [values], stride)
+    accumulator, values = make(structure, ("feature_mean", "drift"), bound), trajectory(structure, 0)
+    feed(accumulator, values)
+    assert accumulator.stride == stride
+    assert held_bytes(accumulator) <= bound
+    check(accumulator, structure, [values], stride)
 
 
 def test_memory_that_one_token_of_each_region_exceeds_is_an_error():
-    recorder = make(structure_of("gated"), ("drift",), memory_bytes=100)
-    recorder.begin(0)
-    with pytest.raises(SensitivityError, match="memory_bytes is 100, but windows of one token of each region take 256"):
-        recorder.begin_call({"h": torch.zeros(ROWS, 3)})
+    accumulator = make(structure_of("gated"), ("drift",), memory_bytes=100)
+    accumulator.begin(0)
+    with pytest.raises(
+        SensitivityError, match="memory_bytes is 100, but past values of one token of each region take 256"
+    ):
+        accumulator.begin_call({"h": torch.zeros(ROWS, 3)})

@@ -62,7 +62,7 @@ def test_trajectories_repeat_and_start_clean(denoiser: PackagedDenoiser) -> None
         assert torch.equal(toy.generate(denoiser, calls), first)
     with soda_compile.trajectory(denoiser, manual=True) as clock, torch.no_grad():
         for call, wanted in zip(calls, first, strict=True):
-            for _ in range(2):  # two streams
+            for _ in range(2):  # two branches of guidance
                 assert torch.equal(denoiser(**call).sample, wanted)
             clock.advance()
 

@@ -142,11 +142,11 @@ def test_what_a_stream_keeps_ends_with_its_program(recorder: TapeCapturer, mode:
     plan = plan_for(model, calls[0])
     trajectories(model, plan, calls, mode, conditioning="trajectory")
     recorder.tapes.clear()  # what a device keeps is freed with the graphs
-    frames = state(model, plan).frames
-    assert len(frames) == 1
+    branches = state(model, plan).branches
+    assert len(branches) == 1
     torch._dynamo.reset()
     gc.collect()
-    assert len(frames) == 0
+    assert len(branches) == 0
 
 
 def test_equal_steps_share_a_graph(recorder: TapeCapturer):

@@ -1,0 +1,136 @@
+"""The one way from a model to its graphs: what the backend, inspection, profiling and packages capture."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from soda_compile.capture.forward import CompiledForward, Holders, compile_forward
+from soda_compile.capture.normalisation import capture
+from soda_compile.capture.unwrapping import unwrap_inputs
+from soda_compile.errors import CaptureError
+from soda_compile.ir.captured import Captured
+from soda_compile.torch_internals.tracing import capture_failures, source_name
+from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class GraphRun:
+    """One run of one graph.
+
+    Attributes:
+        captured: The graph; None where it is not supported.
+        inputs: The very values that went in, plain tensors and numbers, one for each input of the graph.
+        outputs: The very values that came out.
+    """
+
+    captured: Captured | None
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedCall:
+    """One call of a model.
+
+    Attributes:
+        runs: Runs of its graphs in order; one where the model is captured whole.
+        result: What the call returned.
+        reason: Why the model is captured in several graphs; None where it is captured whole.
+    """
+
+    runs: tuple[GraphRun, ...]
+    result: Any
+    reason: Exception | None
+
+
+def capture_graph(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured | None:
+    """Capture a graph from Dynamo over plain tensors.
+
+    Args:
+        module: What Dynamo hands to a backend: parameters are inputs.
+        inputs: Example inputs; a tensor subclass becomes, where it stands, the plain tensors inside.
+
+    Returns:
+        The graph; None for the small rest behind a graph break that is not supported.
+
+    Raises:
+        CaptureError: If any other graph is not supported.
+    """
+    try:
+        return capture(*unwrap_inputs(module, inputs))
+    except CaptureError as error:
+        if not _is_rest(module):
+            raise
+        log.warning("a part of the model behind a graph break runs unplanned: %s", error)
+        return None
+
+
+def capture_model(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], holders: Holders | None = None
+) -> CapturedCall:
+    """Capture one call of a model as the backend would; runs it in eager mode, without gradients.
+
+    Args:
+        model: The model.
+        args: Arguments of the call by position.
+        kwargs: Arguments of the call by name.
+        holders: Where the model's forward may be kept, to run it within the hooks on it; None leaves hooks out.
+
+    Raises:
+        CaptureError: If Dynamo cannot capture the model, or a graph is not supported.
+        OptionError: If hooks are to be run, but the model's forward is replaced already.
+    """
+    recorder = _Recorder()
+    if holders is None:
+        context: Any = nullcontext(CompiledForward(model, recorder))
+    else:
+        context = compile_forward(model, recorder, holders=holders)
+    with torch.no_grad(), context as compiled:
+        try:
+            result = (compiled if holders is None else model)(*args, **kwargs)
+        except capture_failures() as error:
+            raise CaptureError(f"{type(model).__name__} cannot be captured: {error}") from error
+    if recorder.errors:
+        raise recorder.errors[0]
+    if not recorder.runs:
+        raise CaptureError(f"{type(model).__name__} calls no operator, so there is no graph")
+    return CapturedCall(tuple(recorder.runs), result, compiled.reason)
+
+
+@dataclass(frozen=True, eq=False)
+class _Recorder:
+    """A backend that captures graphs, runs them in eager mode, and notes what ran.
+
+    Errors are kept until the call is over: Dynamo would wrap them.
+    """
+
+    runs: list[GraphRun] = field(default_factory=list)
+    errors: list[CaptureError] = field(default_factory=list)
+
+    def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        try:
+            captured = capture_graph(module, inputs)
+        except CaptureError as error:
+            self.errors.append(error)
+            captured = None
+
+        def run(*values: Any) -> Any:
+            outputs = module.forward(*values)
+            self.runs.append(GraphRun(captured, flatten_inputs(values), outputs))
+            return outputs
+
+        return run
+
+
+def _is_rest(module: fx.GraphModule) -> bool:
+    """Whether Dynamo traced the graph after a graph break: it then reads values that were on Python's stack."""
+    return any("___stack" in source_name(node) for node in module.graph.find_nodes(op="placeholder"))

@@ -1,0 +1,208 @@
+"""The observer that calibration uses: keeps past values and accumulates the errors of predictions from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from soda_compile.analysis.cut_to_branch import CutToBranch
+from soda_compile.analysis.token_axes import region_carries
+from soda_compile.compiler.observing import cut_to_branch_graphs
+from soda_compile.errors import SensitivityError
+from soda_compile.ir.structure import Cut, Region, Structure
+from soda_compile.measure.gram import ErrorEntries, Floats
+from soda_compile.measure.history import History, TokenGroup
+from soda_compile.measure.moments import Moments
+from soda_compile.measure.prune_errors import longest_groups, pruned_products
+from soda_compile.measure.residual_weight import residual_weight
+from soda_compile.measure.scoring import errors_of, prediction_products
+from soda_compile.measure.token_subsampling import subsample_tokens
+from soda_compile.plans.actions import PRUNE_RATES
+from soda_compile.runtime.call_counter import Branch, CallCounter, CountedCall
+from soda_compile.runtime.clock import Clock
+
+_DRAWS = 0x50DA  # keeps the draws of the random score apart from what ``generate`` draws with the same seed
+_NO_CALL = CountedCall(0, -1, Branch(None, 0), 0)
+
+
+@dataclass(eq=False)
+class ErrorAccumulator:
+    """Accumulates errors over generations.
+
+    Attributes:
+        clock: Tells the step; it begins a trajectory for each generation.
+        counter: Counts the calls, by that clock.
+        entries: The predictions to score.
+        memory_bytes: Bound on the memory of all histories; tokens are subsampled to keep it.
+        prune_scores: The scores by which pruning is measured as well.
+        structure: The calibrated model.
+        moments: Errors by step and region.
+        inputs: Numbers among the inputs, by step of the present generation.
+        histories: Past values by branch of guidance and region.
+    """
+
+    clock: Clock
+    counter: CallCounter
+    entries: ErrorEntries
+    memory_bytes: int
+    prune_scores: tuple[str, ...] = ()
+    structure: Structure | None = None
+    moments: dict[tuple[int, int], Moments] = field(default_factory=dict)
+    inputs: list[dict[str, float]] = field(default_factory=list)
+    samples: int = 0
+    calls_in_a_step: int = 1  # at most
+    stride: int = 1  # of the tokens that are looked at
+    histories: dict[tuple[Branch, int], History] = field(default_factory=dict)
+    _heads: tuple[CutToBranch, ...] = ()
+    _regions: tuple[Region, ...] = ()
+    _carries: tuple[tuple[fx.Node, ...] | None, ...] = ()  # by region
+    _branches: set[Branch] = field(default_factory=set)  # in all generations
+    _draws: torch.Generator = field(default_factory=torch.Generator)
+    _fitted: Any = None
+    _call: CountedCall = _NO_CALL
+    _rows: int = 1
+
+    @property
+    def wants_carries(self) -> bool:
+        """Scores of tokens are made of the carries."""
+        return bool(self.prune_scores)
+
+    def start(self, structure: Structure) -> None:
+        """Learn the regions; a second shape must be of the same model."""
+        if self.structure is not None and self.structure.fingerprint != structure.fingerprint:
+            raise SensitivityError("the calibrated model changed its structure between calls; calibrate one model")
+        if not structure.regions:
+            raise SensitivityError("no region was found in this model; soda_compile.inspect(model, ...) says why")
+        self.structure = structure
+        self._heads = cut_to_branch_graphs(structure)
+        self._regions = structure.regions
+        self._carries = region_carries(structure) if self.wants_carries else (None,) * len(structure.regions)
+
+    def begin(self, seed: int) -> None:
+        """Begin a generation; the random score draws the same for the same seed."""
+        self._draws.manual_seed(_DRAWS + seed)
+        self.clock.begin()
+
+    def begin_call(self, inputs: Mapping[str, Any]) -> None:
+        """Place the call in the trajectory."""
+        call = self.counter.count(self.clock)
+        if call.trajectory != self._call.trajectory:
+            self.inputs.clear()
+            self.histories.clear()
+        self._call = call
+        self._branches.add(call.branch)
+        self.calls_in_a_step = max(self.calls_in_a_step, call.number + 1)
+        self._rows = next(
+            (len(value) for value in inputs.values() if isinstance(value, torch.Tensor) and value.ndim > 1), 1
+        )
+        self._fit_stride()
+        if call.number == 0:
+            self.inputs.append(
+                {name: number for name, value in inputs.items() if (number := _number(value)) is not None}
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps of the present trajectory so far."""
+        return self._call.step + 1
+
+    @property
+    def width(self) -> int:
+        """Entries that are scored for each metric: those of ``entries``, then those of pruning."""
+        return len(self.entries.weights) + math.prod(self._prune_shape)
+
+    @property
+    def _prune_shape(self) -> tuple[int, int, int]:
+        return len(self.prune_scores), self.entries.max_interval, len(PRUNE_RATES)
+
+    def split(self, values: Floats) -> dict[str, Floats]:
+        """Return entries in the last axis as tables: those of ``entries``, and prune.<score> [..., W, rates]."""
+        predicted, pruned = np.split(values, [len(self.entries.weights)], axis=-1)
+        tables = np.moveaxis(pruned.reshape(*values.shape[:-1], *self._prune_shape), -3, 0)
+        named = {f"prune.{score}": table for score, table in zip(self.prune_scores, tables, strict=True)}
+        return {**self.entries.split(predicted), **named}
+
+    def _fit_stride(self) -> None:
+        """Subsample the tokens until the histories of all branches fit; done again where a new call needs more."""
+        needs = (self.structure, self._rows, len(self._branches))
+        if needs == self._fitted:
+            return
+        self._fitted = needs
+        if (least := self._peak_bytes(2**62)) > self.memory_bytes:
+            raise SensitivityError(
+                f"memory_bytes is {self.memory_bytes}, but past values of one token of each region take {least}; "
+                "pass at least that, or a smaller max_interval"
+            )
+        stride = max(self.stride, math.ceil(self._peak_bytes(1) / self.memory_bytes))
+        while self._peak_bytes(stride) > self.memory_bytes:
+            stride += 1
+        if stride != self.stride:
+            self.stride = stride
+            self.histories.clear()  # values at the old stride cannot be compared
+
+    def _peak_bytes(self, stride: int) -> int:
+        history = self._empty_history()
+        total = sum(
+            history.peak_bytes(region, carries or (), self._rows_of(region.cuts), stride)
+            for region, carries in zip(self._regions, self._carries, strict=True)
+        )
+        return total * max(self.counter.calls_per_step, len(self._branches))
+
+    def _empty_history(self) -> History:
+        return History(self.entries.lags, self.entries.max_interval if "drift" in self.prune_scores else 0)
+
+    def _rows_of(self, cuts: Sequence[Cut] | Sequence[torch.Tensor]) -> int:
+        """Return the samples in values whose first axis counts them, alone or times frames; else all is one sample."""
+        return self._rows if all(cut.shape[0] % self._rows == 0 for cut in cuts) else 1
+
+    def record(self, region: int, values: Mapping[str, torch.Tensor]) -> None:
+        """Score all predictions of one region against its present value, and keep that value."""
+        step, branch = self._call.step, self._call.branch
+        cuts = [values[cut.node] for cut in self._regions[region].cuts]
+        rows = self._rows_of(cuts)
+
+        def subsample(group: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            return [subsample_tokens(value, rows, self.stride) for value in group]
+
+        present, carries = subsample(cuts), subsample([values[node.name] for node in self._carries[region] or ()])
+        history = self.histories.setdefault((branch, region), self._empty_history())
+        if history.reach(step):
+            head = self._heads[region]
+            weights = residual_weight(head, cuts, [values[name] for name in head.others]) or []
+            groups = history.token_groups(present, subsample(weights), carries)
+            products, square = prediction_products(self.entries, groups)
+            if self.prune_scores:
+                products = np.concatenate([products, self._prune(region, groups, rows)], axis=-1)
+            share = sum(value.numel() for value in present) / sum(cut.numel() for cut in cuts)
+            sizes = [values[f"|{name}|"].reshape(rows, -1).sum(1).double() for name in self._regions[region].carries]
+            residual_square = np.sum([size.cpu().numpy() for size in sizes], axis=0) * share
+            samples = errors_of(products, square, residual_square)
+            self.moments.setdefault((step, region), Moments(*samples.shape[1:])).add(samples)
+        if region == 0 and step == 0:
+            self.samples += rows
+        history.keep(step, present, carries)
+
+    def _prune(self, region: int, groups: Sequence[TokenGroup], rows: int) -> Floats:
+        """Return products of the changes that pruning leaves, [3, rows, scores * W * rates]; NaN where it cannot."""
+        products = np.full((3, rows, *self._prune_shape), np.nan)
+        if all(group.carry is not None for group in groups):
+            longest = longest_groups(self._regions[region], groups)
+            pruned = pruned_products(longest, self.prune_scores, self.entries.max_interval, self._draws)
+            products[..., : pruned.shape[3], :] = pruned.cpu().numpy()
+        return products.reshape(3, rows, -1)
+
+
+def _number(value: Any) -> float | None:
+    """Return the number that an input holds, if all its elements are the same one."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, torch.Tensor) and value.ndim <= 1 and value.numel():
+        first = value.flatten()[0]
+        return float(first) if bool((value == first).all()) else None
+    return None
