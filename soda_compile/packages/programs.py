@@ -15,7 +15,6 @@ from soda_compile.compiler.variants import Subgraph
 from soda_compile.errors import CaptureError, PackageError
 from soda_compile.ir.structure import Structure
 from soda_compile.packages.aot import SubgraphCode
-from soda_compile.packages.arguments import copy_tensors
 from soda_compile.packages.conditions import doubtful_points
 from soda_compile.packages.manifest import ProgramEntry
 from soda_compile.packages.merging import Carrier, merge_json, merge_subgraphs
@@ -86,9 +85,9 @@ class Programs:
 
     def _sample(self, example: ExampleInputs, space: Space, point: Point) -> Sample:
         bound = bind_example(self.model, example)
-        bound.arguments.update(space.resized(copy_tensors(dict(bound.arguments)), point))
-        traced = trace(self.model, bound, self.weights, self.plan.timestep_input)
-        require_fit(self.plan, traced.structure)
+        space.stretch(bound, point)
+        structure, call = trace(self.model, bound, self.weights, self.plan.timestep_input)
+        require_fit(self.plan, structure)
         subgraphs: dict[str, Subgraph] = {}
         tensors: dict[str, torch.Tensor] = {}
 
@@ -96,9 +95,9 @@ class Programs:
             subgraphs[subgraph.key] = subgraph
             return SubgraphCode(subgraph.key)
 
-        program = build_program(traced.structure, self.plan, Lowering(target=postpone))
-        entry = encode(program, traced.call, tensors, f"({len(self.entries)})")
-        return Sample(traced.structure, entry, subgraphs, tensors)
+        program = build_program(structure, self.plan, Lowering(target=postpone))
+        entry = encode(program, call, tensors, f"({len(self.entries)})")
+        return Sample(structure, entry, subgraphs, tensors)
 
 
 Subgraphs = dict[str, tuple[Subgraph, Space]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from soda_compile.errors import OptionError
-from soda_compile.packages.arguments import map_leaves
+from soda_compile.packages.arguments import copy_tensors, map_leaves
 from soda_compile.packages.sizes import Point, Size
 from soda_compile.torch_internals.tracing import linear_dim
 
@@ -55,15 +56,16 @@ class Space:
         points = dict.fromkeys([*itertools.product(*pairs), last])
         return [dict(zip(self.ranges, point, strict=True)) for point in points]
 
-    def resized(self, arguments: Mapping[str, Any], point: Point) -> dict[str, Any]:
-        """Return the arguments with their dynamic axes at these sizes; their entries are repeated."""
+    def stretch(self, bound: inspect.BoundArguments, point: Point) -> None:
+        """Replace the arguments by copies with their dynamic axes at these sizes; their entries are repeated."""
 
         def resize(path: str, value: Any) -> Any:
             for axis, size in self.axes.get(path, {}).items():
                 value = value.index_select(axis, torch.arange(size.at(point), device=value.device) % value.shape[axis])
             return value
 
-        return {name: map_leaves(resize, value, name) for name, value in arguments.items()}
+        for name, value in copy_tensors(bound.arguments).items():
+            bound.arguments[name] = map_leaves(resize, value, name)
 
     def split_at_one(self) -> Iterator[Space]:
         """Yield spaces that cover this one, without 1 in any range of several values."""
