@@ -83,7 +83,7 @@ class PruneTokens(Pass):
         return PassResult(changed=(f"{self.region.name} ({', '.join(changed)} tokens)",))
 
     def _compute_all(self, graph: fx.Graph, node: fx.Node, number: int) -> None:
-        """Take all tokens of a stream, by itself, so that the region's other streams need not be whole."""
+        """Take all tokens of a token group, by itself, so that the region's other groups need not be whole."""
         fresh = add_call(graph, aten.alias.default, node)
         fresh.meta["tokens"] = Tokens(self.region.cuts[number].shape[1], self.region.cuts[number].shape[0], None)
         node.replace_all_uses_with(fresh, delete_user_cb=lambda user: user is not fresh)

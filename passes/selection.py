@@ -15,11 +15,11 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Tokens:
-    """The wanted tokens of one stream.
+    """The wanted tokens of one token group.
 
     Attributes:
-        count: N, tokens of the stream.
-        batch: B, samples of the stream.
+        count: N, tokens of the group.
+        batch: B, samples of the group.
         index: int64 [B, k], the tokens wanted in each sample; None for all of them.
     """
 
@@ -35,11 +35,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Place:
-    """Place of a stream's tokens in a tensor.
+    """Place of a token group's tokens in a tensor.
 
     Attributes:
         axis: The axis that runs over tokens. It may hold other tokens too.
-        offset: Position on the axis at which the stream's tokens begin.
+        offset: Position on the axis at which the group's tokens begin.
         batch: The axis that runs over samples, or holds 1 where samples are alike.
         repeat: Number of neighbours on the batch axis of one sample (heads that were merged into the batch).
     """

@@ -135,7 +135,7 @@ def cat(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
         if start <= place.offset and place.offset + sinker.tokens.count <= start + size:
             return sinker.want(source, replace(place, offset=place.offset - start))
         start += size
-    raise Unsinkable("streams are put together here, and tokens of more than one are wanted")
+    raise Unsinkable("token groups are put together here, and tokens of more than one are wanted")
 
 
 def stack(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:

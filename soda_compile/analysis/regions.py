@@ -1,6 +1,6 @@
 """Regions of a block graph: for the residual branches the tensors to store. No names, no adapters.
 
-Branches that share heavy work (the streams of a joint attention) are one region.
+Branches that share heavy work (the token groups of a joint attention) are one region.
 """
 
 from __future__ import annotations

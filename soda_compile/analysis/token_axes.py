@@ -158,7 +158,7 @@ def _same_tokens(carry: fx.Node, shape: tuple[int, ...]) -> bool:
 
 
 def wanted_tokens(region: Region, cut: int, action: Action) -> int:
-    """Return how many tokens of a cut are computed: by ``rate`` for the longest stream, ``side_rate`` for others."""
+    """Return how many tokens of a cut are computed: by ``rate`` for the longest token group, else by ``side_rate``."""
     counts = [entry.shape[1] for entry in region.cuts]
     rate = action.rate if counts[cut] == max(counts) else action.side_rate
     return counts[cut] - math.floor(rate * counts[cut])

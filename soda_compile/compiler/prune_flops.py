@@ -18,7 +18,7 @@ from soda_compile.plans.pruning import Pruning
 def prune_flops(structure: Structure) -> NDArray[np.float64]:
     """Return the FLOPs that pruning removes from one call, [regions, len(PRUNE_RATES)]; 0 where it is impossible.
 
-    The longest stream of a region is pruned; its other streams are computed whole, as ``prune(rate)`` does it.
+    The longest token group of a region is pruned; its other groups are computed whole, as ``prune(rate)`` does it.
     """
     rows = structure.for_each_region(_of_region)
     return np.stack(rows) if rows else np.zeros((0, len(PRUNE_RATES)))

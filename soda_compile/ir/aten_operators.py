@@ -81,7 +81,7 @@ def looks_through(node: fx.Node) -> bool:
 
 
 def takes_features(node: fx.Node) -> bool:
-    """Return whether the node selects along the last axis: a chunk of a modulation, not a part of a stream's tokens."""
+    """Return whether the node selects along the last axis: a chunk of a modulation, not a part of the tokens."""
     if node.target is operator.getitem:
         (node,) = node.all_input_nodes
     if packet(node) not in SELECTIONS:

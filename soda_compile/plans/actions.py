@@ -1,7 +1,9 @@
 """Actions: what one region can do at one step."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
 
 from soda_compile.errors import PlanError
 from soda_compile.plans.operators import OPERATORS
@@ -32,6 +34,8 @@ class Action:
             of several token groups (joint attention) it is the rate of the longest.
         side_rate: for prune, the rate of the other token groups of the region, one of SIDE_RATES.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     kind: Kind
     order: int = 0

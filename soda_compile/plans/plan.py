@@ -205,13 +205,12 @@ class Plan:
         """
         try:
             data = plan_file.parse(text)
-            legend = {symbol: Action(**entry.model_dump()) for symbol, entry in data.legend.items()}
-            actions = tuple(_decode(region, row, legend, data.steps) for region, row in data.actions.items())
+            actions = tuple(_decode(region, row, data.legend, data.steps) for region, row in data.actions.items())
             return cls(
                 regions=tuple(data.actions),
                 actions=actions,
                 timesteps=None if data.timesteps is None else tuple(data.timesteps),
-                pruning=Pruning(**data.pruning.model_dump()) if data.pruning else None,
+                pruning=data.pruning,
                 method=tuple(data.method.items()),
                 **data.model_dump(exclude=_DECODED),
             )

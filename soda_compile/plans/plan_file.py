@@ -5,32 +5,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from soda_compile.errors import PlanError
+from soda_compile.plans.actions import Action
+from soda_compile.plans.pruning import Pruning
 from soda_compile.storage.json_reader import read_json
 
 SCHEMA = "soda-plan/1"
 Scalar = str | int | float | bool | None
-
-
-class ActionEntry(BaseModel):
-    """The action that one symbol of the step strings stands for."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    kind: str
-    order: int = 0
-    rate: float = 0.0
-    side_rate: float = 0.0
-
-
-class PruningEntry(BaseModel):
-    """The way in which the tokens to compute are picked."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    score: str
-    staleness: float = 0.0
-    share: str | int = "region"
-    groups: int = 1
 
 
 class PlanFile(BaseModel):
@@ -49,9 +29,9 @@ class PlanFile(BaseModel):
     calls_per_step: int = 1
     flop_ratio: float | None = None
     predicted_error: float | None = None
-    pruning: PruningEntry | None = None
+    pruning: Pruning | None = None
     method: dict[str, Scalar] = Field(default_factory=dict)
-    legend: dict[str, ActionEntry]
+    legend: dict[str, Action]
     actions: dict[str, str]
 
 

@@ -1,10 +1,11 @@
 """The choice of the tokens that a pruned region computes."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
 from soda_compile.errors import PlanError
 
@@ -29,6 +30,8 @@ class Pruning:
             number of the same tokens take the choice of the first; a number n does so for n consecutive blocks.
         groups: in how many equal parts a batch falls that share one choice, sample by sample: 2 for batched guidance.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     score: Score = "drift"
     staleness: float = 0.0

@@ -26,7 +26,7 @@ CLASSES = (
     "HunyuanVideoTransformer3DModel",
     "LTXVideoTransformer3DModel",
 )
-MERGED = "streams are put together here"  # the streams of a joint feed-forward come together before its first linear
+MERGED = "token groups are put together here"  # those of a joint feed-forward, before its first linear
 
 
 def branches(name: str) -> list[Branch]:

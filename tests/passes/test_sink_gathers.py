@@ -186,7 +186,7 @@ STAY = {
     "causal": (causal, "causal"),
     "norm over tokens": (norm_over_tokens, "over tokens"),
     "tokens as features": (tokens_as_features, "output features"),
-    "two streams": (lambda x: torch.cat([x[:, :2], x[:, 2:]], dim=1) + 1, "streams are put together"),
+    "two streams": (lambda x: torch.cat([x[:, :2], x[:, 2:]], dim=1) + 1, "token groups are put together"),
 }
 
 # Keys and values come from all tokens.

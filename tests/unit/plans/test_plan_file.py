@@ -73,8 +73,8 @@ def test_the_legend_decides():
         ({"actions": {"a": 5}}, "actions.a: Input should be a valid string"),
         ({"actions": {"a": "C" * 11 + "?"}}, r"'a' has the symbol '\?', which is not in the legend"),
         ({"actions": {"a": "r" * 12}}, "'a', step 0"),
-        ({"legend": {"C": {"kind": "skip", "order": 0}}}, "kind 'skip' is not known"),
-        ({"legend": {"C": {"kind": "compute", "order": 0, "share": 0.5}}}, "legend.C.share: Extra inputs"),
+        ({"legend": {"C": {"kind": "skip", "order": 0}}}, r"legend.C.kind: Input should be 'compute'"),
+        ({"legend": {"C": {"kind": "compute", "order": 0, "share": 0.5}}}, "legend.C.share: Unexpected keyword"),
     ],
 )
 def test_refuses_a_wrong_file(plan, tmp_path, change, message):

@@ -1,4 +1,4 @@
-"""Recorded steps, with a recorder that keeps addresses as CUDA graphs do, on the CPU."""
+"""Recorded steps, with a capturer that keeps addresses as CUDA graphs do, on the CPU."""
 
 import gc
 import logging
@@ -66,7 +66,7 @@ class TapeCapturer:
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[TapeCapturer]:
+def capturer(monkeypatch: pytest.MonkeyPatch) -> Iterator[TapeCapturer]:
     torch._dynamo.reset()
     made = TapeCapturer()
     graphs_as_they_are(monkeypatch)
@@ -112,36 +112,36 @@ def assert_equal(got: list[Any], wanted: list[Any]) -> None:
 
 @pytest.mark.parametrize("score", ["random", "drift"])
 @pytest.mark.parametrize("name", ["dit", "flux"])
-def test_recorded_steps_give_the_same(recorder: TapeCapturer, name: str, score: str):
+def test_recorded_steps_give_the_same(capturer: TapeCapturer, name: str, score: str):
     family = FAMILIES[name]
     model, calls = family.build(), list(family.trajectory(8))
     plan = plan_for(model, calls[0], score)
     wanted = trajectories(model, plan, calls, None)
-    assert not recorder.tapes
+    assert not capturer.tapes
     torch._dynamo.reset()
     got = trajectories(model, plan, calls, "reduce-overhead")
-    assert recorder.tapes, "from the second trajectory on"
+    assert capturer.tapes, "from the second trajectory on"
     assert_equal(got, wanted)
 
 
-def test_recorded_steps_take_conditioning_that_was_computed_ahead(recorder: TapeCapturer):
+def test_recorded_steps_take_conditioning_that_was_computed_ahead(capturer: TapeCapturer):
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(8))
     plan = plan_for(model, calls[0])
     wanted = trajectories(model, plan, calls, None, conditioning="trajectory")
     torch._dynamo.reset()
     got = trajectories(model, plan, calls, "reduce-overhead", conditioning="trajectory")
-    assert recorder.tapes
+    assert capturer.tapes
     assert_equal(got, wanted)
 
 
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])
-def test_what_a_stream_keeps_ends_with_its_program(recorder: TapeCapturer, mode: str | None):
+def test_what_a_branch_keeps_ends_with_its_program(capturer: TapeCapturer, mode: str | None):
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(8))
     plan = plan_for(model, calls[0])
     trajectories(model, plan, calls, mode, conditioning="trajectory")
-    recorder.tapes.clear()  # what a device keeps is freed with the graphs
+    capturer.tapes.clear()  # what a device keeps is freed with the graphs
     branches = state(model, plan).branches
     assert len(branches) == 1
     torch._dynamo.reset()
@@ -149,25 +149,25 @@ def test_what_a_stream_keeps_ends_with_its_program(recorder: TapeCapturer, mode:
     assert len(branches) == 0
 
 
-def test_equal_steps_share_a_graph(recorder: TapeCapturer):
+def test_equal_steps_share_a_graph(capturer: TapeCapturer):
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(6))
     row = (COMPUTE, REUSE, REUSE, COMPUTE, REUSE, REUSE)
     regions = inspect(model, **calls[0]).region_names
     trajectories(model, Plan("", regions, (row,) * len(regions)), calls, "reduce-overhead")
-    assert len(recorder.tapes) == 2, "anchors and reuses"
+    assert len(capturer.tapes) == 2, "anchors and reuses"
 
 
-def test_weights_that_move_are_recorded_anew(recorder: TapeCapturer):
+def test_weights_that_move_are_recorded_anew(capturer: TapeCapturer):
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(8))
     plan = plan_for(model, calls[0])
     before = trajectories(model, plan, calls, "reduce-overhead")
     for parameter in model.parameters():
         parameter.data = parameter.data * 1.5
-    recorded = len(recorder.tapes)
+    recorded = len(capturer.tapes)
     got = trajectories(model, plan, calls, "reduce-overhead")
-    assert len(recorder.tapes) > recorded
+    assert len(capturer.tapes) > recorded
     torch._dynamo.reset()
     wanted = trajectories(model, plan, calls, None)
     assert not torch.equal(got[-1][0], before[-1][0])
@@ -175,8 +175,8 @@ def test_weights_that_move_are_recorded_anew(recorder: TapeCapturer):
         assert torch.equal(ours[0], theirs[0])
 
 
-def test_inputs_elsewhere_are_named(recorder: TapeCapturer, caplog: pytest.LogCaptureFixture):
-    assert not recorder.tapes
+def test_inputs_elsewhere_are_named(capturer: TapeCapturer, caplog: pytest.LogCaptureFixture):
+    assert not capturer.tapes
     recording = cuda_graphs.Recording((True, False))
     program: Any = type("Program", (), {"tensors": {}})()
     inputs = [torch.zeros(2, device="meta"), torch.zeros(3)]
@@ -190,11 +190,11 @@ def test_inputs_elsewhere_are_named(recorder: TapeCapturer, caplog: pytest.LogCa
     )
 
 
-def test_what_cannot_be_recorded_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, recorder: TapeCapturer):
+def test_what_cannot_be_recorded_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capturer: TapeCapturer):
     def fail(body: Callable[[], None]) -> Callable[[], None]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(recorder, "capture", fail)
+    monkeypatch.setattr(capturer, "capture", fail)
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(8))
     with pytest.raises(soda_compile.CaptureError, match=r"step \d cannot be recorded .* not permitted .* mode=None"):
