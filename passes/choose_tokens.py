@@ -10,7 +10,7 @@ from torch import fx
 
 from soda_compile.ir.aten_operators import tensor_of
 from soda_compile.ir.graphs import add_call, add_input, input_with_role
-from soda_compile.ir.roles import RandomInput, StepInput, TrackInput
+from soda_compile.ir.roles import Slot, StepConstant
 from soda_compile.plans.pruning import Pruning
 
 aten = torch.ops.aten
@@ -60,21 +60,19 @@ class ChooseTokens:
         samples, tokens = value.shape[:2]
         if self.pruning.score == "random":
             like = value.new_empty(tokens, dtype=torch.float32)
-            drawn = add_input(graph, f"random_{carry.name}", like, RandomInput(self.region, self.cut))
+            drawn = add_input(graph, f"random_{carry.name}", like, StepConstant("random", self.region, self.cut))
             return add_call(graph, aten.expand.default, drawn, [samples, tokens])
         features = _float(graph, carry)
         if self.pruning.score == "feature_mean":
             return add_call(graph, aten.mean.dim, features, [-1])
-        then = add_input(graph, f"then_{carry.name}", value, TrackInput(self.region, self.cut, "input"))
+        then = add_input(graph, f"then_{carry.name}", value, Slot("input", self.region, self.cut))
         change = add_call(graph, aten.sub.Tensor, features, _float(graph, then))
         return add_call(graph, aten.sum.dim_IntList, add_call(graph, aten.mul.Tensor, change, change), [-1])
 
     def _with_staleness(self, graph: fx.Graph, score: fx.Node) -> fx.Node:
         value = tensor_of(score)
         now = step_input(graph, value)
-        then = add_input(
-            graph, f"step_{score.name}", value.new_empty(value.shape), TrackInput(self.region, self.cut, "step")
-        )
+        then = add_input(graph, f"step_{score.name}", value.new_empty(value.shape), Slot("step", self.region, self.cut))
         age = add_call(graph, aten.sub.Tensor, now, then)
         mean = add_call(graph, aten.mean.dim, add_call(graph, aten.abs.default, score), [-1], True)
         share = add_call(graph, aten.div.Tensor, score, add_call(graph, aten.clamp.default, mean, 1e-30))
@@ -83,8 +81,8 @@ class ChooseTokens:
 
 def step_input(graph: fx.Graph, like: torch.Tensor) -> fx.Node:
     """Return the graph's one input that takes the number of the step."""
-    number = like.new_empty((), dtype=torch.float32)
-    return input_with_role(graph, StepInput()) or add_input(graph, "step", number, StepInput())
+    role = StepConstant("number")
+    return input_with_role(graph, role) or add_input(graph, "step", like.new_empty((), dtype=torch.float32), role)
 
 
 def _float(graph: fx.Graph, node: fx.Node) -> fx.Node:

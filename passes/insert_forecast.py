@@ -10,7 +10,7 @@ from torch import fx
 
 from soda_compile.ir.graphs import add_call, add_input, find_node
 from soda_compile.ir.meta import meta_of
-from soda_compile.ir.roles import CoefficientInput, SlotInput
+from soda_compile.ir.roles import Slot, StepConstant
 from soda_compile.ir.structure import Region
 from soda_compile.passes.base import Pass, PassResult
 
@@ -53,11 +53,11 @@ class InsertForecast(Pass):
             graph,
             f"coefficients_{nodes[0].name}",
             like.new_empty(self.order + 1, dtype=torch.float32),
-            CoefficientInput(self.index, self.order),
+            StepConstant("coefficients", self.index),
         )
         for number, node in enumerate(nodes):
             history = [
-                add_input(graph, f"slot_{node.name}_{age}", node.meta["val"], SlotInput(self.index, number, age))
+                add_input(graph, f"slot_{node.name}_{age}", node.meta["val"], Slot("cut", self.index, number, age=age))
                 for age in range(self.order + 1)
             ]
             with graph.inserting_before(node):

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import fx
 
 from soda_compile.ir.graphs import add_input, find_node
-from soda_compile.ir.roles import SlotInput
+from soda_compile.ir.roles import Slot
 from soda_compile.ir.structure import Region
 from soda_compile.passes.base import Pass, PassResult
 
@@ -39,6 +39,6 @@ class InsertReuse(Pass):
         """Rewrite ``graph`` in place; run dead-code elimination after it."""
         for number, cut in enumerate(self.region.cuts):
             node = find_node(graph, cut.node)
-            slot = add_input(graph, f"slot_{cut.node}", node.meta["val"], SlotInput(self.index, number, age=0))
+            slot = add_input(graph, f"slot_{cut.node}", node.meta["val"], Slot("cut", self.index, number))
             node.replace_all_uses_with(slot)
         return PassResult(changed=(self.region.name,))

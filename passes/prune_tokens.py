@@ -11,7 +11,7 @@ from torch import fx
 from soda_compile.analysis.token_axes import wanted_tokens
 from soda_compile.ir.aten_operators import tensor_of
 from soda_compile.ir.graphs import add_call, add_input, find_node, input_with_role
-from soda_compile.ir.roles import IndexInput, SlotInput
+from soda_compile.ir.roles import Slot
 from soda_compile.ir.structure import Region
 from soda_compile.passes.base import Pass, PassResult
 from soda_compile.passes.choose_tokens import ChooseTokens
@@ -93,7 +93,7 @@ class PruneTokens(Pass):
     def _mix(self, graph: fx.Graph, node: fx.Node, number: int, kept: int) -> None:
         samples, count, _ = self.region.cuts[number].shape
         carry = find_node(graph, self.carries[number])
-        slot = add_input(graph, f"slot_{node.name}", node.meta["val"], SlotInput(self.index, number, 0))
+        slot = add_input(graph, f"slot_{node.name}", node.meta["val"], Slot("cut", self.index, number))
         tokens = Tokens(count, samples, self._index(graph, carry, number, kept))
         fresh = take(graph, node, tokens, Place(axis=1))
         fresh.meta["tokens"] = tokens
@@ -105,13 +105,13 @@ class PruneTokens(Pass):
             refresh(graph, self.index, number, self.pruning, carry, tokens)
 
     def _write(self, graph: fx.Graph, node: fx.Node, number: int, value: fx.Node) -> None:
-        role = SlotInput(self.index, number, 0 if self.in_place else None)
+        role = Slot("cut", self.index, number, "read" if self.in_place else "write")
         name = f"slot_{node.name}" if self.in_place else f"target_{node.name}"
         slot = input_with_role(graph, role) or add_input(graph, name, node.meta["val"], role)
         add_call(graph, aten.copy_.default, slot, value)
 
     def _index(self, graph: fx.Graph, carry: fx.Node, number: int, kept: int) -> fx.Node:
-        role = IndexInput(self.index, number)
+        role = Slot("index", self.index, number)
         samples, count = tensor_of(carry).shape[:2]
         like = tensor_of(carry).new_empty((samples, kept), dtype=torch.int64)
         if self.use == "take":

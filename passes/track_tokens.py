@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import fx
 
 from soda_compile.ir.aten_operators import tensor_of
 from soda_compile.ir.graphs import add_call, add_input, find_node, input_with_role, output_of
-from soda_compile.ir.roles import TrackInput
+from soda_compile.ir.roles import Slot
 from soda_compile.ir.structure import Region
 from soda_compile.passes.base import Pass, PassResult
 from soda_compile.passes.choose_tokens import step_input
@@ -50,18 +51,21 @@ class TrackTokens(Pass):
         with graph.inserting_before(output_of(graph)):
             for number, carry in enumerate(self.carries):
                 refresh(graph, self.index, number, self.pruning, find_node(graph, carry), None)
-        return PassResult(changed=(self.region.name,) if tracked(self.pruning) else ())
+        return PassResult(changed=(self.region.name,) if any(tracked(self.pruning)) else ())
 
 
-def tracked(pruning: Pruning) -> tuple[str, ...]:
-    """Return the names of what is kept of each token since it was last computed."""
-    return ("input",) * (pruning.score == "drift") + ("step",) * bool(pruning.staleness)
+def tracked(pruning: Pruning) -> Iterator[Literal["input", "step"]]:
+    """Yield the kinds of slots that keep what a score asks of each token since it was last computed."""
+    if pruning.score == "drift":
+        yield "input"
+    if pruning.staleness:
+        yield "step"
 
 
 def refresh(graph: fx.Graph, region: int, cut: int, pruning: Pruning, carry: fx.Node, tokens: Tokens | None) -> None:
     """Write what is tracked for the tokens that are computed now; None for all of them."""
     for what in tracked(pruning):
-        role = TrackInput(region, cut, "input" if what == "input" else "step")
+        role = Slot(what, region, cut)
         value = tensor_of(carry)
         if what == "input":
             fresh, like = carry, value

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from soda_compile.ir.graphs import add_input, add_output, find_node, output_of
-from soda_compile.ir.roles import SlotInput
+from soda_compile.ir.roles import Slot
 from soda_compile.ir.structure import Region
 from soda_compile.passes.base import Pass, PassResult
 
@@ -52,7 +52,7 @@ class WriteSlots(Pass):
         """Rewrite ``graph`` in place."""
         for number, cut in enumerate(self.region.cuts):
             node = find_node(graph, cut.node)
-            role = SlotInput(self.index, number, age=None)
+            role = Slot("cut", self.index, number, "write")
             if _is_part(node) or node in output_of(graph).all_input_nodes:
                 slot = add_input(graph, f"slot_{cut.node}", node.meta["val"], role)
                 with graph.inserting_after(node):

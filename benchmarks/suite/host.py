@@ -112,19 +112,18 @@ def _package_us(
     model: nn.Module, plan: soda_compile.Plan, calls: list[dict[str, Any]], mask: tuple[bool, ...]
 ) -> dict[str, float]:
     """A call of the same denoiser as a package, whose code runs once and then returns what it has."""
-    opened = loading.open_piece
+    opened = loading.open_subgraph
 
     def open_once(package: str, name: str) -> Compiled:
         run, kept = opened(package, name), list[Any]()
 
-        def call(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-            kept.extend(run(inputs) if not kept else ())
-            inputs.clear()
+        def call(*inputs: torch.Tensor) -> list[torch.Tensor]:
+            kept.extend(run(*inputs) if not kept else ())
             return kept
 
         return call
 
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(loading, "open_piece", open_once):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(loading, "open_subgraph", open_once):
         path = soda_compile.export(model, calls[0], plan=plan, path=f"{folder}/host.soda.pt2")
         denoiser = soda_compile.load(path)
     return _median_us(denoiser, denoiser, calls, mask)

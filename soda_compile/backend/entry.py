@@ -68,9 +68,9 @@ def soda(
     if structure is None:
         return _unplanned(module, inputs, checked)
     log_artifact("soda_structure", lambda: str(structure))
-    # Inductor would record each piece on its own; the runtime records whole steps.
-    pieces = {CUDA_GRAPHS: False} if checked.cuda_graphs else {}
-    lowering = Lowering({**checked.inductor, **pieces}, target=checked.lowering)
+    # Inductor would record each subgraph on its own; the runtime records whole steps.
+    changes = {CUDA_GRAPHS: False} if checked.cuda_graphs else {}
+    lowering = Lowering({**checked.inductor, **changes}, target=checked.lowering)
     denoiser: Callable[..., Any]
     if checked.observer is not None:
         denoiser = build_observed(structure, checked.observer, lowering)

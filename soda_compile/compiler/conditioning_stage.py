@@ -10,8 +10,8 @@ from soda_compile.compiler.index_sharing import IndexSharing
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program, assemble
 from soda_compile.compiler.registers import Registers
-from soda_compile.compiler.steps import StepBuilder, StepPieces
-from soda_compile.compiler.variants import Piece
+from soda_compile.compiler.steps import StepBuilder, StepSubgraphs
+from soda_compile.compiler.variants import Subgraph
 from soda_compile.errors import CaptureError
 from soda_compile.ir.aten_operators import tensor_bytes
 from soda_compile.ir.graphs import results_of
@@ -53,16 +53,18 @@ def build_stage(conditioning: Structure, steps: int, weight_bytes: int, lowering
         conditioning: The first structure that ``separate_conditioning`` returns.
         steps: Number of steps.
         weight_bytes: Memory of the denoiser's weights, which the values of all steps must not exceed.
-        lowering: Store of compiled pieces.
+        lowering: Store of compiled subgraphs.
 
     Raises:
         CaptureError: If an operator cannot be computed for all steps at once.
     """
-    pieces = StepBuilder(conditioning).pieces(((),) * len(conditioning.calls))
+    subgraphs = StepBuilder(conditioning).subgraphs(((),) * len(conditioning.calls))
     read = {name for call in conditioning.calls for name in call.inputs}
     owned = zip(conditioning.inputs, conditioning.parameters, strict=True)
     conditions = tuple(index for index, (name, weight) in enumerate(owned) if name in read and not weight)
-    memory_bytes = steps * sum(tensor_bytes(node) for piece in pieces for node in results_of(piece.module.graph))
+    memory_bytes = steps * sum(
+        tensor_bytes(node) for subgraph in subgraphs for node in results_of(subgraph.module.graph)
+    )
     all_steps = None
     if memory_bytes > MOST * weight_bytes:
         log.warning(
@@ -73,22 +75,24 @@ def build_stage(conditioning: Structure, steps: int, weight_bytes: int, lowering
     else:
         varying = {conditioning.inputs[index] for index in conditions}
         varying |= {name for call in conditioning.calls for name in call.outputs}
-        all_steps = _program(conditioning, [_stacked(piece, steps, varying) for piece in pieces], lowering)
-    return ConditioningStage(conditions, steps, _program(conditioning, pieces, lowering), all_steps, memory_bytes)
+        all_steps = _program(conditioning, [_stacked(subgraph, steps, varying) for subgraph in subgraphs], lowering)
+    return ConditioningStage(conditions, steps, _program(conditioning, subgraphs, lowering), all_steps, memory_bytes)
 
 
-def _program(conditioning: Structure, pieces: Sequence[Piece], lowering: Lowering) -> Program:
+def _program(conditioning: Structure, subgraphs: Sequence[Subgraph], lowering: Lowering) -> Program:
     registers = Registers(conditioning, (), IndexSharing((), ()))
-    return assemble(conditioning, [StepPieces(tuple(pieces), ())], registers, lowering)
+    return assemble(conditioning, [StepSubgraphs(tuple(subgraphs), ())], registers, lowering)
 
 
-def _stacked(piece: Piece, steps: int, varying: set[str]) -> Piece:
-    """Return the piece for all steps, the first axis of the values that vary between them."""
-    batched = [name in varying for name in piece.inputs]
+def _stacked(subgraph: Subgraph, steps: int, varying: set[str]) -> Subgraph:
+    """Return the subgraph for all steps, the first axis of the values that vary between them."""
+    batched = [name in varying for name in subgraph.inputs]
     try:
-        module = add_axis(piece.module, steps, batched)
+        module = add_axis(subgraph.module, steps, batched)
     except RuntimeError as error:
         raise CaptureError(
-            f"{piece.name} cannot be computed for all steps at once: {error}. Compile with conditioning='step'"
+            f"{subgraph.name} cannot be computed for all steps at once: {error}. Compile with conditioning='step'"
         ) from error
-    return replace(piece, key=f"{piece.key} {steps} {batched}", name=f"{piece.name}, {steps} steps", module=module)
+    return replace(
+        subgraph, key=f"{subgraph.key} {steps} {batched}", name=f"{subgraph.name}, {steps} steps", module=module
+    )

@@ -1,17 +1,19 @@
-"""Lowering of pieces: each distinct graph once, however often and wherever it is used."""
+"""Lowering of subgraphs: each distinct graph once, however often and wherever it is used."""
 
 from __future__ import annotations
 
 import logging
+import operator
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from soda_compile.compiler.variants import Piece
+from soda_compile.compiler.variants import Subgraph
 from soda_compile.storage.progress import progress_bar
-from soda_compile.torch_internals.inductor import Compiled, inductor_compile, kernels_built_together
+from soda_compile.torch_internals.inductor import inductor_compile
+from soda_compile.torch_internals.inductor_patches import Compiled, deferred_kernel_builds
 
 log = logging.getLogger(__name__)
 
@@ -20,31 +22,35 @@ Target = Literal["inductor", "eager"]
 
 @dataclass(frozen=True, eq=False)
 class Lowering:
-    """A store of compiled pieces.
+    """A store of compiled subgraphs.
 
     Attributes:
         options: Settings for Inductor.
-        compiled: Functions by piece key.
-        target: ``inductor`` compiles; ``eager`` runs the graphs operator by operator, to find faults without Inductor.
+        compiled: Functions by subgraph key.
+        target: ``inductor`` compiles; ``eager`` runs the graphs operator by operator, to find faults without Inductor;
+            a function stands for a compiler of its own.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     compiled: dict[str, Compiled] = field(default_factory=dict)
-    target: Target = "inductor"
+    target: Target | Callable[[Subgraph], Compiled] = "inductor"
 
-    def compile(self, pieces: Iterable[Piece]) -> None:
-        """Compile all pieces that are new, with a progress bar on a terminal."""
-        new = {piece.key: piece for piece in pieces if piece.key not in self.compiled}
-        if self.target == "eager":
-            self.compiled.update({key: piece.module for key, piece in new.items()})
+    def compile(self, subgraphs: Iterable[Subgraph]) -> None:
+        """Compile all subgraphs that are new, with a progress bar on a terminal."""
+        new = {subgraph.key: subgraph for subgraph in subgraphs if subgraph.key not in self.compiled}
+        if self.target != "inductor":
+            make = self.target if callable(self.target) else operator.attrgetter("module")
+            self.compiled.update({key: make(subgraph) for key, subgraph in new.items()})
             return
-        with progress_bar() as progress, kernels_built_together() if _on_cpu(new.values()) else nullcontext():
-            for piece in progress.track(new.values(), description="compiling"):
+        with progress_bar() as progress, deferred_kernel_builds() if _on_cpu(new.values()) else nullcontext():
+            for subgraph in progress.track(new.values(), description="compiling"):
                 started = time.perf_counter()
-                self.compiled[piece.key] = inductor_compile(piece.module, self.options)
-                log.info("made the code of %s (%s) in %.1f s", piece.name, piece.key, time.perf_counter() - started)
+                self.compiled[subgraph.key] = inductor_compile(subgraph.module, self.options)
+                log.info(
+                    "made the code of %s (%s) in %.1f s", subgraph.name, subgraph.key, time.perf_counter() - started
+                )
 
 
-def _on_cpu(pieces: Iterable[Piece]) -> bool:
-    inputs = [node for piece in pieces for node in piece.module.graph.find_nodes(op="placeholder")]
+def _on_cpu(subgraphs: Iterable[Subgraph]) -> bool:
+    inputs = [node for subgraph in subgraphs for node in subgraph.module.graph.find_nodes(op="placeholder")]
     return all(node.meta["val"].device.type == "cpu" for node in inputs)

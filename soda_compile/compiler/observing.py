@@ -12,12 +12,12 @@ from torch import fx
 from soda_compile.analysis.cut_to_branch import CutToBranch, cut_to_branch
 from soda_compile.analysis.outline import canonical_key
 from soda_compile.compiler.lowering import Lowering
-from soda_compile.compiler.variants import Piece
+from soda_compile.compiler.variants import Subgraph
 from soda_compile.ir.graphs import copy_graph
 from soda_compile.ir.structure import BlockGraph, Structure
 from soda_compile.passes.manager import Pipeline
 from soda_compile.passes.observe import Observe
-from soda_compile.torch_internals.inductor import Compiled
+from soda_compile.torch_internals.inductor_patches import Compiled
 
 
 @runtime_checkable
@@ -79,21 +79,23 @@ class ObservedDenoiser:
 
 def build_observed(structure: Structure, observer: Observer, lowering: Lowering) -> ObservedDenoiser:
     """Compile every distinct block graph with its observations as outputs."""
-    pieces: dict[str, tuple[Piece, tuple[str, ...]]] = {}
+    subgraphs: dict[str, tuple[Subgraph, tuple[str, ...]]] = {}
     for call in structure.calls:
-        if call.block.key not in pieces:
-            pieces[call.block.key] = _observed_piece(call.name, call.block, observer.wants_carries)
-    lowering.compile(piece for piece, _ in pieces.values())
-    blocks = {key: ObservedBlock(lowering.compiled[piece.key], names) for key, (piece, names) in pieces.items()}
+        if call.block.key not in subgraphs:
+            subgraphs[call.block.key] = _observed_subgraph(call.name, call.block, observer.wants_carries)
+    lowering.compile(subgraph for subgraph, _ in subgraphs.values())
+    blocks = {
+        key: ObservedBlock(lowering.compiled[subgraph.key], names) for key, (subgraph, names) in subgraphs.items()
+    }
     observer.start(structure)
     return ObservedDenoiser(structure, blocks, observer)
 
 
-def _observed_piece(name: str, block: BlockGraph, carries: bool) -> tuple[Piece, tuple[str, ...]]:
+def _observed_subgraph(name: str, block: BlockGraph, carries: bool) -> tuple[Subgraph, tuple[str, ...]]:
     graph = copy_graph(block.module.graph)
     names = Pipeline((Observe(block.regions, carries),)).run(graph).changed
     module = fx.GraphModule(torch.nn.Module(), graph)
-    return Piece(canonical_key(graph), name, module, (), ()), names
+    return Subgraph(canonical_key(graph), name, module, (), ()), names
 
 
 def cut_to_branch_graphs(structure: Structure) -> tuple[CutToBranch, ...]:

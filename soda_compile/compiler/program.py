@@ -16,13 +16,13 @@ from soda_compile.compiler.index_sharing import share_indices
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.registers import Registers
 from soda_compile.compiler.schedule import schedule_region
-from soda_compile.compiler.steps import Granularity, StepBuilder, StepPieces
+from soda_compile.compiler.steps import Granularity, StepBuilder, StepSubgraphs
 from soda_compile.compiler.variants import CallRole
 from soda_compile.ir.aten_operators import graph_flops
 from soda_compile.ir.graphs import results_of
 from soda_compile.ir.structure import Cut, Note, Structure
 from soda_compile.plans.plan import Plan
-from soda_compile.torch_internals.inductor import Compiled
+from soda_compile.torch_internals.inductor_patches import Compiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering, granular
     Args:
         structure: The analysed denoiser; its regions must be those of the plan, in the same order.
         plan: The plan.
-        lowering: Store of compiled pieces.
+        lowering: Store of compiled subgraphs.
         granularity: Unit that is compiled as one graph: ``block`` or ``step``.
     """
     require_token_axes(structure, plan)
@@ -95,26 +95,29 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering, granular
     steps = []
     for step in range(plan.steps):
         accesses = tuple(tuple(row[step] for row in rows[start:stop]) for start, stop in itertools.pairwise(starts))
-        pieces = builder.pieces(tuple(tuple(access.mode for access in call) for call in accesses))
-        steps.append(StepPieces(pieces, accesses))
+        subgraphs = builder.subgraphs(tuple(tuple(access.mode for access in call) for call in accesses))
+        steps.append(StepSubgraphs(subgraphs, accesses))
     program = assemble(structure, steps, Registers(structure, starts, sharing), lowering)
     return dataclasses.replace(program, notes=(*structure.notes, *builder.notes))
 
 
-def assemble(structure: Structure, steps: Sequence[StepPieces], registers: Registers, lowering: Lowering) -> Program:
-    """Compile the pieces of all steps and resolve their arguments."""
-    lowering.compile(piece for step in steps for piece in step.pieces)
+def assemble(structure: Structure, steps: Sequence[StepSubgraphs], registers: Registers, lowering: Lowering) -> Program:
+    """Compile the subgraphs of all steps and resolve their arguments."""
+    lowering.compile(subgraph for step in steps for subgraph in step.subgraphs)
     resolved = tuple(_calls(structure, number, step, registers, lowering) for number, step in enumerate(steps))
     outputs = tuple(registers.value(name) if name else None for name in structure.outputs)
-    flops = tuple(sum(graph_flops(piece.module.graph) for piece in step.pieces) for step in steps)
+    flops = tuple(sum(graph_flops(subgraph.module.graph) for subgraph in step.subgraphs) for step in steps)
     return Program(resolved, outputs, registers.count, registers.tensors, registers.slots, flops)
 
 
 def _calls(
-    structure: Structure, number: int, step: StepPieces, registers: Registers, lowering: Lowering
+    structure: Structure, number: int, step: StepSubgraphs, registers: Registers, lowering: Lowering
 ) -> tuple[Call, ...]:
     last_use = {
-        source: index for index, piece in enumerate(step.pieces) for source in piece.inputs if isinstance(source, str)
+        source: index
+        for index, subgraph in enumerate(step.subgraphs)
+        for source in subgraph.inputs
+        if isinstance(source, str)
     }
     fixed = {*structure.inputs, *structure.constants, *structure.outputs}
 
@@ -127,9 +130,9 @@ def _calls(
         )
 
     calls = []
-    for index, piece in enumerate(step.pieces):
+    for index, subgraph in enumerate(step.subgraphs):
         release = tuple(registers.value(name) for name, last in last_use.items() if last == index and name not in fixed)
-        arguments = resolve(piece.inputs, piece.module.graph.find_nodes(op="placeholder"))
-        results = resolve(piece.outputs, results_of(piece.module.graph))
-        calls.append(Call(lowering.compiled[piece.key], arguments, results, release))
+        arguments = resolve(subgraph.inputs, subgraph.module.graph.find_nodes(op="placeholder"))
+        results = resolve(subgraph.outputs, results_of(subgraph.module.graph))
+        calls.append(Call(lowering.compiled[subgraph.key], arguments, results, release))
     return tuple(calls)

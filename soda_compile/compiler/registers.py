@@ -9,7 +9,7 @@ import torch
 from soda_compile.compiler.index_sharing import IndexSharing
 from soda_compile.compiler.schedule import Access
 from soda_compile.compiler.variants import CallRole
-from soda_compile.ir.roles import CoefficientInput, IndexInput, RandomInput, SlotInput, StepInput, TrackInput
+from soda_compile.ir.roles import Slot
 from soda_compile.ir.structure import Cut, Structure
 from soda_compile.plans.pruning import random_scores
 
@@ -57,36 +57,37 @@ class Registers:
             step: Number of the step.
             accesses: Slot traffic of the step, [call][region].
         """
-        role = source.role
-        if isinstance(role, StepInput):
-            return self._constant(("step", step, layout.device), float(step), layout)
-        number = self.starts[source.call] + role.region
-        region = self.structure.regions[number]
+        role, number = source.role, self.starts[source.call] + source.role.region
         access = accesses[source.call][role.region]
-        match role:
-            case CoefficientInput():
-                return self._constant((access.coefficients, layout.device), access.coefficients, layout)
-            case RandomInput():
+        if isinstance(role, Slot):
+            return self._slot(role, number, access, layout)
+        match role.kind:
+            case "coefficients":
+                return self._constant(access.coefficients, access.coefficients, layout)
+            case "random":
                 drawn = random_scores(step, number, len(layout))
                 return self._constant(("random", step, number, len(layout)), drawn, layout)
-            case TrackInput():
-                return self._slot((number, role.cut, role.what), Cut.like(role.what, layout))
-            case IndexInput():
-                key = self.sharing.key(number, region, role.cut, layout.shape[1])
-                return self._slot(("index", *key), Cut.like("index", layout))
-            case SlotInput():
-                place = access.places[-1 if role.age is None else role.age]
-                return self._slot(("slot", number, role.cut, place), region.cuts[role.cut])
+            case "number":
+                return self._constant(("number", step), float(step), layout)
+
+    def _slot(self, role: Slot, number: int, access: Access, layout: torch.Tensor) -> int:
+        key: Hashable
+        region = self.structure.regions[number]
+        match role.kind:
+            case "cut":
+                key = (role.kind, number, role.cut, access.places[-1 if role.access == "write" else role.age])
+            case "index":
+                key = (role.kind, *self.sharing.key(number, region, role.cut, layout.shape[1]))
+            case _:
+                key = (role.kind, number, role.cut)
+        register = self.value(key)
+        self.slots.setdefault(register, region.cuts[role.cut] if role.kind == "cut" else Cut.like(role.kind, layout))
+        return register
 
     def _constant(self, key: Hashable, value: object, layout: torch.Tensor) -> int:
-        register = self.value(key)
+        register = self.value((key, layout.device))
         if register not in self.tensors:
             # A tensor born in inference mode could not be used outside of it.
             with torch.inference_mode(False):
                 self.tensors[register] = torch.as_tensor(value, dtype=torch.float32).to(layout.device)
-        return register
-
-    def _slot(self, key: Hashable, cut: Cut) -> int:
-        register = self.value(key)
-        self.slots.setdefault(register, cut)
         return register

@@ -1,4 +1,4 @@
-"""The pieces of one step: variants of blocks, as far as they are needed, in groups."""
+"""The subgraphs of one step: variants of blocks, as far as they are needed, in groups."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from soda_compile.compiler.schedule import Access, RegionMode
-from soda_compile.compiler.variants import Piece, Variant, join, make_variant
+from soda_compile.compiler.variants import Subgraph, Variant, join, make_variant
 from soda_compile.ir.structure import Note, Structure
 
 Granularity = Literal["block", "step"]
@@ -19,15 +19,15 @@ LONGEST_JOIN = 8
 
 
 @dataclass(frozen=True, eq=False)
-class StepPieces:
-    """The pieces of one step, and the slot traffic of each region."""
+class StepSubgraphs:
+    """The subgraphs of one step, and the slot traffic of each region."""
 
-    pieces: tuple[Piece, ...]
+    subgraphs: tuple[Subgraph, ...]
     accesses: tuple[tuple[Access, ...], ...]  # [call][region]
 
 
 class StepBuilder:
-    """Builds the pieces of steps; equal steps share them.
+    """Builds the subgraphs of steps; equal steps share them.
 
     Attributes:
         structure: The analysed denoiser.
@@ -39,10 +39,10 @@ class StepBuilder:
         self.structure = structure
         self.granularity = granularity
         self._variants: dict[tuple[str, tuple[RegionMode, ...], tuple[bool, ...]], Variant] = {}
-        self._steps: dict[tuple[tuple[RegionMode, ...], ...], tuple[Piece, ...]] = {}
+        self._steps: dict[tuple[tuple[RegionMode, ...], ...], tuple[Subgraph, ...]] = {}
 
-    def pieces(self, modes: tuple[tuple[RegionMode, ...], ...]) -> tuple[Piece, ...]:
-        """Return the pieces for one tuple of modes for each call."""
+    def subgraphs(self, modes: tuple[tuple[RegionMode, ...], ...]) -> tuple[Subgraph, ...]:
+        """Return the subgraphs for one tuple of modes for each call."""
         if modes not in self._steps:
             self._steps[modes] = self._build(modes)
         return self._steps[modes]
@@ -56,7 +56,7 @@ class StepBuilder:
         found = ((names[key], note) for (key, *_), variant in self._variants.items() for note in variant.skipped)
         return tuple(dict.fromkeys(Note(f"{name}.{note.subject}", note.reason) for name, note in found))
 
-    def _build(self, modes: tuple[tuple[RegionMode, ...], ...]) -> tuple[Piece, ...]:
+    def _build(self, modes: tuple[tuple[RegionMode, ...], ...]) -> tuple[Subgraph, ...]:
         calls = self.structure.calls
         live: dict[int, Variant] = {}
         needed = set(filter(None, self.structure.outputs))

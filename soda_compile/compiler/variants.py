@@ -54,11 +54,11 @@ class CallRole:
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class Subgraph:
     """A graph that one compiled function runs: one block variant, or several in a row.
 
     Attributes:
-        key: Hash of the canonical text; pieces with equal keys share compiled code.
+        key: Hash of the canonical text; subgraphs with equal keys share compiled code.
         name: What it covers, for messages.
         module: The graph.
         inputs: For each placeholder the name of a value, or a slot or coefficients of a call.
@@ -134,7 +134,7 @@ def make_variant(block: BlockGraph, modes: Sequence[RegionMode], needed: Sequenc
     )
 
 
-def join(calls: Sequence[tuple[int, BlockCall, Variant]], needed: set[str]) -> Piece:
+def join(calls: Sequence[tuple[int, BlockCall, Variant]], needed: set[str]) -> Subgraph:
     """Put the variants of consecutive calls into one graph.
 
     Args:
@@ -168,5 +168,5 @@ def join(calls: Sequence[tuple[int, BlockCall, Variant]], needed: set[str]) -> P
     name = calls[0][1].name if len(calls) == 1 else f"{calls[0][1].name} to {calls[-1][1].name}"
     module = fx.GraphModule(torch.nn.Module(), graph)
     key = canonical_key(graph)
-    log_artifact(f"soda_piece_{key}", lambda: f"# {name}\n{module.code}")
-    return Piece(key, name, module, tuple(inputs), tuple(outputs))
+    log_artifact(f"soda_subgraph_{key}", lambda: f"# {name}\n{module.code}")
+    return Subgraph(key, name, module, tuple(inputs), tuple(outputs))

@@ -1,4 +1,4 @@
-"""Roles: what the runtime passes for an added input of a rewritten graph."""
+"""Roles: what the runtime passes for an added input of a rewritten graph, or does with an added result."""
 
 from __future__ import annotations
 
@@ -7,63 +7,41 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class SlotInput:
-    """An input of a rewritten block graph that takes a slot: one stored copy of a cut.
+class Slot:
+    """Memory that keeps a value of a region from step to step.
 
     Attributes:
+        kind: ``cut`` for a stored copy of a cut; ``input`` for the carry as it was when each token was last computed,
+            in its shape and dtype; ``step`` for the step each token was last computed at, float32 [batch, tokens];
+            ``index`` for the tokens chosen for a cut, int64 [batch, k], which several regions share.
         region: Index of the region in the block.
         cut: Index of the cut in the region.
-        age: 0 for the newest stored value, 1 for the one before; None for the one to overwrite.
+        access: ``read`` where the stored value is read, and maybe replaced in place; ``write`` for the copy of a cut
+            whose value is not read before it is overwritten.
+        age: Of several copies of a cut that are read: 0 for the newest, 1 for the one before.
     """
 
+    kind: Literal["cut", "input", "step", "index"]
     region: int
     cut: int
-    age: int | None
+    access: Literal["read", "write"] = "read"
+    age: int = 0
 
 
 @dataclass(frozen=True)
-class CoefficientInput:
-    """An input of a rewritten block graph that takes a forecast's coefficients, float32 [order + 1], newest first."""
-
-    region: int
-    order: int
-
-
-@dataclass(frozen=True)
-class TrackInput:
-    """An input that takes what is known of the tokens of a cut since each was last computed.
+class StepConstant:
+    """A tensor that follows from the plan and the step alone.
 
     Attributes:
-        region: Index of the region in the block.
-        cut: Index of the cut in the region.
-        what: ``input`` for the carry as it was then, in its shape and dtype; ``step`` for the step it was at,
-            float32 [batch, tokens].
+        kind: ``coefficients`` for a forecast's coefficients, float32 [order + 1], newest first; ``random`` for random
+            scores of the tokens of a cut, float32 [tokens]; ``number`` for the step itself, float32 [].
+        region: Index of the region in the block; 0 for the number of the step, which is that of all regions.
+        cut: Index of the cut in the region, for random scores.
     """
 
-    region: int
-    cut: int
-    what: Literal["input", "step"]
+    kind: Literal["coefficients", "random", "number"]
+    region: int = 0
+    cut: int = 0
 
 
-@dataclass(frozen=True)
-class IndexInput:
-    """An input that takes the slot for the tokens chosen for a cut, int64 [batch, k], shared by several regions."""
-
-    region: int
-    cut: int
-
-
-@dataclass(frozen=True)
-class StepInput:
-    """An input that takes the number of the step, float32 []."""
-
-
-@dataclass(frozen=True)
-class RandomInput:
-    """An input that takes random scores for the tokens of a cut, float32 [tokens], drawn for the step."""
-
-    region: int
-    cut: int
-
-
-Role = SlotInput | CoefficientInput | TrackInput | IndexInput | StepInput | RandomInput
+Role = Slot | StepConstant

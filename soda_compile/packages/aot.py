@@ -1,19 +1,18 @@
-"""Compiles pieces with AOTInductor: each distinct graph once, into files that a package takes."""
+"""Compilation of subgraphs with AOTInductor: each distinct graph once, into files that a package takes."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soda_compile.compiler.lowering import Lowering
-from soda_compile.compiler.variants import Piece
+from soda_compile.compiler.variants import Subgraph
 from soda_compile.errors import PackageError
 from soda_compile.packages.conditions import broken
-from soda_compile.packages.sizes import Size, show
+from soda_compile.packages.sizes import read_size, show
 from soda_compile.packages.spaces import Space
 from soda_compile.storage.progress import progress_bar
 from soda_compile.torch_internals.inductor import aot_compile
@@ -26,77 +25,43 @@ _STUB = "// The code is in the library beside this file, by whose name torch 2.1
 
 
 @dataclass(frozen=True)
-class PieceCode:
-    """Stands for a compiled piece in a program that will be written to a file.
-
-    Attributes:
-        key: The piece's key.
-    """
+class SubgraphCode:
+    """Stands for a compiled subgraph, by its key, in a program that will be written to a file."""
 
     key: str
 
     def __call__(self, *inputs: Any) -> list[Any]:
-        """Never runs."""
-        raise PackageError(f"piece {self.key} is compiled for a package and runs after soda_compile.load only")
+        """Raise an error: nothing is compiled yet."""
+        raise PackageError(f"subgraph {self.key} is compiled for a package and runs after soda_compile.load only")
 
 
-@dataclass(frozen=True, eq=False)
-class PieceList(Lowering):
-    """Takes note of pieces that will be compiled later; it stands where the JIT has a ``Lowering``.
-
-    Attributes:
-        pieces: By key.
-    """
-
-    options: dict[str, Any] = field(default_factory=dict)
-    pieces: dict[str, Piece] = field(default_factory=dict)
-
-    def compile(self, pieces: Iterable[Piece]) -> None:
-        """Takes note."""
-        for piece in pieces:
-            self.pieces.setdefault(piece.key, piece)
-            self.compiled[piece.key] = PieceCode(piece.key)
-
-
-def compile_pieces(
-    pieces: Mapping[str, tuple[Piece, Space]], options: dict[str, Any], folder: Path
+def compile_subgraphs(
+    subgraphs: Mapping[str, tuple[Subgraph, Space]], options: dict[str, Any], folder: Path
 ) -> dict[str, list[Path]]:
-    """Compiles pieces, with a progress bar on a terminal.
-
-    Args:
-        pieces: Pieces by key, with the sizes that each is for.
-        options: Settings for Inductor.
-        folder: Where the files go.
-
-    Returns:
-        Paths of the files by key.
+    """Compile subgraphs into files in a folder; gives their paths by key.
 
     Raises:
         PackageError: If Inductor makes code that does not hold for all sizes.
     """
     files = {}
     with progress_bar() as progress:
-        for key, (piece, space) in progress.track(pieces.items(), description="compiling for the package"):
+        for key, (subgraph, space) in progress.track(subgraphs.items(), description="compiling for the package"):
             started = time.perf_counter()
             hints = space.typical()
-            paths, guards = aot_compile(piece.module, options, str(folder / key), hints)
-            for condition, point in broken(guards, {name: Size(((1, (name,)),)) for name in hints}, space):
+            paths, guards = aot_compile(subgraph.module, options, str(folder / key), hints)
+            for condition, point in broken(guards, {name: read_size(name) for name in hints}, space):
                 raise PackageError(
-                    f"{piece.name}: Inductor's code rests on {condition}, which does not hold at {show(point)}; leave "
-                    "that out of dynamic_shapes"
+                    f"{subgraph.name}: Inductor's code rests on {condition}, which does not hold at {show(point)}; "
+                    "leave that out of dynamic_shapes"
                 )
-            files[key] = _needed(map(Path, paths))
-            log.info("compiled %s (%s) in %.1f s", piece.name, key, time.perf_counter() - started)
+            files[key] = _needed([Path(path) for path in paths])
+            log.info("compiled %s (%s) in %.1f s", subgraph.name, key, time.perf_counter() - started)
     return files
 
 
-def _needed(paths: Iterable[Path]) -> list[Path]:
-    """The files without sources, of which only the name of one is needed."""
-    kept = []
+def _needed(paths: Sequence[Path]) -> list[Path]:
+    """Return the files without sources, of which only the name of one is needed."""
     for path in paths:
         if path.name.endswith(_WRAPPER):
             path.write_text(_STUB)
-        elif path.name.endswith(_SOURCES):
-            continue
-        kept.append(path)
-    return kept
+    return [path for path in paths if path.name.endswith(_WRAPPER) or not path.name.endswith(_SOURCES)]

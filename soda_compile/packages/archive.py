@@ -10,93 +10,68 @@ import hashlib
 import mmap
 import os
 import re
-import secrets
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from soda_compile.errors import PackageError
+from soda_compile.packages.manifest import MemberEntry
 from soda_compile.packages.tensors import ALIGNMENT
+from soda_compile.storage.files import replaced
 
 ROOT = "package/"
 MANIFEST = "extra/manifest.json"
 _SEAL = re.compile(rb"soda-compile sha256:([0-9a-f]{64})")
 _SEAL_BYTES = len(b"soda-compile sha256:") + 64
 _LOCAL_HEADER_BYTES = 30
-_CHUNK_BYTES = 1 << 24
-
-Chunk = bytes | memoryview
+_PT2 = {"archive_format": b"pt2", "archive_version": b"0", ".data/version": b"6\n", "byteorder": b"little"}
 
 
-@dataclass(frozen=True)
-class Member:
-    """Size and SHA-256 of one member."""
-
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class ArchiveWriter:
-    """Writes a package beside its path and moves it there when it is whole.
+    """An archive that is being written, with what was written so far by name."""
 
-    Attributes:
-        path: The file to create or replace.
-        members: What was written so far, by name.
-    """
+    file: zipfile.ZipFile
+    members: dict[str, MemberEntry] = field(default_factory=dict)
 
-    path: Path
-    members: dict[str, Member] = field(default_factory=dict)
-
-    def __enter__(self) -> ArchiveWriter:
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-        self._zip = zipfile.ZipFile(self._temporary, "x", zipfile.ZIP_STORED)
-        self.add("archive_format", [b"pt2"])
-        self.add("archive_version", [b"0"])
-        self.add(".data/version", [b"6\n"])
-        self.add("byteorder", [b"little"])
-        return self
-
-    def add(self, name: str, chunks: Iterable[Chunk]) -> None:
-        """Writes one member; its data starts at a multiple of ``ALIGNMENT``."""
+    def add(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
+        """Write one member; its data starts at a multiple of ``ALIGNMENT``."""
         info = zipfile.ZipInfo(ROOT + name)
-        assert self._zip.fp is not None
+        assert self.file.fp is not None
         # The local header: its fixed part, the name, the sizes as 64-bit field (20 bytes), then the padding field.
-        start = self._zip.fp.tell() + _LOCAL_HEADER_BYTES + len(info.filename.encode()) + 20 + 4
+        start = self.file.fp.tell() + _LOCAL_HEADER_BYTES + len(info.filename.encode()) + 20 + 4
         padding = -start % ALIGNMENT
         info.extra = struct.pack("<HH", 0x4246, padding) + b"Z" * padding
         digest, size = hashlib.sha256(), 0
-        with self._zip.open(info, "w", force_zip64=True) as file:
+        with self.file.open(info, "w", force_zip64=True) as file:
             for chunk in chunks:
                 file.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)
-        self.members[name] = Member(size, digest.hexdigest())
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        try:
-            if kind is None:
-                self._zip.comment = b"?" * _SEAL_BYTES
-            self._zip.close()
-            if kind is None:
-                with open(self._temporary, "r+b") as file:
-                    _write_seal(file.fileno())
-                os.replace(self._temporary, self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        self.members[name] = MemberEntry(size_bytes=size, sha256=digest.hexdigest())
 
 
-def _write_seal(descriptor: int) -> None:
-    with mmap.mmap(descriptor, 0) as data:
-        seal = _seal(data, _spans(data))
-        data[len(data) - _SEAL_BYTES :] = b"soda-compile sha256:" + seal.encode()
-    os.fsync(descriptor)
+@contextmanager
+def write_archive(path: Path) -> Iterator[ArchiveWriter]:
+    """Write a package, sealed at the end of the context; an error leaves an older file as it is."""
+    with replaced(path) as temporary:
+        with zipfile.ZipFile(temporary, "x", zipfile.ZIP_STORED) as archive:
+            writer = ArchiveWriter(archive)
+            for name, text in _PT2.items():
+                writer.add(name, [text])
+            yield writer
+            archive.comment = b"?" * _SEAL_BYTES
+        with open(temporary, "r+b") as file:
+            with mmap.mmap(file.fileno(), 0) as data:
+                data[len(data) - _SEAL_BYTES :] = b"soda-compile sha256:" + _seal(data, _spans(data)).encode()
+            os.fsync(file.fileno())
 
 
 def read_archive(path: Path) -> dict[str, memoryview]:
-    """The members of a package, by name, as private copies on write of the mapped file.
+    """Return the members of a package by name, as private copies on write of the mapped file.
 
     Their own checksums, which the manifest has, are not verified yet.
 
@@ -128,13 +103,8 @@ def read_archive(path: Path) -> dict[str, memoryview]:
     return {name: view[start:stop] for name, (start, stop) in spans.items()}
 
 
-def sha256(data: memoryview | mmap.mmap) -> str:
-    """The checksum of a member."""
-    return _sha256(data, [(0, len(data))])
-
-
 def _spans(data: mmap.mmap) -> dict[str, tuple[int, int]]:
-    """Where the members' data lie, by name."""
+    """Return where the members' data lie, by name."""
     spans = {}
     with zipfile.ZipFile(data) as archive:  # type: ignore[call-overload]  # a mapping reads and seeks like a file
         for info in archive.infolist():
@@ -148,16 +118,11 @@ def _spans(data: mmap.mmap) -> dict[str, tuple[int, int]]:
 
 
 def _seal(data: mmap.mmap, spans: Mapping[str, tuple[int, int]]) -> str:
-    """The checksum of all bytes that are in no member but the manifest, less the seal itself."""
+    """Return the checksum of all bytes that are in no member but the manifest, less the seal itself."""
     covered = sorted(span for name, span in spans.items() if name != MANIFEST)
     starts, stops = [0, *(stop for _, stop in covered)], [*(start for start, _ in covered), len(data) - _SEAL_BYTES]
-    return _sha256(data, list(zip(starts, stops, strict=True)))
-
-
-def _sha256(data: memoryview | mmap.mmap, spans: Iterable[tuple[int, int]]) -> str:
     digest = hashlib.sha256()
     with memoryview(data) as view:
-        for start, stop in spans:
-            for place in range(start, stop, _CHUNK_BYTES):
-                digest.update(view[place : min(place + _CHUNK_BYTES, stop)])
+        for start, stop in zip(starts, stops, strict=True):
+            digest.update(view[start:stop])
     return digest.hexdigest()

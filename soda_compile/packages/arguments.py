@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -11,44 +11,41 @@ import torch
 
 from soda_compile.errors import PackageError
 
-Plain = None | bool | int | float | str | list[Any] | dict[str, Any]
 RETURN_DICT = "return_dict"
 
 
-def flatten(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by path: ``{"added": {"size": x}}`` gives ``{"added.size": x}``. Empty containers are leaves."""
-    return dict(leaf for name, value in arguments.items() for leaf in _leaves(name, value))
-
-
-def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+def map_leaves(function: Callable[[str, Any], Any], value: Any, path: str = "") -> Any:
+    """Return the same structure with ``function(path, leaf)`` for each leaf. Empty containers are leaves."""
+    prefix = f"{path}." if path else ""
     if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _leaves(f"{path}.{key}", item)
-    elif isinstance(value, list | tuple) and value:
-        for index, item in enumerate(value):
-            yield from _leaves(f"{path}.{index}", item)
-    else:
-        yield path, value
+        return {key: map_leaves(function, item, f"{prefix}{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple) and value:
+        return type(value)(map_leaves(function, item, f"{prefix}{index}") for index, item in enumerate(value))
+    return function(path, value)
 
 
-def copy_tensors(value: Any) -> Any:
-    """The same structure with a copy of each tensor, so that each leaf is an object of its own; layouts are kept."""
-    if isinstance(value, torch.Tensor):
-        return torch.empty_strided(value.shape, _dense(value), dtype=value.dtype, device=value.device).copy_(value)
-    if isinstance(value, Mapping):
-        return {key: copy_tensors(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(copy_tensors(item) for item in value)
-    return value
+def flatten(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return leaves by path: ``{"added": {"size": x}}`` gives ``{"added.size": x}``."""
+    leaves: dict[str, Any] = {}
+    for name, value in arguments.items():
+        map_leaves(leaves.__setitem__, value, name)
+    return leaves
 
 
-def _dense(value: torch.Tensor) -> tuple[int, ...]:
-    """Strides of a compact tensor with the same order of axes; an expanded axis becomes a real one."""
-    return torch.empty_like(value, memory_format=torch.preserve_format).stride()
+def copy_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with a dense copy of each tensor, so that each leaf is an object of its own.
+
+    The order of axes is kept; an expanded axis becomes a real one.
+    """
+
+    def copy(_: str, value: Any) -> Any:
+        return torch.empty_like(value).copy_(value) if isinstance(value, torch.Tensor) else value
+
+    return {name: map_leaves(copy, value) for name, value in arguments.items()}
 
 
 def is_plain(value: Any) -> bool:
-    """Whether JSON gives the value back as it is."""
+    """Return whether JSON gives the value back as it is."""
     if isinstance(value, list | tuple | dict):
         return not value
     return value is None or isinstance(value, bool | int | float | str)
@@ -74,12 +71,12 @@ class Record(dict[str, Any]):
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are not None."""
+        """Return the fields that are not None."""
         return tuple(self.values())
 
 
-def encode_result(value: Any, position: Callable[[torch.Tensor], int]) -> Plain:
-    """The form of a result: a graph output as its number, containers as ``{"tuple": [...]}`` and so on.
+def encode_result(value: Any, position: Callable[[torch.Tensor], int]) -> Any:
+    """Return the form of a result: a graph output as its number, containers as ``{"tuple": [...]}`` and so on.
 
     Raises:
         PackageError: For anything but tensors, None, tuples, lists, and mappings or dataclasses with such fields.
@@ -89,8 +86,7 @@ def encode_result(value: Any, position: Callable[[torch.Tensor], int]) -> Plain:
     if isinstance(value, torch.Tensor):
         return position(value)
     if is_dataclass(value) and not isinstance(value, type):
-        named = {field.name: getattr(value, field.name) for field in fields(value)}
-        return {"record": {name: encode_result(item, position) for name, item in named.items()}}
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):
         return {"record": {str(name): encode_result(item, position) for name, item in value.items()}}
     if isinstance(value, list | tuple):
@@ -100,7 +96,7 @@ def encode_result(value: Any, position: Callable[[torch.Tensor], int]) -> Plain:
 
 
 def decode_result(form: Any, outputs: Sequence[Any]) -> Any:
-    """The result for the values of the graph's outputs."""
+    """Return the result for the values of the graph's outputs."""
     match form:
         case None:
             return None
@@ -115,11 +111,11 @@ def decode_result(form: Any, outputs: Sequence[Any]) -> Any:
     raise PackageError(f"the package describes a result as {form!r}, which is unknown; export again")
 
 
-def encode_signature(signature: inspect.Signature) -> list[dict[str, Plain]]:
-    """The parameters of a forward, with those defaults that JSON can hold."""
-    entries: list[dict[str, Plain]] = []
+def encode_signature(signature: inspect.Signature) -> list[dict[str, Any]]:
+    """Return the parameters of a forward, with those defaults that JSON can hold."""
+    entries: list[dict[str, Any]] = []
     for parameter in signature.parameters.values():
-        entry: dict[str, Plain] = {"name": parameter.name, "kind": parameter.kind.name}
+        entry: dict[str, Any] = {"name": parameter.name, "kind": parameter.kind.name}
         if parameter.default is not parameter.empty and is_plain(parameter.default):
             entry["default"] = parameter.default
         entries.append(entry)
@@ -127,14 +123,11 @@ def encode_signature(signature: inspect.Signature) -> list[dict[str, Plain]]:
 
 
 def decode_signature(entries: Sequence[Mapping[str, Any]]) -> inspect.Signature:
-    """The signature that ``encode_signature`` described."""
+    """Return the signature that ``encode_signature`` described."""
+    kinds, empty = inspect._ParameterKind, inspect.Parameter.empty
     return inspect.Signature(
         [
-            inspect.Parameter(
-                entry["name"],
-                inspect._ParameterKind[entry["kind"]],
-                default=entry.get("default", inspect.Parameter.empty),
-            )
+            inspect.Parameter(entry["name"], kinds[entry["kind"]], default=entry.get("default", empty))
             for entry in entries
         ]
     )

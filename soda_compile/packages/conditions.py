@@ -12,7 +12,7 @@ from torch import fx
 
 from soda_compile.capture.forward import CompiledForward
 from soda_compile.errors import PackageError
-from soda_compile.packages.arguments import copy_tensors, flatten
+from soda_compile.packages.arguments import flatten
 from soda_compile.packages.sizes import Point, Size
 from soda_compile.packages.spaces import Space
 from soda_compile.packages.trace import ExampleInputs, bind_example
@@ -24,7 +24,7 @@ _TRIED = 1024
 
 
 def doubtful_points(model: torch.nn.Module, example: ExampleInputs, space: Space) -> list[tuple[str, Point]]:
-    """Sizes at which the model may be another graph, with Dynamo's condition that does not hold there.
+    """Return sizes at which the model may be another graph, with Dynamo's condition that does not hold there.
 
     Runs the model once, in eager mode.
 
@@ -32,9 +32,8 @@ def doubtful_points(model: torch.nn.Module, example: ExampleInputs, space: Space
         PackageError: If the model holds for fixed sizes only.
     """
     bound = bind_example(model, example)
-    arguments = space.resized(copy_tensors(dict(bound.arguments)), space.points()[-1])
-    bound.arguments.update(arguments)
-    leaves = flatten(arguments)
+    space.stretch(bound, space.points()[-1])
+    leaves = flatten(bound.arguments)
     for path, axes in space.axes.items():
         for axis in axes:
             mark_dynamic(leaves[path], axis)
@@ -44,9 +43,9 @@ def doubtful_points(model: torch.nn.Module, example: ExampleInputs, space: Space
         fakes = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
 
         def run(*values: Any) -> Any:
-            shown = {id(value): fake for value, fake in zip(flatten_inputs(values), fakes, strict=True)}
-            axes = [(path, axis) for path in space.axes for axis in space.axes[path] if id(leaves[path]) in shown]
-            found.append(size_guards({(path, axis): shown[id(leaves[path])].shape[axis] for path, axis in axes}))
+            fake_of = {id(value): fake for value, fake in zip(flatten_inputs(values), fakes, strict=True)}
+            axes = [(path, axis) for path in space.axes for axis in space.axes[path] if id(leaves[path]) in fake_of]
+            found.append(size_guards({(path, axis): fake_of[id(leaves[path])].shape[axis] for path, axis in axes}))
             return module.forward(*values)
 
         return run
@@ -64,7 +63,7 @@ def doubtful_points(model: torch.nn.Module, example: ExampleInputs, space: Space
 
 
 def broken(guards: SizeGuards, sizes: Mapping[Any, Size], space: Space) -> Iterator[tuple[Any, Point]]:
-    """Conditions that do not hold everywhere, each with the smallest and the largest sizes where it does not.
+    """Yield conditions that do not hold everywhere, each with the smallest and the largest sizes where it does not.
 
     Args:
         guards: The conditions.
@@ -83,7 +82,7 @@ def broken(guards: SizeGuards, sizes: Mapping[Any, Size], space: Space) -> Itera
 
 
 def _spread(ranges: Mapping[str, tuple[int, int]]) -> Iterator[dict[str, int]]:
-    """All points, or points spread evenly with the ends among them."""
+    """Yield all points, or points spread evenly with the ends among them."""
     most = max(2, math.floor(_TRIED ** (1 / max(1, len(ranges))) + 1e-9))
     values = []
     for low, high in ranges.values():

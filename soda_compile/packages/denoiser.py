@@ -10,8 +10,8 @@ import torch
 
 from soda_compile.errors import OptionError, PackageError
 from soda_compile.packages.arguments import decode_signature, flatten
+from soda_compile.packages.manifest import dtype_name
 from soda_compile.packages.sized_program import Mismatch, SizedProgram
-from soda_compile.packages.tensors import dtype_name
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.clock import Clock
 
@@ -47,15 +47,11 @@ class PackagedDenoiser(torch.nn.Module):
         config: Mapping[str, Any] | None,
         plan: Plan,
         programs: Sequence[SizedProgram],
-        tree: torch.nn.Module,
+        weights: Mapping[str, torch.Tensor],
     ) -> None:
         super().__init__()
-        for name, module in tree.named_children():
-            self.add_module(name, module)
-        for name, parameter in tree.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, buffer in tree.named_buffers(recurse=False):
-            self.register_buffer(name, buffer)
+        for name, tensor in weights.items():
+            _register(self, name, tensor)
         self.model_name = model_name
         self.config = Config(config or {})
         self.plan = plan
@@ -73,9 +69,8 @@ class PackagedDenoiser(torch.nn.Module):
         bound = self._signature.bind(*arguments, **options)
         bound.apply_defaults()
         leaves = flatten(bound.arguments)
-        if torch.is_grad_enabled() and any(
-            isinstance(value, torch.Tensor) and value.requires_grad for value in leaves.values()
-        ):
+        tensors = (value for value in leaves.values() if isinstance(value, torch.Tensor))
+        if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
             raise OptionError(
                 "the denoiser is called with gradients enabled, but a package has none. Call it under "
                 "torch.no_grad() or torch.inference_mode()"
@@ -95,16 +90,16 @@ class PackagedDenoiser(torch.nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Return where it runs."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the first floating point parameter."""
+        """Return the dtype of the first floating point parameter."""
         return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
 
     def attach(self, clock: Clock | None) -> None:
-        """Lets a clock tell the step, or None for ``trajectory`` and counting."""
+        """Let a clock tell the step, or None for ``trajectory`` and counting."""
         self.clock = clock
         for program in self.programs:
             program.attach(clock)
@@ -114,7 +109,7 @@ class PackagedDenoiser(torch.nn.Module):
         return self.clock.calling(name) if self.clock else nullcontext()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackagedDenoiser:
-        """Lets ``.to`` and its like pass where they change nothing.
+        """Let ``.to`` and its like pass where they change nothing.
 
         Raises:
             PackageError: They would move or convert the weights, which compiled code cannot follow.
@@ -132,16 +127,14 @@ class PackagedDenoiser(torch.nn.Module):
         return f"PackagedDenoiser({self.model_name}, {self.plan!r})"
 
 
-def attach(module: torch.nn.Module, path: str, tensor: torch.Tensor, kind: str) -> torch.Tensor:
-    """Registers a tensor under a dotted path, making empty modules on the way; returns what is registered."""
+def _register(module: torch.nn.Module, path: str, tensor: torch.Tensor) -> None:
+    """Register a parameter or buffer under a dotted path, making empty modules on the way."""
     *parents, leaf = path.split(".")
     for name in parents:
         if name not in module._modules:
             module.add_module(name, torch.nn.Module())
         module = module.get_submodule(name)
-    if kind == "parameter":
-        registered = torch.nn.Parameter(tensor, requires_grad=False)
-        module.register_parameter(leaf, registered)
-        return registered
-    module.register_buffer(leaf, tensor, persistent=kind == "buffer")
-    return tensor
+    if isinstance(tensor, torch.nn.Parameter):
+        module.register_parameter(leaf, tensor)
+    else:
+        module.register_buffer(leaf, tensor)

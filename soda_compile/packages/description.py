@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from soda_compile.ir.tree import amount
 from soda_compile.packages.loading import Package
 from soda_compile.packages.manifest import CODE, REGIONS, ProgramEntry, TensorEntry
-from soda_compile.packages.sized_program import shown
 from soda_compile.packages.sizes import Point, size_at
 from soda_compile.packages.tensors import named_dtype
 
 
 def describe(package: Package, width: int | None = None) -> str:
-    """Origin, sizes, shapes, and the plan as a grid.
+    """Return origin, sizes, shapes, and the plan as a grid.
 
     Args:
         package: A verified package.
@@ -36,7 +35,7 @@ def _facts(package: Package) -> Iterator[str]:
         f" of {manifest.scheduler}" if manifest.scheduler else ""
     )
     for program in package.programs:
-        arguments = (f"{name} {shown(entry)}" for name, entry in program.call.arguments.items())
+        arguments = (f"{name} {entry}" for name, entry in program.call.arguments.items())
         yield f"inputs       {', '.join(arguments)}"
         if program.dims:
             ranges = (f"{name} from {low} to {high}" for name, (low, high) in program.dims.items())
@@ -45,22 +44,21 @@ def _facts(package: Package) -> Iterator[str]:
         if fixed:
             yield f"fixed        {fixed}"
         yield f"slots        {_slots(program)} for each stream"
-    pieces = {name.removeprefix(CODE).partition("/")[0] for name in package.members if name.startswith(CODE)}
     code = sum(len(data) for name, data in package.members.items() if name.startswith(CODE))
-    stored = sum(memory_bytes(entry, {}) for entry in manifest.weights.values())
+    stored = sum(_memory_bytes(entry, {}) for entry in manifest.weights.values())
     where = "inside, once" if manifest.weights_inside else "external; load needs the checkpoint"
     yield f"weights      {len(manifest.weights)} tensors, {amount(stored, 'B')}, {where}"
-    yield f"code         {len(pieces)} pieces, {amount(code, 'B')}"
+    yield f"code         {len(package.subgraphs)} subgraphs, {amount(code, 'B')}"
     yield f"file         {amount(package.path.stat().st_size, 'B')}, {len(package.members)} members, checksums verified"
 
 
-def memory_bytes(entry: TensorEntry, values: Point) -> int:
-    """Size of a tensor, where the dynamic dimensions have these values."""
+def _memory_bytes(entry: TensorEntry, values: Point) -> int:
+    """Return the size of a tensor where the dynamic dimensions have these values."""
     return named_dtype(entry.dtype).itemsize * math.prod(size_at(size, values) for size in entry.shape)
 
 
 def _slots(program: ProgramEntry) -> str:
-    """The memory of all slots, at the smallest and the largest sizes."""
+    """Return the memory of all slots at the smallest and the largest sizes."""
     ends = [{name: ends[index] for name, ends in program.dims.items()} for index in (0, 1)]
-    sizes = [sum(memory_bytes(slot, values) for slot in program.slots.values()) for values in ends]
+    sizes = [sum(_memory_bytes(slot, values) for slot in program.slots.values()) for values in ends]
     return " to ".join(dict.fromkeys(amount(size, "B") for size in sizes))

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+
+from soda_compile.packages.manifest import Environment
 
 # Flags of /proc/cpuinfo that stand for instructions which a compiler may choose by itself.
 _INSTRUCTIONS = re.compile(
@@ -17,32 +18,8 @@ _INSTRUCTIONS = re.compile(
 )
 
 
-class Environment(BaseModel):
-    """Where a package was made.
-
-    Attributes:
-        torch: Version of torch, with the build ("2.13.0+cpu").
-        soda: Version of soda_compile.
-        system: Operating system and machine ("linux x86_64").
-        instructions: Instruction sets of the CPU that compiled code may use.
-        device: Device type.
-        device_name: Name of the device, for information; empty for a CPU.
-        capability: Compute capability of a CUDA device, as "9.0"; empty otherwise.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    torch: str
-    soda: str
-    system: str
-    instructions: list[str]
-    device: str
-    device_name: str
-    capability: str
-
-
 def environment(device: str) -> Environment:
-    """This process, with a device of this type."""
+    """Return the environment of this process, with a device of this type."""
     gpu = device == "cuda" and torch.cuda.is_available()
     return Environment(
         torch=str(torch.__version__),
@@ -65,7 +42,7 @@ def _instructions() -> list[str]:
 
 
 def obstacle(made: Environment, here: Environment) -> str | None:
-    """Why code made there cannot run here, or None."""
+    """Return why code made there cannot run here, or None."""
     if made.torch != here.torch:
         return f"made with torch {made.torch}, this is torch {here.torch}"
     if made.soda != here.soda:

@@ -15,24 +15,14 @@ import torch
 from soda_compile.backend.options import check_options
 from soda_compile.errors import OptionError, PackageError
 from soda_compile.ir.structure import Structure
-from soda_compile.packages.aot import compile_pieces
-from soda_compile.packages.archive import MANIFEST, ArchiveWriter
+from soda_compile.packages.aot import compile_subgraphs
+from soda_compile.packages.archive import MANIFEST, ArchiveWriter, write_archive
 from soda_compile.packages.arguments import flatten
 from soda_compile.packages.environment import environment
-from soda_compile.packages.manifest import (
-    CODE,
-    PLAN,
-    REGIONS,
-    TENSORS,
-    WEIGHTS,
-    Manifest,
-    MemberEntry,
-    program_member,
-    to_bytes,
-)
+from soda_compile.packages.manifest import CODE, PLAN, REGIONS, TENSORS, WEIGHTS, Manifest, dtype_name, program_member
 from soda_compile.packages.programs import Programs
 from soda_compile.packages.spaces import DynamicShapes, space_of
-from soda_compile.packages.tensors import dtype_name, pack
+from soda_compile.packages.tensors import pack
 from soda_compile.packages.trace import ExampleInputs, ModelTensors, bind_example
 from soda_compile.plans.plan import Plan
 
@@ -47,10 +37,10 @@ def export(
     weights: Literal["inside", "external"] = "inside",
     inductor: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Compiles a denoiser by a plan, ahead of time, into one file that ``soda_compile.load`` runs.
+    """Compile a denoiser by a plan, ahead of time, into one file that ``soda_compile.load`` runs.
 
     The graph, its regions and the passes are those of ``torch.compile(denoiser, backend="soda")``. The file is a PT2
-    archive: code of each distinct piece, step programs, plan, regions, and the weights once. It holds native code:
+    archive: code of each distinct subgraph, step programs, plan, regions, and the weights once. It holds native code:
     load files that you trust only.
 
     Args:
@@ -86,27 +76,22 @@ def export(
         raise OptionError("export needs a plan; soda_compile.compute_all_plan computes everything")
     model: torch.nn.Module = getattr(denoiser, "_orig_mod", denoiser)
     programs = Programs(model, options.plan, ModelTensors(model))
-    for example in _examples(example_inputs):
+    examples = [example_inputs] if isinstance(example_inputs, tuple | Mapping) else example_inputs
+    if not examples:
+        raise OptionError("example_inputs is empty; pass the inputs of one call")
+    for example in examples:
         leaves = flatten(bind_example(model, example).arguments)
         for space in space_of(leaves, dynamic_shapes).split_at_one():
             programs.add(example, space)
     device = programs.weights.device
     with tempfile.TemporaryDirectory(prefix="soda-export-") as folder:
-        files = compile_pieces(programs.pieces, options.inductor, Path(folder))
+        files = compile_subgraphs(programs.subgraphs, options.inductor, Path(folder))
         try:
-            with ArchiveWriter(target) as archive:
-                _write(programs, device, files, archive, inside=weights == "inside")
+            with write_archive(target) as archive:
+                _write(programs, device, files, archive, weights == "inside")
         except OSError as error:
             raise PackageError(f"cannot write {target}: {error.strerror or error}") from error
     return target
-
-
-def _examples(given: ExampleInputs | Sequence[ExampleInputs]) -> Sequence[ExampleInputs]:
-    if isinstance(given, tuple | Mapping):
-        return [given]
-    if not given:
-        raise OptionError("example_inputs is empty; pass the inputs of one call")
-    return given
 
 
 def _write(
@@ -114,10 +99,9 @@ def _write(
     device: torch.device,
     files: Mapping[str, Sequence[Path]],
     archive: ArchiveWriter,
-    *,
     inside: bool,
 ) -> None:
-    """Writes all members, the manifest last."""
+    """Write all members, the manifest last."""
     weights, plan = programs.weights, programs.plan
     for key, paths in files.items():
         for path in paths:
@@ -125,7 +109,7 @@ def _write(
     archive.add(PLAN, [plan.to_json().encode()])
     archive.add(REGIONS, [json.dumps(list(_regions(programs.structure))).encode()])
     for number, entry in enumerate(programs.entries):
-        archive.add(program_member(number), [to_bytes(entry)])
+        archive.add(program_member(number), [entry.to_bytes()])
     archive.add(TENSORS, pack(weights.of_kind("own") | programs.tensors))
     if inside:
         archive.add(WEIGHTS, pack(weights.of_kind("parameter", "buffer")))
@@ -140,33 +124,25 @@ def _write(
         scheduler=plan.scheduler,
         steps=plan.steps,
         programs=len(programs.entries),
-        members={name: MemberEntry(**asdict(member)) for name, member in archive.members.items()},
+        members=archive.members,
     )
-    archive.add(MANIFEST, [to_bytes(manifest)])
+    archive.add(MANIFEST, [manifest.to_bytes()])
 
 
 def _config(model: torch.nn.Module) -> dict[str, Any] | None:
-    """The configuration as plain JSON values, as far as there is one."""
+    """Return the configuration as plain JSON values, if there is one."""
     config = getattr(model, "config", None)
     if not isinstance(config, Mapping):
         return None
-    plain: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))
-    return plain
+    return json.loads(json.dumps(dict(config), default=str))  # type: ignore[no-any-return]
 
 
 def _regions(structure: Structure | None) -> Iterator[dict[str, Any]]:
-    """The blocks with their regions, in execution order."""
+    """Yield the blocks with their regions, in execution order."""
     assert structure is not None
     for call in structure.calls:
-        regions = [
-            {
-                "name": region.name,
-                "kind": region.kind,
-                "flops": region.flops,
-                "cuts": [
-                    {**asdict(cut), "dtype": dtype_name(cut.dtype), "device": str(cut.device)} for cut in region.cuts
-                ],
-            }
-            for region in call.block.regions
-        ]
+        regions = []
+        for region in call.block.regions:
+            cuts = [{**asdict(cut), "dtype": dtype_name(cut.dtype), "device": str(cut.device)} for cut in region.cuts]
+            regions.append({"name": region.name, "kind": region.kind, "flops": region.flops, "cuts": cuts})
         yield {"name": call.name, "block": call.block.key, "flops": call.block.flops, "regions": regions}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from soda_compile.compiler.program import Program
 from soda_compile.errors import PackageError
-from soda_compile.packages.archive import MANIFEST, read_archive, sha256
-from soda_compile.packages.denoiser import PackagedDenoiser, attach
+from soda_compile.packages.archive import MANIFEST, read_archive
+from soda_compile.packages.denoiser import PackagedDenoiser
 from soda_compile.packages.environment import environment, obstacle
-from soda_compile.packages.manifest import CODE, PLAN, TENSORS, WEIGHTS, Manifest, ProgramEntry, parse, program_member
+from soda_compile.packages.manifest import CODE, PLAN, TENSORS, WEIGHTS, Manifest, ProgramEntry, program_member
 from soda_compile.packages.program_file import decode
 from soda_compile.packages.sized_program import SizedProgram
 from soda_compile.packages.tensors import unpack
@@ -22,7 +24,11 @@ from soda_compile.packages.weights import Source, bind, read_checkpoint
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.denoiser import PlannedDenoiser
 from soda_compile.runtime.memory import keep_freed_memory
-from soda_compile.torch_internals.inductor import Compiled, open_piece
+from soda_compile.storage.json_reader import read_json
+from soda_compile.torch_internals.inductor import open_subgraph
+from soda_compile.torch_internals.inductor_patches import Compiled
+
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,22 +49,33 @@ class Package:
     programs: tuple[ProgramEntry, ...]
     members: dict[str, memoryview]
 
+    @property
+    def subgraphs(self) -> tuple[str, ...]:
+        """Return the keys of the subgraphs that it holds code of."""
+        keys = (name.removeprefix(CODE).partition("/")[0] for name in self.members if name.startswith(CODE))
+        return tuple(dict.fromkeys(keys))
+
 
 def open_package(path: str | os.PathLike[str]) -> Package:
-    """Reads a package without loading its code, on any machine.
+    """Read a package without loading its code, on any machine.
 
     Raises:
         PackageError: It is missing, damaged, incomplete or of another format.
     """
     file = Path(path)
     members = read_archive(file)
+
+    def parse(kind: type[Parsed], name: str) -> Parsed:
+        advice = "export again, or use the version that made it"
+        return read_json(kind, members[name], PackageError, advice, f"{file}: {name}")
+
     if MANIFEST not in members:
         raise PackageError(f"{file}: no package of soda_compile.export: it has no {MANIFEST}")
-    manifest = parse(Manifest, members[MANIFEST], f"{file}: {MANIFEST}")
+    manifest = parse(Manifest, MANIFEST)
     for name, entry in manifest.members.items():
         if name not in members:
             raise PackageError(f"{file}: {name} is missing. Copy the file again or export again")
-        if sha256(members[name]) != entry.sha256:
+        if hashlib.sha256(members[name]).hexdigest() != entry.sha256:
             raise PackageError(
                 f"{file}: damaged or changed: {name} does not have its checksum. Copy the file again or export again"
             )
@@ -67,15 +84,14 @@ def open_package(path: str | os.PathLike[str]) -> Package:
     plan = Plan.from_json(bytes(members[PLAN]), f"{file}: {PLAN}")
     if plan.digest != manifest.plan_digest:
         raise PackageError(f"{file}: its code was made for plan {manifest.plan_digest}, but it holds {plan.digest}")
-    names = [program_member(number) for number in range(manifest.programs)]
-    programs = tuple(parse(ProgramEntry, members[name], f"{file}: {name}") for name in names)
+    programs = tuple(parse(ProgramEntry, program_member(number)) for number in range(manifest.programs))
     return Package(file, manifest, plan, programs, members)
 
 
 def load(
     path: str | os.PathLike[str], *, weights: Source | None = None, plan: Plan | str | os.PathLike[str] | None = None
 ) -> PackagedDenoiser:
-    """Loads what ``export`` wrote, without Dynamo, the model's class, calibration or compiling.
+    """Load what ``export`` wrote, without Dynamo, the model's class, calibration or compiling.
 
     Everything is verified before native code is loaded: checksum, format, versions, device, CPU, plan, and the
     weights' names, shapes and dtypes.
@@ -103,7 +119,8 @@ def load(
         device = torch.device("cuda", torch.cuda.current_device())
     with torch.inference_mode(False):
         own = unpack(package.members[TENSORS])
-        tensors = bind(manifest.weights, own | _checkpoint(package, weights), device, _origin(package, weights))
+        origin = "weights" if isinstance(weights, Mapping) else os.fspath(weights or f"{package.path}: {WEIGHTS}")
+        tensors = bind(manifest.weights, own | _checkpoint(package, weights), device, origin)
         code = _load_code(package)
         keep_freed_memory(device)
         programs = [decode(entry, own, code, device) for entry in package.programs]
@@ -131,35 +148,24 @@ def _checkpoint(package: Package, weights: Source | None) -> dict[str, torch.Ten
     return read_checkpoint(weights, {known for name in entries for known in (name, *entries[name].aliases)})
 
 
-def _origin(package: Package, weights: Source | None) -> str:
-    if weights is None:
-        return f"{package.path}: {WEIGHTS}"
-    return "weights" if isinstance(weights, Mapping) else os.fspath(weights)
-
-
 def _load_code(package: Package) -> dict[str, Compiled]:
-    keys = {name.removeprefix(CODE).partition("/")[0] for name in package.members if name.startswith(CODE)}
     try:
-        return {key: _function(open_piece(os.fspath(package.path), key)) for key in sorted(keys)}
+        return {key: open_subgraph(os.fspath(package.path), key) for key in package.subgraphs}
     except RuntimeError as error:
         raise PackageError(f"{package.path}: cannot load its code: {error}") from error
-
-
-def _function(run: Compiled) -> Compiled:
-    return lambda *inputs: run(list(inputs))
 
 
 def _assemble(
     package: Package, tensors: Mapping[str, torch.Tensor], programs: list[Program], device: torch.device
 ) -> PackagedDenoiser:
-    weights = dict(tensors)
-    tree = torch.nn.Module()
-    for name, entry in package.manifest.weights.items():
-        if entry.kind != "own":
-            weights[name] = attach(tree, name, weights[name], entry.kind)
+    kind_of = {name: entry.kind for name, entry in package.manifest.weights.items()}
+    weights = {
+        name: torch.nn.Parameter(tensor, requires_grad=False) if kind_of[name] == "parameter" else tensor
+        for name, tensor in tensors.items()
+    }
     made = []
     for source, program in zip(package.programs, programs, strict=True):
-        kinds = [read.kind == "weight" and package.manifest.weights[read.name].kind for read in source.call.inputs]
+        kinds = [read.kind == "weight" and kind_of[read.name] for read in source.call.inputs]
         planned = PlannedDenoiser(
             program=program,
             plan=package.plan,
@@ -169,7 +175,8 @@ def _assemble(
             build=_refuse_other_plans,
         )
         made.append(SizedProgram(source, planned, weights, device))
-    return PackagedDenoiser(package.manifest.model, package.manifest.config, package.plan, made, tree)
+    state = {name: tensor for name, tensor in weights.items() if kind_of[name] != "own"}
+    return PackagedDenoiser(package.manifest.model, package.manifest.config, package.plan, made, state)
 
 
 def _refuse_other_plans(plan: Plan) -> Program:

@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict
 
-from soda_compile.errors import PackageError
-from soda_compile.packages.environment import Environment
-from soda_compile.storage.json_reader import read_json
-
-FORMAT = "soda-package/2"
 PLAN = "extra/plan.json"
 REGIONS = "extra/regions.json"
 WEIGHTS = "extra/weights.safetensors"
 TENSORS = "extra/tensors.safetensors"
 CODE = "data/aotinductor/"
 
-Entry = TypeVar("Entry", bound="Strict")
-
 
 def program_member(number: int) -> str:
-    """Where the step program of a signature lies."""
+    """Return where the step program of a signature lies."""
     return f"extra/programs/{number}.json"
 
 
-class Strict(BaseModel):
+class Entry(BaseModel):
     """Refuses unknown keys and wrong types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    def to_bytes(self) -> bytes:
+        """Return the JSON of the file."""
+        return self.model_dump_json().encode()
 
-class TensorEntry(Strict):
+
+class Environment(Entry):
+    """Where a package was made.
+
+    Attributes:
+        torch: Version of torch, with the build ("2.13.0+cpu").
+        soda: Version of soda_compile.
+        system: Operating system and machine ("linux x86_64").
+        instructions: Instruction sets of the CPU that compiled code may use.
+        device: Device type.
+        device_name: Name of the device, for information; empty for a CPU.
+        capability: Compute capability of a CUDA device, as "9.0"; empty otherwise.
+    """
+
+    torch: str
+    soda: str
+    system: str
+    instructions: list[str]
+    device: str
+    device_name: str
+    capability: str
+
+
+class TensorEntry(Entry):
     """Layout of a tensor: sizes and strides in elements, dtype by name.
 
     Where a program is for many sizes, they are text: sums of products of its dimensions, ``4*height*width``.
@@ -40,6 +60,14 @@ class TensorEntry(Strict):
     shape: list[int | str]
     stride: list[int | str]
     dtype: str
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Self:
+        """Return the layout of a tensor."""
+        return cls(shape=list(tensor.shape), stride=list(tensor.stride()), dtype=dtype_name(tensor.dtype))
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"  # float32[batch, 4, 2*height]
 
 
 class FixedEntry(TensorEntry):
@@ -60,14 +88,14 @@ class WeightEntry(FixedEntry):
     aliases: list[str] = []
 
 
-class InputEntry(Strict):
+class InputEntry(Entry):
     """An input register: an argument of the call by path, or a tensor of the model by name."""
 
     kind: Literal["argument", "weight"]
     name: str
 
 
-class CallEntry(Strict):
+class CallEntry(Entry):
     """How the denoiser is called, for one set of shapes.
 
     Attributes:
@@ -89,16 +117,16 @@ class CallEntry(Strict):
     result: Any
 
 
-class PieceCall(Strict):
-    """One compiled call: the piece's key, and registers for its arguments, its results and what is free after it."""
+class SubgraphCall(Entry):
+    """One compiled call: the subgraph's key, and registers for its arguments, its results and what is free after it."""
 
-    piece: str
+    piece: str  # the name in files
     arguments: list[int]
     results: list[int]
     release: list[int]
 
 
-class ProgramEntry(Strict):
+class ProgramEntry(Entry):
     """A step program (``soda_compile.compiler.program.Program``), with equal calls listed once.
 
     Attributes:
@@ -120,20 +148,20 @@ class ProgramEntry(Strict):
     slots: dict[str, TensorEntry]
     tensors: dict[str, str]
     layouts: dict[str, FixedEntry]
-    calls: list[PieceCall]
+    calls: list[SubgraphCall]
     steps: list[list[int]]
     flops: list[int]
     dims: dict[str, list[int]] = {}
 
 
-class MemberEntry(Strict):
+class MemberEntry(Entry):
     """Size and checksum of a member."""
 
     size_bytes: int
     sha256: str
 
 
-class Manifest(Strict):
+class Manifest(Entry):
     """What a package is, and what it needs.
 
     Attributes:
@@ -163,15 +191,6 @@ class Manifest(Strict):
     members: dict[str, MemberEntry]
 
 
-def parse(kind: type[Entry], data: bytes | memoryview, name: str) -> Entry:
-    """Reads one JSON file of a package.
-
-    Raises:
-        PackageError: It is damaged, or of another format version.
-    """
-    return read_json(kind, data, PackageError, "export again, or use the version that made it", name)
-
-
-def to_bytes(entry: Strict) -> bytes:
-    """The JSON of one file."""
-    return entry.model_dump_json(indent=None).encode()
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return ``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")

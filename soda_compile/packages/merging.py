@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from soda_compile.compiler.variants import Piece
+from soda_compile.compiler.variants import Subgraph
 from soda_compile.errors import PackageError
 from soda_compile.packages.sizes import Point, Size, fit, fit_number, show
 
@@ -23,38 +23,20 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True, eq=False)
-class Merged:
-    """A piece for all sizes.
-
-    Attributes:
-        piece: Placeholders with dynamic sizes have them with their strides in the meta ``layout``.
-        carriers: Dimensions that none of the piece's own inputs tells: for each it takes one more input that does.
-    """
-
-    piece: Piece
-    carriers: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
 class Carrier:
-    """An argument of the denoiser that tells a dimension: its layout at one size, and at all."""
+    """An argument of the denoiser that tells a dimension: its register, and its layout at one size, and at all."""
 
+    register: int
     like: torch.Tensor
     shape: tuple[int | Size, ...]
     stride: tuple[int | Size, ...]
 
 
 def merge_json(values: Sequence[Any], points: Sequence[Point], place: str = "", sizes: bool = False) -> Any:
-    """One JSON tree from several, with sizes as text where lists of sizes differ.
-
-    Args:
-        values: A tree for each point.
-        points: The sizes.
-        place: Where in the whole it is, for messages.
-        sizes: Whether numbers may differ.
+    """Return one JSON tree from one for each point, with sizes as text where lists of sizes differ.
 
     Raises:
-        PackageError: If anything else differs.
+        PackageError: If anything else differs, with the ``place`` in the whole; numbers may only among ``sizes``.
     """
     first = values[0]
     if all(value == first for value in values):
@@ -72,23 +54,24 @@ def merge_json(values: Sequence[Any], points: Sequence[Point], place: str = "", 
     return size if isinstance(size, int) else str(size)
 
 
-def merge_pieces(pieces: Sequence[Piece], points: Sequence[Point], carriers: Mapping[str, Carrier]) -> Merged:
-    """One piece from the same piece at several sizes.
-
-    Args:
-        pieces: The piece at each point.
-        points: The sizes.
-        carriers: For each dimension an argument that tells it.
+def merge_subgraphs(
+    subgraphs: Sequence[Subgraph], points: Sequence[Point], carriers: Mapping[str, Carrier]
+) -> tuple[Subgraph, tuple[str, ...]]:
+    """Return one subgraph from the same subgraph at each point; ``carriers`` tell the dimensions.
 
     Raises:
         PackageError: If the graphs differ in more than sizes.
+
+    Returns:
+        The subgraph, and dimensions that none of its own inputs tells: it takes one more input for each that does.
+        Placeholders with dynamic sizes have them with their strides in the meta ``layout``.
     """
-    key = hashlib.sha256(repr([piece.key for piece in pieces]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr([subgraph.key for subgraph in subgraphs]).encode()).hexdigest()[:16]
     try:
-        module, missing = _Merge([piece.module.graph for piece in pieces], points, carriers).run()
+        module, missing = _Merge([subgraph.module.graph for subgraph in subgraphs], points, carriers).run()
     except PackageError as error:
-        raise PackageError(f"{pieces[0].name}: {error}") from None
-    return Merged(replace(pieces[0], key=key, module=module), missing)
+        raise PackageError(f"{subgraphs[0].name}: {error}") from None
+    return replace(subgraphs[0], key=key, module=module), missing
 
 
 class _Merge:
@@ -106,7 +89,7 @@ class _Merge:
         self.fitted: dict[tuple[int, ...], int | Size | None] = {}
 
     def run(self) -> tuple[fx.GraphModule, tuple[str, ...]]:
-        """The merged graph, and the dimensions whose carriers it takes after its own inputs."""
+        """Return the merged graph, and the dimensions whose carriers it takes after its own inputs."""
         if len({len(graph.nodes) for graph in self.graphs}) > 1:
             raise PackageError(f"another graph: {_differing([len(graph.nodes) for graph in self.graphs], self.points)}")
         rows = list(zip(*(graph.nodes for graph in self.graphs), strict=True))
@@ -147,7 +130,7 @@ class _Merge:
         return size
 
     def _tell(self, wanted: set[str]) -> tuple[str, ...]:
-        """Finds what tells each dimension that is needed; adds carriers where nothing does."""
+        """Find what tells each dimension that is needed; adds carriers where nothing does."""
         for node in self.made:
             self._take_roots(node)
         layouts = [size for node in self.made for entry in node.meta["layout"] for size in entry]
@@ -171,7 +154,9 @@ class _Merge:
             node.meta.setdefault("tells", {})[name] = (axis, scale, shift)
 
     def _compute(self, size: Size) -> fx.Node:
-        return size.at({name: _Symbol(self._root(name)) for name in size.names}).node  # type: ignore[no-any-return]
+        tracer = fx.proxy.GraphAppendingTracer(self.graph)
+        roots = {name: fx.Proxy(self._root(name), tracer) for name in size.names}
+        return size.at(roots).node  # type: ignore[no-any-return]
 
     def _root(self, name: str) -> fx.Node:
         source = self.roots[name]
@@ -197,10 +182,10 @@ class _Merge:
         self.made.append(node)
 
     def _merge(self, values: Sequence[Any], node: fx.Node, note: Any) -> Any:
-        """One argument from the arguments at all points; ``note`` takes the sizes in it."""
+        """Return one argument from the arguments at all points; ``note`` takes the sizes in it."""
         first = values[0]
         if all(isinstance(value, fx.Node) for value in values):
-            numbers = {known[value] for known, value in zip(self.numbers, values, strict=True)}
+            numbers = {number[value] for number, value in zip(self.numbers, values, strict=True)}
             if len(numbers) == 1:
                 number = numbers.pop()
                 return self.made[number] if number < len(self.made) else None
@@ -221,26 +206,7 @@ class _Merge:
         raise PackageError(f"{node.name} takes other arguments: {_differing(values, self.points)}")
 
 
-@dataclass(frozen=True)
-class _Symbol:
-    """A number in the graph, to add to and multiply."""
-
-    node: fx.Node
-
-    def __add__(self, other: _Symbol | int) -> _Symbol:
-        return self._call(operator.add, other) if other != 0 else self
-
-    def __mul__(self, other: _Symbol | int) -> _Symbol:
-        return self._call(operator.mul, other) if other != 1 else self
-
-    __radd__, __rmul__ = __add__, __mul__
-
-    def _call(self, function: Any, other: _Symbol | int) -> _Symbol:
-        operand = other.node if isinstance(other, _Symbol) else other
-        return _Symbol(self.node.graph.call_function(function, (self.node, operand)))
-
-
 def _differing(values: Sequence[Any], points: Sequence[Point]) -> str:
-    """Two values that differ and where they are met."""
+    """Return two values that differ and where they are met."""
     other = next(index for index, value in enumerate(values) if value != values[0])
     return f"{values[0]} at {show(points[0])}, {values[other]} at {show(points[other])}"

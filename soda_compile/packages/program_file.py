@@ -11,41 +11,22 @@ import torch
 from soda_compile.compiler.program import Call, Program
 from soda_compile.errors import PackageError
 from soda_compile.ir.structure import Cut
-from soda_compile.packages.aot import PieceCode
-from soda_compile.packages.manifest import CallEntry, FixedEntry, PieceCall, ProgramEntry, TensorEntry
+from soda_compile.packages.aot import SubgraphCode
+from soda_compile.packages.manifest import CallEntry, FixedEntry, ProgramEntry, SubgraphCall, TensorEntry, dtype_name
 from soda_compile.packages.sizes import Point, size_at
-from soda_compile.packages.tensors import dtype_name, laid_out, named_dtype
-from soda_compile.torch_internals.inductor import Compiled
+from soda_compile.packages.tensors import laid_out, named_dtype
+from soda_compile.torch_internals.inductor_patches import Compiled
+
+_Identity = tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], prefix: str) -> ProgramEntry:
-    """The file form of a program.
+    """Return the file form of a program whose functions are ``SubgraphCode``.
 
-    Args:
-        program: Its functions are ``PieceCode``.
-        call: How the denoiser is called.
-        tensors: Takes the program's constants and coefficients.
-        prefix: What their names begin with.
+    Its constants and coefficients go to ``tensors``, by names that begin with ``prefix``.
     """
-    numbers: dict[tuple[object, ...], int] = {}
-    calls: list[PieceCall] = []
-    steps: list[list[int]] = []
-    for step in program.steps:
-        steps.append([])
-        for one in step:
-            assert isinstance(one.function, PieceCode)
-            key = (one.function.key, one.arguments, one.results, one.release)
-            if key not in numbers:
-                numbers[key] = len(calls)
-                calls.append(
-                    PieceCall(
-                        piece=one.function.key,
-                        arguments=list(one.arguments),
-                        results=list(one.results),
-                        release=list(one.release),
-                    )
-                )
-            steps[-1].append(numbers[key])
+    numbers: dict[_Identity, int] = {}
+    steps = [[numbers.setdefault(_identity(one), len(numbers)) for one in step] for step in program.steps]
     names = {register: f"{prefix}{register}" for register in program.tensors}
     tensors |= {names[register]: tensor for register, tensor in program.tensors.items()}
     return ProgramEntry(
@@ -57,25 +38,28 @@ def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], 
             for register, cut in program.slots.items()
         },
         tensors={str(register): name for register, name in names.items()},
-        layouts={
-            str(register): FixedEntry(
-                shape=list(tensor.shape), stride=list(tensor.stride()), dtype=dtype_name(tensor.dtype)
-            )
-            for register, tensor in program.tensors.items()
-        },
-        calls=calls,
+        layouts={str(register): FixedEntry.of(tensor) for register, tensor in program.tensors.items()},
+        calls=[
+            SubgraphCall(piece=key, arguments=list(arguments), results=list(results), release=list(release))
+            for key, arguments, results, release in numbers
+        ],
         steps=steps,
         flops=list(program.flops),
     )
 
 
+def _identity(one: Call) -> _Identity:
+    assert isinstance(one.function, SubgraphCode)
+    return one.function.key, one.arguments, one.results, one.release
+
+
 def decode(
     entry: ProgramEntry, tensors: Mapping[str, torch.Tensor], code: Mapping[str, Compiled], device: torch.device
 ) -> Program:
-    """The program, with compiled functions in place, and still without slots: ``with_slots`` adds them.
+    """Return the program, with compiled functions in place, and still without slots: ``with_slots`` adds them.
 
     Raises:
-        PackageError: The entry names a register, a tensor or a piece that does not exist.
+        PackageError: The entry names a register, a tensor or a subgraph that does not exist.
     """
     _check(entry, tensors, code)
     calls = [
@@ -95,23 +79,22 @@ def decode(
 
 
 def with_slots(program: Program, entry: ProgramEntry, device: torch.device, values: Point) -> Program:
-    """A program of its own for these sizes: streams keep their slots by program."""
-    return replace(program, slots={int(number): _cut(slot, device, values) for number, slot in entry.slots.items()})
-
-
-def _cut(entry: TensorEntry, device: torch.device, values: Point) -> Cut:
-    dtype = named_dtype(entry.dtype)
-    shape, stride = (tuple(size_at(size, values) for size in sizes) for sizes in (entry.shape, entry.stride))
-    return Cut("slot", shape, stride, dtype, device, math.prod(shape) * dtype.itemsize)
+    """Return a program of its own for these sizes: streams keep their slots by program."""
+    slots = {}
+    for register, slot in entry.slots.items():
+        dtype = named_dtype(slot.dtype)
+        shape, stride = (tuple(size_at(size, values) for size in sizes) for sizes in (slot.shape, slot.stride))
+        slots[int(register)] = Cut("slot", shape, stride, dtype, device, math.prod(shape) * dtype.itemsize)
+    return replace(program, slots=slots)
 
 
 def _check(entry: ProgramEntry, tensors: Mapping[str, torch.Tensor], code: Mapping[str, Compiled]) -> None:
-    """A program that was put together wrongly must not run into native code."""
+    """Refuse a program that was put together wrongly, before it runs into native code."""
     registers = {int(register) for register in (*entry.slots, *entry.tensors)}
     for call in entry.calls:
         registers |= {*call.arguments, *call.results, *call.release}
         if call.piece not in code:
-            raise PackageError(f"the step program calls piece {call.piece}, which the package does not hold")
+            raise PackageError(f"the step program calls subgraph {call.piece}, which the package does not hold")
     registers |= {register for register in entry.outputs if register is not None}
     if registers and not 0 <= min(registers) <= max(registers) < entry.registers:
         raise PackageError(f"the step program uses registers up to {max(registers)}, but has {entry.registers}")

@@ -13,7 +13,7 @@ from soda_compile.packages.arguments import RETURN_DICT, decode_result, is_plain
 from soda_compile.packages.manifest import CallEntry, ProgramEntry, TensorEntry
 from soda_compile.packages.program_file import with_slots
 from soda_compile.packages.sizes import Point, read_size, show, size_at
-from soda_compile.packages.tensors import dtype_name, laid_out
+from soda_compile.packages.tensors import laid_out
 from soda_compile.runtime.clock import Clock
 from soda_compile.runtime.denoiser import PlannedDenoiser
 
@@ -55,11 +55,11 @@ class SizedProgram:
 
     @property
     def call(self) -> CallEntry:
-        """How the denoiser is called."""
+        """Return how the denoiser is called."""
         return self.entry.call
 
     def sizes(self, leaves: Mapping[str, Any]) -> dict[str, int]:
-        """The dynamic dimensions in a call with these arguments, none if all sizes are fixed.
+        """Return the dynamic dimensions in a call with these arguments, none if all sizes are fixed.
 
         Raises:
             Mismatch: The call is not one that was exported.
@@ -70,26 +70,25 @@ class SizedProgram:
             if not isinstance(value, torch.Tensor):
                 raise Mismatch(f"{path} is {_describe(value)}, but was a tensor")
             wanted = [size_at(size, values) for size in entry.shape]
-            if path not in self.call.unused and (dtype_name(value.dtype) != entry.dtype or list(value.shape) != wanted):
-                here = f" at {show(values)}" if wanted != entry.shape else ""
-                raise Mismatch(f"{path} is {_layout(value)}, but was {shown(entry)}{here}")
+            layout = TensorEntry.of(value)
+            if path not in self.call.unused and (layout.dtype, layout.shape) != (entry.dtype, wanted):
+                where = f" at {show(values)}" if wanted != entry.shape else ""
+                raise Mismatch(f"{path} is {layout}, but was {entry}{where}")
         self._require_constants(leaves)
         return values
 
     def _read(self, leaves: Mapping[str, Any]) -> dict[str, int]:
-        """The dimensions as the first argument that has them tells."""
+        """Return the dimensions as the first argument that has them tells."""
         values: dict[str, int] = {}
         for name, path, axis, scale, shift in self._tells:
-            tensor = leaves.get(path)
-            if not isinstance(tensor, torch.Tensor) or tensor.ndim != len(self.call.arguments[path].shape):
-                raise Mismatch(f"{path} is {_describe(tensor)}, but was {shown(self.call.arguments[path])}")
+            tensor, entry = leaves.get(path), self.call.arguments[path]
+            if not isinstance(tensor, torch.Tensor) or tensor.ndim != len(entry.shape):
+                raise Mismatch(f"{path} is {_describe(tensor)}, but was {entry}")
             values[name], rest = divmod(tensor.shape[axis] - shift, scale)
             low, high = self.entry.dims[name]
             if rest or not low <= values[name] <= high:
-                raise Mismatch(
-                    f"{path} is {_layout(tensor)}, but was {shown(self.call.arguments[path])} with {name} from {low} "
-                    f"to {high}"
-                )
+                found = TensorEntry.of(tensor)
+                raise Mismatch(f"{path} is {found}, but was {entry} with {name} from {low} to {high}")
         return values
 
     def _require_constants(self, leaves: Mapping[str, Any]) -> None:
@@ -98,19 +97,19 @@ class SizedProgram:
                 continue
             if path not in self.call.constants:
                 raise Mismatch(f"{path} is {_describe(value)}, but was not given")
-            known = self.call.constants[path]
-            if not is_plain(value) or (list(value) if isinstance(value, tuple) else value) != known:
-                raise Mismatch(f"{path} is {_describe(value)}, but was {known!r}")
+            constant = self.call.constants[path]
+            if not is_plain(value) or (list(value) if isinstance(value, tuple) else value) != constant:
+                raise Mismatch(f"{path} is {_describe(value)}, but was {constant!r}")
         if missing := self.call.constants.keys() - leaves.keys():
             raise Mismatch(f"{min(missing)} is not given, but was {self.call.constants[min(missing)]!r}")
 
     @property
     def _names_fields(self) -> bool:
-        """Whether the result has named fields, so that it can be given as a tuple as well."""
+        """Return whether the result has named fields, so that it can be given as a tuple as well."""
         return isinstance(self.call.result, dict) and "record" in self.call.result
 
     def run(self, leaves: Mapping[str, Any], values: Point) -> Any:
-        """Runs the step that is due, for a call that fits, at these sizes."""
+        """Run the step that is due, for a call that fits, at these sizes."""
         sized = self._at(values)
         inputs = [
             self._argument(name, leaves, sized.strides[name]) if weight is None else weight
@@ -131,38 +130,29 @@ class SizedProgram:
         return self._made[key]
 
     def _argument(self, path: str, leaves: Mapping[str, Any], stride: tuple[int, ...]) -> torch.Tensor:
-        """The tensor in the layout that the code was compiled for: a copy, where an expanded tensor is passed."""
+        """Return the tensor in the layout that the code was compiled for; a copy where an expanded tensor is passed."""
         value: torch.Tensor = leaves[path]
         if value.device != self.device:
             raise PackageError(f"{path} lies on {value.device}, the package runs on {self.device}; move it there")
         return laid_out(value, stride, self.device)
 
     def attach(self, clock: Clock | None) -> None:
-        """Lets a clock tell the step, or None for ``trajectory`` and counting."""
+        """Let a clock tell the step, or None for ``trajectory`` and counting."""
         self.planned = replace(self.planned, clock=clock)
         for key, sized in self._made.items():
             self._made[key] = replace(sized, planned=replace(sized.planned, clock=clock))
 
 
 def _tells(entry: ProgramEntry) -> Iterator[tuple[str, str, int, int, int]]:
-    """For each dimension where it is read: argument and axis, scale and shift."""
-    known: set[str] = set()
+    """Yield for each dimension where it is read: argument and axis, scale and shift."""
+    found: set[str] = set()
     for path, layout in entry.call.arguments.items():
         for axis, size in enumerate(layout.shape):
             form = None if isinstance(size, int) or path in entry.call.unused else read_size(size).linear
-            if form and form[0] not in known:
-                known.add(form[0])
+            if form and form[0] not in found:
+                found.add(form[0])
                 yield form[0], path, axis, form[1], form[2]
 
 
-def shown(entry: TensorEntry) -> str:
-    """``float32[batch, 4, 2*height]``."""
-    return f"{entry.dtype}[{', '.join(map(str, entry.shape))}]"
-
-
-def _layout(tensor: torch.Tensor) -> str:
-    return f"{dtype_name(tensor.dtype)}{list(tensor.shape)}"
-
-
 def _describe(value: Any) -> str:
-    return f"a tensor {_layout(value)}" if isinstance(value, torch.Tensor) else repr(value)
+    return f"a tensor {TensorEntry.of(value)}" if isinstance(value, torch.Tensor) else repr(value)

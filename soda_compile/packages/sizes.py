@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,23 +26,19 @@ class Size:
     terms: tuple[tuple[float, tuple[str, ...]], ...]
 
     def at(self, values: Mapping[str, Any]) -> Any:
-        """The size where the dimensions have these values, numbers or symbols."""
-        total: Any = 0
-        for factor, names in self.terms:
-            product: Any = factor
-            for name in names:
-                product = product * values[name]
-            total = total + product
-        return total
+        """Return the size where the dimensions have these values: numbers, symbols or nodes of a graph."""
+        factors = ([values[part] if isinstance(part, str) else part for part in _parts(*term)] for term in self.terms)
+        products = [functools.reduce(operator.mul, parts) for parts in factors]
+        return functools.reduce(operator.add, products) if products else 0
 
     @property
     def names(self) -> frozenset[str]:
-        """The dimensions that it depends on."""
+        """Return the dimensions that it depends on."""
         return frozenset(name for _, names in self.terms for name in names)
 
     @property
     def linear(self) -> tuple[str, int, int] | None:
-        """Name, scale and shift, where it is a multiple of one dimension, plus a number."""
+        """Return name, scale and shift, where it is a multiple of one dimension, plus a number."""
         named = [(factor, names) for factor, names in self.terms if names]
         if len(named) != 1 or len(named[0][1]) != 1:
             return None
@@ -48,14 +46,16 @@ class Size:
         return (named[0][1][0], scale, shift) if isinstance(scale, int) and isinstance(shift, int) else None
 
     def __str__(self) -> str:
-        shown = (
-            "*".join([*([str(factor)] if factor != 1 or not names else []), *names]) for factor, names in self.terms
-        )
-        return " + ".join(shown)
+        return " + ".join("*".join(map(str, _parts(*term))) for term in self.terms)
+
+
+def _parts(factor: float, names: tuple[str, ...]) -> list[Any]:
+    """Return what is multiplied in a term: no factor of 1 before a name."""
+    return [*([factor] if factor != 1 or not names else []), *names]
 
 
 def read_size(text: str) -> Size:
-    """The size that ``str`` wrote."""
+    """Return the size that ``str`` wrote."""
     terms = []
     for term in text.split(" + "):
         first, *rest = term.split("*")
@@ -65,17 +65,17 @@ def read_size(text: str) -> Size:
 
 
 def size_at(size: int | str, values: Point) -> int:
-    """The size in a package's description where the dimensions have these values."""
+    """Return the size in a package's description where the dimensions have these values."""
     return size if isinstance(size, int) else int(read_size(size).at(values))
 
 
 def show(point: Point) -> str:
-    """``batch=2, height=3``."""
+    """Return ``batch=2, height=3``."""
     return ", ".join(f"{name}={value}" for name, value in point.items())
 
 
 def fit(points: Sequence[Point], values: Sequence[int]) -> int | Size | None:
-    """The size that has these values at these points; None if no sum of products with whole factors has.
+    """Return the size that has these values at these points; None if no sum of products with whole factors has.
 
     Args:
         points: All combinations of two values for each dimension at least; more points are checked.
@@ -90,7 +90,7 @@ def fit(points: Sequence[Point], values: Sequence[int]) -> int | Size | None:
 
 
 def fit_number(points: Sequence[Point], values: Sequence[float]) -> Size | None:
-    """As ``fit``, for floating point numbers that the model computes from sizes, such as a scale of positions."""
+    """Return the same for a floating point number that the model computes from sizes, such as a scale of positions."""
     products, factors = _solve(points, values)
     simple = [float(Fraction(factor).limit_denominator(1 << 16)) for factor in factors]
     size = Size(tuple((factor, group) for factor, group in zip(simple, products, strict=True) if factor))
@@ -99,7 +99,7 @@ def fit_number(points: Sequence[Point], values: Sequence[float]) -> Size | None:
 
 
 def _solve(points: Sequence[Point], values: Sequence[float]) -> tuple[list[tuple[str, ...]], list[float]]:
-    """All products of dimensions, and the factors with which they come nearest to the values."""
+    """Return all products of dimensions, and the factors with which they come nearest to the values."""
     names = [name for name in points[0] if len({point[name] for point in points}) > 1]
     products = [group for count in range(len(names) + 1) for group in itertools.combinations(names, count)]
     rows = [[math.prod(point[name] for name in group) for group in products] for point in points]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from soda_compile.errors import OptionError
+from soda_compile.packages.arguments import copy_tensors, map_leaves
 from soda_compile.packages.sizes import Point, Size
 from soda_compile.torch_internals.tracing import linear_dim
 
@@ -33,11 +35,11 @@ class Space:
 
     @property
     def varying(self) -> dict[str, tuple[int, int]]:
-        """The dimensions that have several values."""
+        """Return the dimensions that have several values."""
         return {name: (low, high) for name, (low, high) in self.ranges.items() if low < high}
 
     def typical(self) -> dict[str, int]:
-        """Sizes in the middle of the ranges; each its own where that is possible, so that none is taken for another."""
+        """Return sizes in the middle of the ranges, all different where possible, so that none is taken for another."""
         sizes: dict[str, int] = {}
         for name, (low, high) in self.varying.items():
             middle = sorted(range(low, high + 1), key=lambda size: abs(size - (low + high + 1) // 2))
@@ -45,7 +47,7 @@ class Space:
         return sizes
 
     def points(self) -> list[dict[str, int]]:
-        """Sizes to capture the model at: what they have in common holds for all sizes.
+        """Return sizes to capture the model at: what they have in common holds for all sizes.
 
         Two values of each dimension in all combinations tell how sizes depend on them, a last point checks it.
         """
@@ -54,21 +56,19 @@ class Space:
         points = dict.fromkeys([*itertools.product(*pairs), last])
         return [dict(zip(self.ranges, point, strict=True)) for point in points]
 
-    def resized(self, arguments: Mapping[str, Any], point: Point, path: str = "") -> dict[str, Any]:
-        """The arguments with their dynamic axes at these sizes; their entries are repeated."""
-        return {name: self._resized(value, point, path + name) for name, value in arguments.items()}
+    def stretch(self, bound: inspect.BoundArguments, point: Point) -> None:
+        """Replace the arguments by copies with their dynamic axes at these sizes; their entries are repeated."""
 
-    def _resized(self, value: Any, point: Point, path: str) -> Any:
-        if isinstance(value, Mapping):
-            return self.resized(value, point, f"{path}.")
-        if isinstance(value, list | tuple):
-            return type(value)(self._resized(item, point, f"{path}.{index}") for index, item in enumerate(value))
-        for axis, size in self.axes.get(path, {}).items():
-            value = value.index_select(axis, torch.arange(size.at(point), device=value.device) % value.shape[axis])
-        return value
+        def resize(path: str, value: Any) -> Any:
+            for axis, size in self.axes.get(path, {}).items():
+                value = value.index_select(axis, torch.arange(size.at(point), device=value.device) % value.shape[axis])
+            return value
+
+        for name, value in copy_tensors(bound.arguments).items():
+            bound.arguments[name] = map_leaves(resize, value, name)
 
     def split_at_one(self) -> Iterator[Space]:
-        """Spaces that cover this one, without 1 in any range of several values."""
+        """Yield spaces that cover this one, without 1 in any range of several values."""
         for name, (low, high) in self.ranges.items():
             if low == 1 < high:
                 for part in ((1, 1), (2, high)):
@@ -78,7 +78,7 @@ class Space:
 
 
 def space_of(leaves: Mapping[str, Any], shapes: DynamicShapes | None) -> Space:
-    """Reads what the user says is dynamic.
+    """Read what the user says is dynamic.
 
     Args:
         leaves: The arguments of the example call by path.
@@ -104,16 +104,7 @@ def space_of(leaves: Mapping[str, Any], shapes: DynamicShapes | None) -> Space:
 
 
 def batch_shapes(leaves: Mapping[str, Any], low: int, high: int) -> dict[str, Any]:
-    """A dynamic batch: the first axis of all tensors that are as long there as the first tensor is.
-
-    Args:
-        leaves: The arguments of the example call by path.
-        low: The smallest batch.
-        high: The largest.
-
-    Returns:
-        ``dynamic_shapes`` for ``export``, by path.
-    """
+    """Return ``dynamic_shapes`` for a batch: the first axis of all tensors that are as long there as the first."""
     tensors = {path: value for path, value in leaves.items() if isinstance(value, torch.Tensor) and value.ndim}
     batch = next(iter(tensors.values())).shape[0]
     dim = torch.export.Dim("batch", min=low, max=high)
@@ -126,8 +117,8 @@ def _entries(shapes: Any, leaves: Mapping[str, Any], prefix: str = "") -> Iterat
         if entry is None:
             continue
         if isinstance(leaves.get(path), torch.Tensor):
-            given = entry.items() if isinstance(entry, Mapping) else enumerate(entry)
-            yield path, {axis: dim for axis, dim in given if dim is not None}
+            dims = entry.items() if isinstance(entry, Mapping) else enumerate(entry)
+            yield path, {axis: dim for axis, dim in dims if dim is not None}
         elif isinstance(entry, Mapping | Sequence) and any(leaf.startswith(f"{path}.") for leaf in leaves):
             yield from _entries(entry, leaves, f"{path}.")
         else:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from soda_compile.errors import PackageError
+from soda_compile.packages.manifest import dtype_name
 
-# Pieces run as fast, and with the same rounding, on tensors that lie where torch would have put them.
+# Subgraphs run as fast, and with the same rounding, on tensors that lie where torch would have put them.
 ALIGNMENT = 64
 DTYPES = {
     "F64": torch.float64,
@@ -31,13 +32,8 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """``float32`` for ``torch.float32``."""
-    return str(dtype).removeprefix("torch.")
-
-
 def named_dtype(name: str) -> torch.dtype:
-    """``torch.float32`` for ``float32``."""
+    """Return ``torch.float32`` for ``float32``."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise PackageError(f"the package names the dtype {name!r}, which this torch does not have")
@@ -45,7 +41,7 @@ def named_dtype(name: str) -> torch.dtype:
 
 
 def pack(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
-    """Chunks of a safetensors file; tensors of whole cache lines come first, so that these stay aligned.
+    """Yield a safetensors file in chunks; tensors of whole cache lines come first, so that these stay aligned.
 
     Raises:
         PackageError: For a dtype that the format does not have.
@@ -58,26 +54,18 @@ def pack(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
         if tensor.dtype not in _NAMES:
             raise PackageError(f"tensor {name} has dtype {dtype_name(tensor.dtype)}, which safetensors cannot store")
         stop = offset + tensor.nbytes
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, stop],
-        }
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, stop]}
         offset = stop
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     yield struct.pack("<Q", len(text)) + text
     for name in order:
         if tensors[name].nbytes:
-            yield _bytes(tensors[name]).numpy().data
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            yield tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def unpack(data: memoryview) -> dict[str, torch.Tensor]:
-    """Tensors that share the memory of ``data``; the ones that would lie unaligned are copied.
+    """Return tensors that share the memory of ``data``; the ones that would lie unaligned are copied.
 
     Args:
         data: A writable view of a safetensors file whose checksum was verified.
@@ -102,7 +90,7 @@ def unpack(data: memoryview) -> dict[str, torch.Tensor]:
 
 
 def laid_out(tensor: torch.Tensor, stride: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """The tensor with these strides on this device; itself where that is so already."""
+    """Return the tensor with these strides on this device; itself where that is so already."""
     if tensor.device == device and tensor.stride() == stride:
         return tensor
     return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=device).copy_(tensor)

@@ -25,23 +25,16 @@ class Timing:
 
     @property
     def trajectory(self) -> float:
-        """Median over trajectories, in seconds."""
+        """Return the median over trajectories, in seconds."""
         return statistics.median(map(sum, self.seconds))
 
     def steps(self, numbers: tuple[int, ...]) -> float:
-        """Median over these steps of all trajectories, in seconds."""
+        """Return the median over these steps of all trajectories, in seconds."""
         return statistics.median(one[number] for one in self.seconds for number in numbers)
 
 
 def time_package(denoiser: PackagedDenoiser, program: SizedProgram, rounds: int, values: Point) -> Timing:
-    """Runs whole trajectories.
-
-    Args:
-        denoiser: The package.
-        program: Which of its programs.
-        rounds: Trajectories to time.
-        values: The dynamic dimensions of the program, if it has some.
-    """
+    """Run and time whole trajectories of one program of a package; ``values`` are its dynamic dimensions, if any."""
     inputs = [random_inputs(program, denoiser.plan, step, values) for step in range(denoiser.plan.steps)]
     return Timing(tuple(_trajectory(denoiser, program, inputs, values) for _ in range(rounds + 1))[1:])
 
@@ -62,7 +55,7 @@ def _trajectory(
 
 
 def random_inputs(program: SizedProgram, plan: Plan, step: int, sizes: Point) -> dict[str, Any]:
-    """Tensor arguments of one call by path: noise, zeros for integers, ones for masks, and the plan's timestep."""
+    """Return tensor arguments by path: noise, zeros for integers, ones for masks, and the plan's timestep."""
     generator = torch.Generator().manual_seed(step)
     values: dict[str, Any] = {}
     for path, entry in program.call.arguments.items():

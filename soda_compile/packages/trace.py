@@ -15,14 +15,8 @@ from soda_compile.errors import CaptureError, PackageError
 from soda_compile.ir.structure import Structure
 from soda_compile.packages.arguments import copy_tensors, encode_result, encode_signature, flatten, is_plain
 from soda_compile.packages.manifest import CallEntry, InputEntry, TensorEntry, WeightEntry
-from soda_compile.packages.tensors import dtype_name
 
 ExampleInputs = Mapping[str, Any] | tuple[Any, ...]
-
-
-def layout(tensor: torch.Tensor) -> TensorEntry:
-    """The tensor's layout."""
-    return TensorEntry(shape=list(tensor.shape), stride=list(tensor.stride()), dtype=dtype_name(tensor.dtype))
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -43,20 +37,20 @@ class ModelTensors:
     entries: dict[str, WeightEntry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        saved = {name for name, _ in self.model.state_dict(keep_vars=True).items()}
+        saved = self.model.state_dict(keep_vars=True).keys()
         self._names: dict[int, list[tuple[str, str]]] = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            self._names.setdefault(id(parameter), []).append((name, "parameter" if name in saved else "own"))
-        for name, buffer in self.model.named_buffers(remove_duplicate=False):
-            self._names.setdefault(id(buffer), []).append((name, "buffer" if name in saved else "own"))
+        kinds = {"parameter": self.model.named_parameters, "buffer": self.model.named_buffers}
+        for kind, named in kinds.items():
+            for name, tensor in named(remove_duplicate=False):
+                self._names.setdefault(id(tensor), []).append((name, kind if name in saved else "own"))
 
     def name(self, tensor: torch.Tensor, path: str) -> str:
-        """The name of a tensor that a graph reads; ``path`` is where Dynamo found one that is not registered."""
+        """Return the name of a tensor that a graph reads; ``path`` is where Dynamo found one that is not registered."""
         (name, kind), *others = self._names.setdefault(id(tensor), [(path, "own")])
         if name not in self.tensors:
             self.tensors[name] = tensor.detach()
             self.entries[name] = WeightEntry(
-                **layout(tensor).model_dump(),
+                **TensorEntry.of(tensor).model_dump(),
                 kind=kind,  # type: ignore[arg-type]
                 aliases=[alias for alias, _ in others],
             )
@@ -65,12 +59,12 @@ class ModelTensors:
         return name
 
     def of_kind(self, *kinds: str) -> dict[str, torch.Tensor]:
-        """The tensors of these kinds."""
+        """Return the tensors of these kinds."""
         return {name: tensor for name, tensor in self.tensors.items() if self.entries[name].kind in kinds}
 
     @property
     def device(self) -> torch.device:
-        """Where they all lie.
+        """Return where they all lie.
 
         Raises:
             PackageError: There is no parameter, or there are several devices.
@@ -83,18 +77,10 @@ class ModelTensors:
         return devices.pop()
 
 
-@dataclass(frozen=True, eq=False)
-class Traced:
-    """A captured denoiser and how it is called."""
-
-    structure: Structure
-    call: CallEntry
-
-
 def trace(
     model: torch.nn.Module, bound: inspect.BoundArguments, weights: ModelTensors, timestep_input: str | None
-) -> Traced:
-    """Captures one call of a denoiser; runs it once, in eager mode.
+) -> tuple[Structure, CallEntry]:
+    """Capture one call of a denoiser, and how it is called; runs it once, in eager mode.
 
     Args:
         model: The denoiser.
@@ -129,18 +115,18 @@ def trace(
             )
     call = CallEntry(
         signature=encode_signature(bound.signature),
-        arguments={path: layout(value) for path, value in tensors.items()},
+        arguments={path: TensorEntry.of(value) for path, value in tensors.items()},
         unused=[path for path in tensors if path not in read],
         constants=constants,
         inputs=inputs,
         timestep=structure.paths.index(timestep_input) if timestep_input in structure.paths else None,
         result=encode_result(captured.result, lambda tensor: _position(run.outputs, tensor)),
     )
-    return Traced(structure, call)
+    return structure, call
 
 
 def bind_example(model: torch.nn.Module, example: ExampleInputs) -> inspect.BoundArguments:
-    """The example inputs as arguments of the model's forward, defaults among them.
+    """Return the example inputs as arguments of the model's forward, defaults among them.
 
     Raises:
         PackageError: If they do not fit it.

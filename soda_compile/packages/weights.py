@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from soda_compile.errors import PackageError
-from soda_compile.packages.manifest import WeightEntry
-from soda_compile.packages.tensors import dtype_name, laid_out
+from soda_compile.packages.manifest import WeightEntry, dtype_name
+from soda_compile.packages.tensors import laid_out
 
 Source = str | os.PathLike[str] | Mapping[str, torch.Tensor]
 
@@ -19,20 +19,20 @@ Source = str | os.PathLike[str] | Mapping[str, torch.Tensor]
 def bind(
     entries: Mapping[str, WeightEntry], tensors: Mapping[str, torch.Tensor], device: torch.device, source: str
 ) -> dict[str, torch.Tensor]:
-    """The tensors that the programs read, checked and in the layout that the code was compiled for.
+    """Return the tensors that the manifest asks for, checked and in the layout that the code was compiled for.
 
     Args:
-        entries: What the manifest asks for.
-        tensors: What there is, by name; more than is asked for does no harm.
+        entries: The manifest's entries.
+        tensors: Tensors by name; more than is asked for does no harm.
         device: Where the code runs.
-        source: What to call the tensors' origin in an error.
+        source: Name of the tensors' origin in an error.
 
     Raises:
         PackageError: A tensor is missing or has another shape or dtype.
     """
     bound = {}
     for name, entry in entries.items():
-        found = next((tensors[known] for known in (name, *entry.aliases) if known in tensors), None)
+        found = next((tensors[alias] for alias in (name, *entry.aliases) if alias in tensors), None)
         if found is None:
             raise PackageError(
                 f"{source} has no tensor {name!r}; it must be the checkpoint that the package was made of"
@@ -48,7 +48,7 @@ def bind(
 
 
 def read_checkpoint(source: Source, names: set[str]) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint by name, as far as ``names`` asks for them.
+    """Return tensors of a checkpoint by name, as far as ``names`` asks for them.
 
     Args:
         source: A ``.safetensors`` file, a folder with such files (all of them are one checkpoint), or tensors by name.

@@ -1,4 +1,4 @@
-"""Use of torch that is not public API, but for Inductor (``torch_inductor``). Checked with torch 2.11 and 2.13.
+"""Use of torch that is not public API, but for Inductor (``inductor``). Checked with torch 2.11 and 2.13.
 
 Dynamo and Inductor are imported where they are used: they take seconds, and a process that only runs a package from
 ``soda_compile.load`` needs neither.
@@ -16,55 +16,33 @@ import torch
 from torch import fx
 from torch._logging._internal import trace_structured
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary as WeakIdKeyDictionary
 
 BUILT_IN = ("aten", "prims")  # namespaces of operators that mean the same in every process
 
-__all__ = [
-    "BUILT_IN",
-    "SizeGuards",
-    "WeakIdKeyDictionary",
-    "capture_failures",
-    "fake_mode_of",
-    "inductor_cache_folder",
-    "is_wrapper",
-    "known_float",
-    "largest_size",
-    "linear_dim",
-    "log_artifact",
-    "mark_dynamic",
-    "refake",
-    "refake_mode",
-    "refused_by_caches",
-    "size_guards",
-    "source_name",
-    "specialised",
-    "tracing_state",
-]
-
 
 def capture_failures() -> tuple[type[Exception], ...]:
-    """What Dynamo raises where it cannot capture a model as one graph; for an ``except`` clause."""
+    """Return the errors of Dynamo where it cannot capture a model as one graph; for an ``except`` clause."""
     from torch._dynamo.exc import Unsupported, UserError
 
     return Unsupported, UserError
 
 
 def source_name(placeholder: fx.Node) -> str:
-    """Where Dynamo found this graph input, as a Python expression; empty when it does not say."""
+    """Return where Dynamo found a graph input, as a Python expression; empty when it does not say."""
     argument = placeholder.meta.get("grapharg")
     name = getattr(getattr(argument, "source", None), "name", "")
     return str(name() if callable(name) else name)  # a method up to torch 2.9, a property after
 
 
 def is_wrapper(value: Any) -> bool:
-    """Whether a value is a tensor subclass around plain tensors, such as a quantised weight."""
+    """Return whether a value is a tensor subclass around plain tensors, such as a quantised weight."""
     return bool(is_traceable_wrapper_subclass(value))
 
 
 @contextmanager
 def specialised(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Example inputs with the sizes that they have now, each guarded: other sizes compile again.
+    """Give example inputs with the sizes that they have now, each guarded: other sizes compile again.
 
     Where Dynamo made sizes symbolic, its tracing context is hidden, which knows guards on its symbols.
     """
@@ -93,7 +71,7 @@ def specialised(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def refake(value: Any) -> Any:
-    """Fake tensors as members of the fake mode that is being traced under, so that graphs of one model can be mixed."""
+    """Return fake tensors of the fake mode that is being traced under, so that graphs of one model can be mixed."""
     from torch._subclasses.fake_tensor import FakeTensor
 
     if isinstance(value, list | tuple):
@@ -106,7 +84,7 @@ def refake(value: Any) -> Any:
 
 
 def refake_mode() -> AbstractContextManager[Any]:
-    """The fake mode that is being traced under; a new one where nothing is."""
+    """Return the fake mode that is being traced under; a new one where nothing is."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return _home_mode() or FakeTensorMode()
@@ -120,7 +98,7 @@ def _home_mode() -> Any:
 
 
 def tracing_state() -> list[str]:
-    """The settings of the process that what a trace gives can depend on, a line each."""
+    """Return the settings of the process that a trace can depend on, a line each."""
     from torch.overrides import _get_current_function_mode_stack
     from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
@@ -142,7 +120,7 @@ def tracing_state() -> list[str]:
 
 
 def refused_by_caches(module: fx.GraphModule) -> str:
-    """Why PyTorch's own caches of graphs would not keep this one; empty if they would."""
+    """Return why PyTorch's own caches of graphs would not keep this one; empty if they would."""
     from torch._functorch._aot_autograd.autograd_cache import check_cacheable
     from torch._inductor import config
 
@@ -156,21 +134,21 @@ def refused_by_caches(module: fx.GraphModule) -> str:
 
 
 def inductor_cache_folder() -> str:
-    """Where Inductor keeps its caches."""
+    """Return where Inductor keeps its caches."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return cache_dir()
 
 
 def known_float(value: Any) -> float | None:
-    """The number behind a symbolic float that Dynamo knows, with a guard; None for anything else."""
+    """Return the number behind a symbolic float that Dynamo knows, with a guard; None for anything else."""
     from torch.fx.experimental.symbolic_shapes import guard_float
 
     return guard_float(value) if isinstance(value, torch.SymFloat) and value.node.has_hint() else None
 
 
 def largest_size(size: torch.SymInt) -> int:
-    """The largest value of a size that depends on data, such as the tokens that a mask keeps; 0 if unbounded."""
+    """Return the largest value of a size that depends on data, as the tokens that a mask keeps; 0 if unbounded."""
     upper = size.node.shape_env.bound_sympy(size.node.expr).upper
     return int(upper) if upper.is_Integer else 0
 
@@ -188,17 +166,17 @@ class SizeGuards:
     symbols: Mapping[Any, Any]
 
     def holds(self, condition: Any, values: Mapping[Any, int]) -> bool:
-        """Whether a condition surely holds where the symbols have these values, by name."""
+        """Return whether a condition surely holds where the symbols have these values, by name."""
         numbers = {self.symbols[name]: sympy.Integer(value) for name, value in values.items()}
         return bool(condition.xreplace(numbers) == sympy.true)
 
     def about(self, condition: Any) -> set[Any]:
-        """Names of the symbols in a condition."""
+        """Return the names of the symbols in a condition."""
         return {name for name, symbol in self.symbols.items() if symbol in condition.free_symbols}
 
 
 def size_guards(sizes: Mapping[Any, Any]) -> SizeGuards:
-    """What was taken for granted about symbolic sizes so far; numbers among them are taken as they are."""
+    """Return the guards on symbolic sizes so far; numbers among the sizes are taken as they are."""
     symbolic = {name: size.node for name, size in sizes.items() if isinstance(size, torch.SymInt)}
     if not symbolic:
         return SizeGuards((), {})
@@ -210,14 +188,14 @@ def size_guards(sizes: Mapping[Any, Any]) -> SizeGuards:
 
 
 def mark_dynamic(tensor: torch.Tensor, axis: int) -> None:
-    """Makes Dynamo take the size of this axis as symbolic."""
+    """Make Dynamo take the size of this axis as symbolic."""
     import torch._dynamo
 
     torch._dynamo.mark_dynamic(tensor, axis)
 
 
 def linear_dim(dim: Any) -> tuple[Any, int, int] | None:
-    """A ``torch.export.Dim`` as ``scale * root + shift``; None for anything else."""
+    """Return a ``torch.export.Dim`` as ``scale * root + shift``; None for anything else."""
     if not isinstance(dim, torch.export.Dim):
         return None
     root, function = getattr(dim, "root", dim), getattr(dim, "fn", int)  # a multiple of another has both
@@ -225,12 +203,12 @@ def linear_dim(dim: Any) -> tuple[Any, int, int] | None:
 
 
 def fake_mode_of(values: Any) -> AbstractContextManager[Any]:
-    """The fake mode that the fake tensors among ``values`` belong to; nothing if there are none."""
+    """Return the fake mode that the fake tensors among ``values`` belong to; nothing if there are none."""
     from torch._guards import detect_fake_mode
 
     return detect_fake_mode(values) or nullcontext()
 
 
 def log_artifact(name: str, text: Callable[[], str]) -> None:
-    """Adds a text to the trace that ``TORCH_TRACE`` writes and tlparse shows."""
+    """Add a text to the trace that ``TORCH_TRACE`` writes and tlparse shows."""
     trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": "string"}, payload_fn=text)

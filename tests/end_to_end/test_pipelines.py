@@ -1,4 +1,4 @@
-"""Eight diffusers pipelines, accelerated: the pieces run without Inductor, everything else is as it is for users."""
+"""Eight diffusers pipelines, accelerated: the subgraphs run without Inductor, everything else is as it is for users."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

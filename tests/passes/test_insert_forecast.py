@@ -4,7 +4,7 @@ from golden import golden, text
 from toys import gated, joint
 from tracing import run
 
-from soda_compile.ir.roles import CoefficientInput, SlotInput
+from soda_compile.ir.roles import Slot, StepConstant
 from soda_compile.passes.dead_code import DeadCode
 from soda_compile.passes.insert_forecast import InsertForecast
 from soda_compile.plans.coefficients import lagrange
@@ -66,7 +66,10 @@ def test_the_cuts_of_one_region_share_its_coefficients():
     InsertForecast(3, region, order=1).apply(graph)
     DeadCode().apply(graph)
     roles = [node.meta["role"] for node in graph.find_nodes(op="placeholder") if "role" in node.meta]
-    assert roles == [CoefficientInput(3, 1), *(SlotInput(3, cut, age) for cut in (0, 1) for age in (0, 1))]
+    assert roles == [
+        StepConstant("coefficients", 3),
+        *(Slot("cut", 3, cut, age=age) for cut in (0, 1) for age in (0, 1)),
+    ]
     assert "attention" not in text(graph)
 
 

@@ -6,7 +6,7 @@ from toys import Gated, gated, joint, seeded
 from tracing import run
 
 from soda_compile.ir.graphs import find_node
-from soda_compile.ir.roles import SlotInput
+from soda_compile.ir.roles import Slot
 from soda_compile.passes.dead_code import DeadCode
 from soda_compile.passes.insert_reuse import InsertReuse
 
@@ -58,7 +58,7 @@ def test_slots_tell_the_runtime_what_they_hold():
     graph, region = joint()
     InsertReuse(7, region).apply(graph)
     roles = [node.meta["role"] for node in graph.find_nodes(op="placeholder") if "role" in node.meta]
-    assert roles == [SlotInput(region=7, cut=0, age=0), SlotInput(region=7, cut=1, age=0)]
+    assert roles == [Slot("cut", region=7, cut=0), Slot("cut", region=7, cut=1)]
 
 
 def test_a_cut_that_is_gone_is_an_error():

@@ -7,7 +7,7 @@ from toys import Gated, gated, joint, seeded
 from tracing import parameters_of, run
 
 from soda_compile.analysis.token_axes import wanted_tokens
-from soda_compile.ir.roles import IndexInput, StepInput, TrackInput
+from soda_compile.ir.roles import Slot, StepConstant
 from soda_compile.passes.dead_code import DeadCode
 from soda_compile.passes.prune_tokens import PruneTokens
 from soda_compile.passes.sink_gathers import SinkGathers
@@ -148,9 +148,9 @@ def test_a_shared_index_goes_through_its_slot(use):
     graph, region = gated()
     PruneTokens(3, region, ("h",), prune(0.5), Pruning("drift"), use=use).apply(graph)
     roles = [node.meta["role"] for node in graph.find_nodes(op="placeholder") if "role" in node.meta]
-    assert IndexInput(3, 0) in roles
-    assert (TrackInput(3, 0, "input") in roles) == (use == "keep")
-    assert StepInput() not in roles
+    assert Slot("index", 3, 0) in roles
+    assert (Slot("input", 3, 0) in roles) == (use == "keep")
+    assert StepConstant("number") not in roles
 
 
 def test_streams_of_a_region_have_rates_of_their_own():

@@ -9,7 +9,7 @@ from tracing import parameters_of, run, trace
 
 from soda_compile.analysis.regions import find_regions
 from soda_compile.ir.graphs import find_node, output_of
-from soda_compile.ir.roles import SlotInput
+from soda_compile.ir.roles import Slot
 from soda_compile.ir.structure import Region
 from soda_compile.passes.dead_code import DeadCode
 from soda_compile.passes.insert_reuse import InsertReuse
@@ -51,7 +51,7 @@ def test_golden():
         %add: f32[2, 3, 4] = add(%h, %mul)
         return (%add, %linear)
     """)
-    assert output_of(graph).meta["roles"] == (SlotInput(0, 0, None),)
+    assert output_of(graph).meta["roles"] == (Slot("cut", 0, 0, "write"),)
 
 
 def test_golden_of_a_cut_that_is_part_of_another_tensor():
@@ -76,7 +76,7 @@ def test_golden_of_a_cut_that_is_part_of_another_tensor():
 def test_every_cut_has_a_slot_to_write():
     graph, region = joint()
     WriteSlots(2, region).apply(graph)
-    assert output_of(graph).meta["roles"] == (SlotInput(2, 0, None), SlotInput(2, 1, None))
+    assert output_of(graph).meta["roles"] == (Slot("cut", 2, 0, "write"), Slot("cut", 2, 1, "write"))
 
 
 def test_what_is_returned_anyway_is_copied():

@@ -1,4 +1,4 @@
-"""One compiled piece for each block structure and tuple of modes, at whatever block and step they come up."""
+"""One compiled subgraph for each block structure and tuple of modes, at whatever block and step they come up."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -33,7 +33,7 @@ class Log:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.variants: list[Key] = []
-        self.pieces: list[tuple[Key, ...]] = []
+        self.subgraphs: list[tuple[Key, ...]] = []
         keys: dict[int, Key] = {}
         make_variant, join = steps.make_variant, steps.join
 
@@ -44,7 +44,7 @@ class Log:
             return variant
 
         def logged_join(calls: Any, needed: Any) -> Any:
-            self.pieces.append(tuple(keys[id(variant)] for _, _, variant in calls))
+            self.subgraphs.append(tuple(keys[id(variant)] for _, _, variant in calls))
             return join(calls, needed)
 
         monkeypatch.setattr(steps, "make_variant", logged_variant)
@@ -86,7 +86,7 @@ def test_equal_blocks_share_a_pruned_variant_at_all_steps(log: Log, score: Any):
 
 
 @pytest.mark.parametrize(("name", "share"), [("dit", "region"), ("dit", "block"), ("flux", "region")])
-def test_as_many_pieces_are_compiled_as_there_are_different_treatments(log: Log, name: str, share: Any):
+def test_as_many_subgraphs_are_compiled_as_there_are_different_treatments(log: Log, name: str, share: Any):
     """Scored by drift, modes that differ make graphs that differ."""
     structure = structure_of(name)
     pruning = Pruning("drift", share=share)
@@ -96,7 +96,7 @@ def test_as_many_pieces_are_compiled_as_there_are_different_treatments(log: Log,
     _, lowered = build(structure, rows, pruning)
     assert any(any(mode.action.kind == "prune" for mode in key[1]) for key in log.variants)
     assert len(log.variants) == len(set(log.variants)), "a variant was made twice"
-    assert lowered == len(set(log.pieces))
-    for piece in log.pieces:
-        heavy = [key for key in piece if any(mode.works for mode in key[1])]
-        assert len(piece) == 1 or (not heavy and len(piece) <= LONGEST_JOIN + 2)
+    assert lowered == len(set(log.subgraphs))
+    for subgraph in log.subgraphs:
+        heavy = [key for key in subgraph if any(mode.works for mode in key[1])]
+        assert len(subgraph) == 1 or (not heavy and len(subgraph) <= LONGEST_JOIN + 2)

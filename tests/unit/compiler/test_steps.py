@@ -1,4 +1,4 @@
-"""How the calls of a step are grouped into compiled pieces."""
+"""How the calls of a step are grouped into compiled subgraphs."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Memory that pieces free stays in the process."""
+"""Memory that subgraphs free stays in the process."""
 
 import platform
 import subprocess

@@ -1,10 +1,10 @@
-"""Packages for a range of sizes: one step program from several fixed sizes; pieces run in eager mode here."""
+"""Packages for a range of sizes: one step program from several fixed sizes; subgraphs run in eager mode here."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import artifact_tools as toy
+import package_tools as toy
 import pytest
 import sympy
 import torch
@@ -27,7 +27,7 @@ SHAPES = {"hidden_states": {0: BATCH}, "timestep": [BATCH]}
 
 @pytest.fixture(scope="module", autouse=True)
 def eager() -> Iterator[None]:
-    with toy.eager_pieces():
+    with toy.eager_subgraphs():
         yield
 
 
@@ -92,7 +92,7 @@ def test_other_sizes_are_refused(denoiser: PackagedDenoiser, changes: dict[str, 
 
 def test_the_command_line_makes_shows_and_runs_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    Path("target.py").write_text("import artifact_tools as toy\ndef call():\n    return toy.Denoiser(), toy.inputs()\n")
+    Path("target.py").write_text("import package_tools as toy\ndef call():\n    return toy.Denoiser(), toy.inputs()\n")
     toy.PLAN.save("plan.json")
 
     def succeed(*arguments: str) -> str:

@@ -1,6 +1,6 @@
 """Packages of the digits model: size, time to the first step, and time of a trajectory, on this machine.
 
-    python benchmarks/artifacts.py measure
+    python benchmarks/packages.py measure
 
 Every start is a process of its own that ends with its first denoiser call. Cold starts have empty compiler caches, warm
 ones those of a cold start before. "eager" is the model's own start, the floor for all that need its class. All ways to
@@ -47,7 +47,7 @@ def measure(
     cold_starts: Annotated[int, typer.Option(min=1)] = 2,
     rounds: int = 6,
     folder: Path | None = None,
-    out: Path = Path("benchmarks/results/artifacts.json"),
+    out: Path = Path("benchmarks/results/packages.json"),
 ) -> None:
     """Exports, starts every way, and times whole trajectories of the JIT and of the package.
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tracing import graph_of
 
-from soda_compile.torch_internals.inductor import compiler_probed, inductor_compile, kernels_built_together
+from soda_compile.torch_internals.inductor import compiler_probed, inductor_compile
+from soda_compile.torch_internals.inductor_patches import deferred_kernel_builds
 
 
 class Instructions:
@@ -53,7 +54,7 @@ def test_graphs_are_compiled_while_kernels_are_built(tmp_path: Path, monkeypatch
     wait = AsyncCompile.wait
     monkeypatch.setattr(AsyncCompile, "wait", lambda compiler, scope: (waited.append(scope), wait(compiler, scope)))
     x = torch.randn(3, 5)
-    with kernels_built_together():
+    with deferred_kernel_builds():
         first = inductor_compile(graph_of(lambda x: (x.sin() + 1,), x), {})
         second = inductor_compile(graph_of(lambda x: (x.cos() * 3,), x), {})
         assert not waited
@@ -68,7 +69,7 @@ def test_what_was_compiled_before_a_failure_can_be_called(tmp_path: Path, monkey
     compiled: list[Any] = []
 
     def fail() -> None:
-        with kernels_built_together():
+        with deferred_kernel_builds():
             compiled.append(inductor_compile(graph_of(lambda x: (x.exp() + 2,), x), {}))
             raise RuntimeError("the next one cannot be compiled")
 

@@ -1,4 +1,4 @@
-"""How a loaded package is called: arguments, results, shapes, trajectories; its pieces run in eager mode here."""
+"""How a loaded package is called: arguments, results, shapes, trajectories; its subgraphs run in eager mode here."""
 
 import inspect
 import subprocess
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import artifact_tools as toy
+import package_tools as toy
 import pytest
 import torch
 
@@ -17,7 +17,7 @@ from soda_compile import PackagedDenoiser, PackageError
 
 @pytest.fixture(scope="module", autouse=True)
 def eager() -> Iterator[None]:
-    with toy.eager_pieces():
+    with toy.eager_subgraphs():
         yield
 
 

@@ -1,4 +1,4 @@
-"""A package in a diffusers pipeline, in place of its transformer; its pieces run in eager mode here."""
+"""A package in a diffusers pipeline, in place of its transformer; its subgraphs run in eager mode here."""
 
 import re
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import artifact_tools as toy
+import package_tools as toy
 import pytest
 import torch
 from torch import Tensor
@@ -35,13 +35,13 @@ def draw(pipe: DigitsPipeline, seed: int = 0, **options: Any) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def pieces() -> Iterator[None]:
-    with toy.eager_pieces():
+def subgraphs() -> Iterator[None]:
+    with toy.eager_subgraphs():
         yield
 
 
 @pytest.fixture(scope="module")
-def package(pieces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package(subgraphs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Computes everything at the first two steps, and reuses at the others."""
     pipe = load()
     pipe.scheduler.set_timesteps(STEPS)

@@ -5,10 +5,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import artifact_tools as toy
+import package_tools as toy
 import pytest
 import torch
-from artifact_tools import Calls
+from package_tools import Calls
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.export.pt2_archive import is_pt2_package

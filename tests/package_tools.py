@@ -1,4 +1,4 @@
-"""A small denoiser in the manner of diffusers, and packages whose pieces run in eager mode instead of compiled."""
+"""A small denoiser in the manner of diffusers, and packages whose subgraphs run in eager mode instead of compiled."""
 
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -124,22 +124,22 @@ def outputs(denoiser: Callable[..., Any], calls: Calls) -> list[Tensor]:
 
 
 @contextmanager
-def eager_pieces() -> Any:
-    """Packages exported inside hold no machine code: their pieces run as the graphs that they were made of."""
+def eager_subgraphs() -> Any:
+    """Packages exported inside hold no machine code: their subgraphs run as the graphs that they were made of."""
     modules: dict[str, Any] = {}
 
     def aot_compile(module: Any, options: Any, folder: str, hints: Any) -> tuple[list[str], SizeGuards]:
         modules[Path(folder).name] = module
         Path(folder).mkdir()
-        (Path(folder) / "piece.so").write_bytes(b"code of " + Path(folder).name.encode())
-        return [str(Path(folder) / "piece.so")], SizeGuards((), {})
+        (Path(folder) / "subgraph.so").write_bytes(b"code of " + Path(folder).name.encode())
+        return [str(Path(folder) / "subgraph.so")], SizeGuards((), {})
 
-    def open_piece(package: str, name: str) -> Any:
-        return lambda values: list(modules[name](*values))
+    def open_subgraph(package: str, name: str) -> Any:
+        return lambda *values: list(modules[name](*values))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("soda_compile.packages.aot.aot_compile", aot_compile)
-        patch.setattr("soda_compile.packages.loading.open_piece", open_piece)
+        patch.setattr("soda_compile.packages.loading.open_subgraph", open_subgraph)
         yield
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import artifact_tools as toy
+import package_tools as toy
 import pytest
 import torch
 from safetensors.torch import load
@@ -68,7 +68,7 @@ def test_weights_keep_their_layout_through_a_package(tmp_path: Path) -> None:
     model = toy.Denoiser()
     model.out.weight = torch.nn.Parameter(model.out.weight.detach().t().contiguous().t())
     model.out.bias = model.blocks[0].ff[2].bias  # one tensor under two names
-    with toy.eager_pieces():
+    with toy.eager_subgraphs():
         loaded = soda_compile.load(toy.export(tmp_path / "x.soda.pt2", model))
         torch.testing.assert_close(
             toy.generate(loaded, toy.trajectory())[:2], toy.generate(model, toy.trajectory())[:2]

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import artifact_tools as toy
+import package_tools as toy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import soda_compile
 from soda_compile import PackageError
-from soda_compile.packages.archive import ArchiveWriter, read_archive
+from soda_compile.packages.archive import read_archive, write_archive
 from soda_compile.packages.loading import open_package
 from soda_compile.packages.tensors import unpack
 
@@ -27,7 +27,7 @@ WEIGHTS = "extra/weights.safetensors"
 
 @pytest.fixture(scope="module", autouse=True)
 def eager() -> Iterator[None]:
-    with toy.eager_pieces():
+    with toy.eager_subgraphs():
         yield
 
 
@@ -44,7 +44,7 @@ def external(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails a test that gets as far as loading code."""
-    monkeypatch.setattr("soda_compile.packages.loading.open_piece", lambda *_: pytest.fail("loads code"))
+    monkeypatch.setattr("soda_compile.packages.loading.open_subgraph", lambda *_: pytest.fail("loads code"))
 
 
 def refused(path: Path, reason: str, **options: Any) -> None:
@@ -103,7 +103,7 @@ def test_what_is_no_package_is_refused(tmp_path: Path, no_code: None) -> None:
 def rebuilt(package: Path, target: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
     members = {name: bytes(data) for name, data in read_archive(package).items()}
     change(members)
-    with ArchiveWriter(target) as archive:
+    with write_archive(target) as archive:
         for name, data in members.items():
             if name not in archive.members:
                 archive.add(name, [data])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tracing import graph_of
 
-from soda_compile.torch_internals import inductor as torch_inductor
+from soda_compile.torch_internals import inductor_patches
 from soda_compile.torch_internals.inductor import inductor_compile
 
 
@@ -54,7 +54,7 @@ def test_operators_of_others_pass_through_torch():
 def test_a_torch_that_hides_its_code_is_served_by_its_wrapper(monkeypatch: pytest.MonkeyPatch):
     from contextlib import nullcontext
 
-    monkeypatch.setattr(torch_inductor, "_generated_code", lambda: nullcontext([]))
+    monkeypatch.setattr(inductor_patches, "_generated_code", lambda: nullcontext([]))
     x = torch.randn(3, 4)
     compiled = inductor_compile(graph_of(lambda x: (x.sin(),), x), {})
     assert not is_direct(compiled)

@@ -1,10 +1,10 @@
-"""The commands export, info and run; pieces run in eager mode here."""
+"""The commands export, info and run; subgraphs run in eager mode here."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import artifact_tools as toy
+import package_tools as toy
 import pytest
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from soda_compile.cli import app
 
 TARGET = """
-import artifact_tools as toy
+import package_tools as toy
 
 def named():
     return toy.Denoiser(), toy.inputs()
@@ -24,7 +24,7 @@ def placed():
 
 @pytest.fixture(scope="module", autouse=True)
 def eager() -> Iterator[None]:
-    with toy.eager_pieces():
+    with toy.eager_subgraphs():
         yield
 
 
