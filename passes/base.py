@@ -1,7 +1,5 @@
 """The interface of a pass: a frozen dataclass that rewrites one graph in place and says what it did."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar

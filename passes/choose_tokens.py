@@ -1,7 +1,5 @@
 """Scores of tokens, and the choice of those to compute."""
 
-from __future__ import annotations
-
 import operator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Removes what nothing needs, inputs included."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Replaces a region's cuts by an extrapolation of their last computed values."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Replaces a region's cuts by their stored values."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Makes values that go from block to block contiguous, so that equal blocks are equal."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar

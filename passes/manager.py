@@ -1,7 +1,5 @@
 """The pass manager: every pass of the compiler runs here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from torch import fx

@@ -1,7 +1,5 @@
 """Computes only those output features of a linear that are still used."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Makes a block graph return the values that sensitivity is measured on as well."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

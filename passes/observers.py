@@ -9,8 +9,6 @@ Environment variables, read whenever passes run:
   and right for n - 1, the log (``TORCH_LOGS="+soda_compile"``) names the pass that makes the difference.
 """
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import logging

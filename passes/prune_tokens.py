@@ -1,7 +1,5 @@
 """Replaces a region's cuts by a mixture of stored and freshly computed tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Selections of the tokens of a tensor, and taking them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,7 +47,7 @@ class Place:
     batch: int = 0
     repeat: int = 1
 
-    def moved(self, axis: int, batch: int) -> Place:
+    def moved(self, axis: int, batch: int) -> "Place":
         """Return the same tokens where the axes have other numbers."""
         return replace(self, axis=axis, batch=batch)
 

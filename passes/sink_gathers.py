@@ -1,7 +1,5 @@
 """Moves the choice of tokens from the end of a branch to its beginning."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """The interface of rules for sinking gathers, and helpers that they share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 

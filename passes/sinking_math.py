@@ -1,7 +1,5 @@
 """Rules for arithmetic: one for each kind of operator, which says how taking tokens commutes."""
 
-from __future__ import annotations
-
 import torch
 from torch import fx
 

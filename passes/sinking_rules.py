@@ -4,8 +4,6 @@ A rule is asked for some tokens of a node's output. It asks the sinker for those
 gives the node's operator on them, or raises ``Unsinkable`` with the reason why it can't.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Rules for operators that move, select and join axes: one for each kind, which says how taking tokens commutes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Keeps the values that tokens were scored by when they were last computed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal

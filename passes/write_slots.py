@@ -1,7 +1,5 @@
 """Stores a region's computed cuts."""
 
-from __future__ import annotations
-
 import operator
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """The one line for a diffusers pipeline. Nothing is patched on classes, and nothing is global."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

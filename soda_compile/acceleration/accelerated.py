@@ -1,7 +1,5 @@
 """An accelerated pipeline: its denoisers by their plans, all driven by one noise scheduler."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -111,7 +109,7 @@ class Acceleration:
         denoisers: Mapping[str, torch.nn.Module],
         plans_for: Callable[[Any], Mapping[str, Plan]],
         options: Mapping[str, Any],
-    ) -> Acceleration:
+    ) -> "Acceleration":
         """Tie the scheduler and replace the forwards; on an error nothing has changed.
 
         Raises:

@@ -1,7 +1,5 @@
 """The attribute of a pipeline under which ``restore`` finds what was done to it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from soda_compile.errors import OptionError

@@ -1,7 +1,5 @@
 """Puts a loaded package into a diffusers pipeline and ties it to the pipeline's scheduler."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Sources of plans: the user's, or those stored for the pipeline's present setting."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Keeps sensitivity and plans in the user's cache directory, by what they were measured for."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Repeated blocks of a model in its graph, as consecutive runs of nodes."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence

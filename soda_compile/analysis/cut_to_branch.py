@@ -1,7 +1,5 @@
 """The graph from a region's cuts to its branches."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import fx

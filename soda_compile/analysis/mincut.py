@@ -1,7 +1,5 @@
 """Minimum cuts: the cheapest tensors that separate heavy work from the residual add, as far upstream as they can be."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 
 import networkx as nx

@@ -1,7 +1,5 @@
 """Outlining of a captured denoiser into calls of block graphs that equal blocks share."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

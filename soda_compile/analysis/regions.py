@@ -3,8 +3,6 @@
 Branches that share heavy work (the token groups of a joint attention) are one region.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from torch import fx

@@ -4,8 +4,6 @@ In ``add(a, b)``, if ``a`` is an ancestor of ``b`` then ``a`` is the carry and `
 worth caching if there is heavy work between the carry ``h`` and the branch ``f(h)``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Token axes of a region's values, and the residual streams that the tokens of cuts belong to."""
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Sequence

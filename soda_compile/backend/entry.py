@@ -1,7 +1,5 @@
 """The backend "soda" of torch.compile: the road from Dynamo's graph to a planned denoiser."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import warnings

@@ -1,7 +1,5 @@
 """The structure of a model as the compiler sees it: its blocks and regions, without compiling."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Options of the backend, checked before any work starts."""
 
-from __future__ import annotations
-
 import difflib
 import logging
 import os

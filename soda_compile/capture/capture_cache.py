@@ -1,7 +1,5 @@
 """Captured denoisers in files beside Inductor's caches, so that one is traced in the first process alone."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import logging

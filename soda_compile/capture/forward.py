@@ -1,7 +1,5 @@
 """One module's forward, compiled or replaced for a while, without touching its class or the hooks around it."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -110,7 +108,7 @@ def compile_forward(
     backend: Callable[..., Any],
     around: Callable[[], AbstractContextManager[None]] = nullcontext,
     holders: Holders = own_holder,
-) -> Iterator[CompiledForward]:
+) -> Iterator["CompiledForward"]:
     """Replace the module's forward by a compiled one inside the context.
 
     See ``CompiledForward`` and ``replace_forward`` for the arguments and errors.

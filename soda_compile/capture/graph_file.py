@@ -1,7 +1,5 @@
 """The file form of a captured denoiser: JSON for the graph, safetensors for its constants, one checksum over both."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import operator

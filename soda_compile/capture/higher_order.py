@@ -1,7 +1,5 @@
 """Operators that take graphs, such as flex attention, as ordinary functions of tensors."""
 
-from __future__ import annotations
-
 import hashlib
 import operator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The one way from a model to its graphs: what the backend, inspection, profiling and packages capture."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext

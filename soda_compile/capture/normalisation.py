@@ -1,7 +1,5 @@
 """From Dynamo's graph to the one IR of the compiler: functional pre-dispatch ATen with module paths."""
 
-from __future__ import annotations
-
 import operator
 import re
 import warnings

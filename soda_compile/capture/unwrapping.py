@@ -4,8 +4,6 @@ Inductor takes graphs over plain tensors. Here the graph from Dynamo is given th
 builds the subclass from them first; when it is captured, what the subclass does is traced through.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any

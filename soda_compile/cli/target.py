@@ -1,7 +1,5 @@
 """Finds the function that a target on the command line names, and calls it for a model and its inputs."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import sys

@@ -1,7 +1,5 @@
 """From a captured graph to the structure of the denoiser: outlined blocks with their regions."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Binding of a plan to the denoiser that it must fit."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from soda_compile.analysis.token_axes import region_carries

@@ -4,8 +4,6 @@ Modulations (adaLN) are products of one row per sample with large weights, so th
 launching kernels. In a stage of their own they can be computed for all steps of a trajectory at once.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import hashlib

@@ -1,7 +1,5 @@
 """Conditioning as a stage of its own, whose results are ordinary inputs of the step program."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Sharing of token choices: regions that pick their tokens themselves, and regions that take an earlier choice."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from soda_compile.analysis.token_axes import wanted_tokens

@@ -1,7 +1,5 @@
 """Lowering of subgraphs: each distinct graph once, however often and wherever it is used."""
 
-from __future__ import annotations
-
 import logging
 import operator
 import time

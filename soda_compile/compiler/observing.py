@@ -1,7 +1,5 @@
 """The original denoiser, which hands the values that sensitivity is measured on to an observer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable

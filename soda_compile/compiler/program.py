@@ -1,7 +1,5 @@
 """The step program: for every step of a plan, a flat list of compiled calls with their arguments resolved."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Sequence

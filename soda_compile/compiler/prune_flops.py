@@ -1,7 +1,5 @@
 """FLOPs that pruning saves in each region, as the passes do it."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

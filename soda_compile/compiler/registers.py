@@ -1,7 +1,5 @@
 """Allocation of a register to every value, slot and per-step constant of a program."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 
 import torch

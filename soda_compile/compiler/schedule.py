@@ -1,7 +1,5 @@
 """Slot traffic of a plan's rows: what is stored where, what is read, with which coefficients."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The subgraphs of one step: variants of blocks, as far as they are needed, in groups."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Block variants: a block graph rewritten for what its regions do at a step, and joins of several in a row."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Reasons, region by region: whether tokens can be pruned there, and where the choice of tokens stops."""
 
-from __future__ import annotations
-
 from soda_compile.analysis.token_axes import carries_of, carry_of_cut, token_axis
 from soda_compile.ir.graphs import copy_graph
 from soda_compile.ir.structure import BlockGraph, Note, Structure

@@ -1,7 +1,5 @@
 """The picture of the demonstration: the digits of each method side by side, and the plans below."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

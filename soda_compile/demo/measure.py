@@ -1,7 +1,5 @@
 """Times the methods in turn, and compares what they draw with what the original draws."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import time
@@ -95,7 +93,7 @@ class Stopwatch:
     def _stop(self, *_: Any) -> None:
         self.seconds += time.perf_counter() - self._started
 
-    def __enter__(self) -> Stopwatch:
+    def __enter__(self) -> "Stopwatch":
         hooks = (self._module.register_forward_pre_hook(self._start), self._module.register_forward_hook(self._stop))
         self._hooks = hooks
         return self

@@ -1,7 +1,5 @@
 """The table of the demonstration, and what must be known to read it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The whole road on the digits model: calibrate, plan, compile, compare, write."""
 
-from __future__ import annotations
-
 import sys
 import time
 from dataclasses import dataclass

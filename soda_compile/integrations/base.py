@@ -3,8 +3,6 @@
 ``Framework`` and ``SamplerHook`` are structural: an implementation imports nothing from here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

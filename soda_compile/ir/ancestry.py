@@ -1,7 +1,5 @@
 """Dependence between the nodes of a graph."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 from torch import fx

@@ -1,7 +1,5 @@
 """ATen operators that do heavy work, and those that only rename, cast or select the elements of one tensor."""
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A captured denoiser: the one IR of the compiler."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

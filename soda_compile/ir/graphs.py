@@ -1,7 +1,5 @@
 """Reading and building graphs."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Mapping
 from typing import Any

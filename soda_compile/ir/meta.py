@@ -3,8 +3,6 @@
 Keys of torch itself (``nn_module_stack``, ``example_value``, ``grapharg``) are read by the capture alone.
 """
 
-from __future__ import annotations
-
 from typing import Any, TypedDict, cast
 
 from torch import fx

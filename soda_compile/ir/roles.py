@@ -1,7 +1,5 @@
 """Roles: what the runtime passes for an added input of a rewritten graph, or does with an added result."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The structure of a captured denoiser: blocks, and in each block its regions."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,7 +33,7 @@ class Cut:
     memory_bytes: int
 
     @classmethod
-    def like(cls, node: str, tensor: torch.Tensor) -> Cut:
+    def like(cls, node: str, tensor: torch.Tensor) -> "Cut":
         """Return the layout of a tensor of static sizes as that of a cut."""
         memory_bytes = tensor.numel() * tensor.element_size()
         return cls(node, tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device, memory_bytes)

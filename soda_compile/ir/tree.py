@@ -1,7 +1,5 @@
 """A structure as text: the tree of blocks and regions, what each costs, and what was left alone."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Measures offline how sensitive every step and region is to being skipped (SODA's OFS, arXiv 2603.07057)."""
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

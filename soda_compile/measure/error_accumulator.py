@@ -1,7 +1,5 @@
 """The observer that calibration uses: keeps past values and accumulates the errors of predictions from them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

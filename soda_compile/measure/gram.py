@@ -1,7 +1,5 @@
 """All errors of one region at one step from Gram matrices over its past values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

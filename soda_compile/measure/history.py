@@ -1,7 +1,5 @@
 """The past values that calibration keeps, and the memory that they take."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest

@@ -1,7 +1,5 @@
 """Mean and variance of samples that arrive in parts."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from soda_compile.measure.gram import Floats

@@ -1,7 +1,5 @@
 """The steps that are timed to learn what each action of each region costs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +52,7 @@ class Probing:
     pruning: Pruning | None
 
     @classmethod
-    def build(cls, structure: Structure, pruning: Pruning | None) -> Probing:
+    def build(cls, structure: Structure, pruning: Pruning | None) -> "Probing":
         """Lists the probes: reuse for every kind of region, and each rate at which pruning saves work."""
         groups: dict[object, list[int]] = {}
         for number, region in enumerate(structure.regions):

@@ -1,7 +1,5 @@
 """The folder of profiles, and the key of each."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import platform

@@ -1,7 +1,5 @@
 """Measures what each action of each region costs in time, as compiled, on the device at hand."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import os

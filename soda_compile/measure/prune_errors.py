@@ -6,8 +6,6 @@ error at all rates. In a region of several token groups (joint attention) only t
 ``prune(rate)``: the others, such as text, are few tokens, and planners leave them whole.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The weight of a change of a cut in the residual stream."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """From inner products of changes to errors under every metric."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The tokens of a value that are looked at where memory is short."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Compilation of subgraphs with AOTInductor: each distinct graph once, into files that a package takes."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ The manifest has the checksum of each other member. The file ends in a seal: the
 that lies between the members.
 """
 
-from __future__ import annotations
-
 import hashlib
 import mmap
 import os

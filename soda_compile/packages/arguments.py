@@ -1,7 +1,5 @@
 """Arguments and results of a call as plain structures: named leaves going in, a JSON form coming out."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass

@@ -1,7 +1,5 @@
 """What a model and compiled code take for granted about dynamic sizes, and where it does not hold."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A loaded package as a module that stands where the original denoiser stood."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -108,7 +106,7 @@ class PackagedDenoiser(torch.nn.Module):
         """Return what some pipelines open around each call of a step: it names the branch of guidance."""
         return self.clock.calling(name) if self.clock else nullcontext()
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackagedDenoiser:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "PackagedDenoiser":
         """Let ``.to`` and its like pass where they change nothing.
 
         Raises:

@@ -1,7 +1,5 @@
 """What is in a package, as text."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What compiled code depends on: versions, the device and the CPU. It runs only where it was made, or on the like."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 import re

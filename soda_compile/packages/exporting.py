@@ -1,7 +1,5 @@
 """Writes a planned, compiled denoiser into one file."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

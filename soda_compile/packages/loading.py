@@ -1,7 +1,5 @@
 """Opens a package: verifies it, binds the weights, loads the code."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The JSON files of a package: what is inside, how the denoiser is called, and its step program."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, Self
 
 import torch

@@ -4,8 +4,6 @@ The analysis and the passes know fixed sizes only. They run at several sizes; wh
 numbers, and those must be sums of products of the dynamic dimensions.
 """
 
-from __future__ import annotations
-
 import hashlib
 import operator
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """A step program to its file form and back."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

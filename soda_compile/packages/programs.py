@@ -1,7 +1,5 @@
 """The step program for one space of sizes: captured at one point of it, or at several and merged."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """A step program of a loaded package: what calls it takes, at which sizes, and how they are bound to it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Sizes that depend on dynamic dimensions: sums of products, as text ``4*height*width + 3``."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

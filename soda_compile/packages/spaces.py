@@ -1,7 +1,5 @@
 """Which sizes a package is made for: the dynamic dimensions, what of the inputs has them, and sizes to try."""
 
-from __future__ import annotations
-
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,7 +65,7 @@ class Space:
         for name, value in copy_tensors(bound.arguments).items():
             bound.arguments[name] = map_leaves(resize, value, name)
 
-    def split_at_one(self) -> Iterator[Space]:
+    def split_at_one(self) -> Iterator["Space"]:
         """Yield spaces that cover this one, without 1 in any range of several values."""
         for name, (low, high) in self.ranges.items():
             if low == 1 < high:

@@ -1,7 +1,5 @@
 """Tensors as bytes in the safetensors format: written part by part, read in place from memory."""
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Iterator, Mapping

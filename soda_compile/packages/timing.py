@@ -1,7 +1,5 @@
 """Times a loaded package on random inputs."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from dataclasses import dataclass

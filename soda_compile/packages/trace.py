@@ -1,7 +1,5 @@
 """A captured denoiser and how calls of it are bound to the graph."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

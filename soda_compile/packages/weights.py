@@ -1,7 +1,5 @@
 """The model's tensors at load time: from inside the package, or bound from a checkpoint and checked."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

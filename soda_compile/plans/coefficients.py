@@ -1,7 +1,5 @@
 """Coefficients of forecasts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -1,7 +1,5 @@
 """Counts denoiser calls: at which step of the trajectory a call comes, and for which branch of guidance."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The clock of a generation: its trajectory and step, kept on the host."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager

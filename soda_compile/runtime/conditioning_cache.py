@@ -1,7 +1,5 @@
 """Conditioning of the steps of a trajectory, computed for all at once where the trajectory before foretells it."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Steps as CUDA graphs: each distinct step is recorded once, as a whole, and replayed with one launch."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The compiled denoiser: it finds its step and runs that step's calls."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Freed memory of the subgraphs of a step, in the host's allocator."""
 
-from __future__ import annotations
-
 import torch
 
 

@@ -1,7 +1,5 @@
 """Run-time state of one model under one plan: where each branch of guidance stands, and its slots."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The folder of measurements that are kept between runs."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

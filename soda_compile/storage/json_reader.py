@@ -1,7 +1,5 @@
 """One reader of JSON files: parse, validate against a model, and say in one sentence what is wrong."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, TypeVar
 

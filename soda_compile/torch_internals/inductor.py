@@ -3,8 +3,6 @@
 Inductor is imported where it is used, as ``tracing`` explains.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ They save time alone: with ``SODA_COMPILE_PATCH_INDUCTOR=0`` in the environment 
 the same numbers.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

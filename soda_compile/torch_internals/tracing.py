@@ -4,8 +4,6 @@ Dynamo and Inductor are imported where they are used: they take seconds, and a p
 ``soda_compile.load`` needs neither.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass

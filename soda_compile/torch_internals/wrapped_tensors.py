@@ -1,7 +1,5 @@
 """Tensor subclasses around plain tensors, such as quantised weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The names that diffusers' pipelines give to the branches of guidance."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Generations to measure on: from prompts, from a number of samples, or from the user's own function."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

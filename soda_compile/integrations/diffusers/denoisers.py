@@ -1,7 +1,5 @@
 """Finds the denoisers of a diffusers pipeline, tells them apart, and says which cannot be accelerated."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """Diffusers as a framework that hosts denoisers: see ``integrations.base.Framework``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

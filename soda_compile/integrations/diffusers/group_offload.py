@@ -1,7 +1,5 @@
 """Runs a denoiser under diffusers' group offloading: its hooks cannot be captured, so the whole model is brought in."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """Replaces a method on one object, for a while."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ class MethodHook:
         owner = self.method.__self__
         return MethodType(self.method.__func__, memo.get(id(owner), owner))
 
-    def attach(self) -> MethodHook:
+    def attach(self) -> "MethodHook":
         """Put it on the object; the class stays as it is."""
         setattr(self.method.__self__, self.method.__name__, self)
         return self

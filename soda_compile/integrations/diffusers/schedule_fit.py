@@ -1,7 +1,5 @@
 """The place of a plan in the noise scheduler's timesteps, or the reason why it has none."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from soda_compile.errors import PlanError

@@ -1,7 +1,5 @@
 """Lets one diffusers noise scheduler drive a clock. Only the scheduler object is touched, not its class."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import inspect
@@ -72,7 +70,7 @@ class SchedulerHook:
         """
         return probe_step_weights(self.scheduler, *self.arguments)
 
-    def attach(self) -> SchedulerHook:
+    def attach(self) -> "SchedulerHook":
         """Attach to this scheduler object; its class stays as it is.
 
         Raises:

@@ -1,7 +1,5 @@
 """Step weights: how far an error in the denoiser's output at each step moves the sample."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import math
