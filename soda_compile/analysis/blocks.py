@@ -100,7 +100,7 @@ def _merge(groups: list[_Group], completed: dict[fx.Node, str | None]) -> list[_
 
 
 def _share_out(groups: list[_Group], completed: dict[fx.Node, str | None]) -> None:
-    """Work behind a block, up to the last residual add of that block, joins it; the rest joins the block after it."""
+    """Join work behind a block to it up to its last residual add, and the rest to the block after it."""
     for position, group in enumerate(groups):
         if group.label is not None or position == 0:
             continue

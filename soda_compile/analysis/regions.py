@@ -52,7 +52,7 @@ def find_regions(graph: fx.Graph, block_path: str = "") -> tuple[tuple[Region, .
 
 
 def _group(residuals: Sequence[Residual], ancestry: Ancestry) -> list[list[Residual]]:
-    """Branches with common heavy work belong together: reusing all of them lets that work die."""
+    """Join branches with common heavy work: reusing all of them lets that work die."""
     groups: list[list[Residual]] = []
     for residual in residuals:
         mine = set(residual.heavy)

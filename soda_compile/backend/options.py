@@ -57,7 +57,7 @@ class Options:
 
 
 def check_options(options: Mapping[str, Any] | None = None, mode: str | None = None) -> Options:
-    """Checks what would be passed to ``torch.compile`` and reads the plan, without compiling anything.
+    """Check what would be passed to ``torch.compile`` and reads the plan, without compiling anything.
 
     Args:
         options: As for ``torch.compile(model, backend="soda", options=options)``.

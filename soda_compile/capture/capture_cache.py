@@ -28,7 +28,7 @@ _PLAIN = (*_NUMBERS, str, type(None), type(...), torch.dtype, torch.device, torc
 
 
 def capture_key(module: fx.GraphModule, inputs: Sequence[Any], parameters: Sequence[bool]) -> str | None:
-    """A hash of all that a capture follows from; None where that cannot be told, or PyTorch's caches are off.
+    """Return a hash of all that a capture follows from; None where that cannot be told, or PyTorch's caches are off.
 
     Args:
         module: Graph from Dynamo; its text, where it was traced and where its inputs come from belong to the key.
@@ -49,7 +49,7 @@ def capture_key(module: fx.GraphModule, inputs: Sequence[Any], parameters: Seque
 
 
 def load_capture(key: str | None) -> Captured | None:
-    """The capture that was kept under a key, if there is one; a damaged file is as good as none."""
+    """Return the capture that was kept under a key, if there is one; a damaged file is as good as none."""
     if key is None or not (path := _path(key)).exists():
         return None
     try:
@@ -60,7 +60,7 @@ def load_capture(key: str | None) -> Captured | None:
 
 
 def store_capture(key: str | None, captured: Captured) -> None:
-    """Keeps a capture for the next start."""
+    """Keep a capture for the next start."""
     if key is None:
         return
     try:
@@ -77,7 +77,7 @@ def _path(key: str) -> Path:
 
 @functools.cache
 def _own_sources() -> str:
-    """A digest of the rooms that a capture follows from: another version may capture in another way."""
+    """Return a digest of the rooms that a capture follows from: another version may capture in another way."""
     package = Path(__file__).parents[1]
     files = sorted(file for room in ("torch_internals", "ir", "capture") for file in (package / room).glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
@@ -112,7 +112,7 @@ def _function_name(target: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """An argument as text that says all of it."""
+    """Return an argument as text that says all of it."""
     if isinstance(value, fx.Node):
         return value.name
     if isinstance(value, list | tuple):

@@ -43,7 +43,7 @@ def own_holder(module: torch.nn.Module) -> tuple[Holder, ...]:
 
 @dataclass(eq=False)
 class ReplacedForward:
-    """What stands in for a module's forward.
+    """The function that stands in for a module's forward.
 
     A copy of the module gets the original forward back, on the copy: it must not run this module's.
 
@@ -73,7 +73,7 @@ class ReplacedForward:
 def replace_forward(
     module: torch.nn.Module, function: Callable[..., Any], holders: Holders = own_holder
 ) -> ReplacedForward:
-    """Puts ``function`` where the module's own forward is; hooks that wrap it stay around it.
+    """Put ``function`` where the module's own forward is; hooks that wrap it stay around it.
 
     Raises:
         OptionError: If the forward is replaced already, or compiled by other means.
@@ -93,7 +93,7 @@ def replace_forward(
 
 
 def restore_forward(module: torch.nn.Module, replaced: ReplacedForward) -> None:
-    """Takes back ``replace_forward``, unless somebody else has replaced the forward since."""
+    """Take back ``replace_forward``, unless somebody else has replaced the forward since."""
     for holder in replaced.holders(module):
         if holder.value is replaced:
             if holder.owner is module and holder.name == "forward":
@@ -169,9 +169,9 @@ class CompiledForward:
         return result
 
     def _compile(self, whole: bool) -> Callable[..., Any]:
-        """Dynamo counts recompilations by code object, which all instances of a class share, and gives up after a few.
+        """Compile the forward with a code object of its own, so that any number of instances live side by side.
 
-        A code object of its own for each compiled instance lets any number of them live side by side.
+        Dynamo counts recompilations by code object, which all instances of a class share, and gives up after a few.
         """
         function = self._forward.__func__
         own = FunctionType(

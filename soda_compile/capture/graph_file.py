@@ -24,7 +24,7 @@ class NotPortable(Exception):
 
 
 def encode(captured: Captured) -> bytes:
-    """Packs a captured denoiser.
+    """Pack a captured denoiser.
 
     Raises:
         NotPortable: Naming what the graph holds that cannot be written.
@@ -48,7 +48,7 @@ def encode(captured: Captured) -> bytes:
 
 
 def decode(data: bytes) -> Captured:
-    """Unpacks what ``encode`` packed; fake tensors are made in the fake mode that is being traced under.
+    """Unpack what ``encode`` packed; fake tensors are made in the fake mode that is being traced under.
 
     Raises:
         ValueError: If the data is truncated, damaged, or names an operator that does not exist here.
@@ -119,7 +119,7 @@ _NAMED: Mapping[str, type] = {"dtype": torch.dtype, "layout": torch.layout, "mem
 
 
 def _written(value: Any) -> Any:
-    """An argument as JSON: what JSON has no form for becomes an object with one entry, which says what it is."""
+    """Return an argument as JSON: what JSON has no form for becomes an object with one entry, which says what it is."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, fx.Node):
@@ -150,7 +150,7 @@ def _read(value: Any, made: Mapping[str, fx.Node]) -> Any:
 
 
 def _layouts(value: Any) -> Any:
-    """What is known of a node's result: the layout of a tensor, or several where it gives several."""
+    """Return the layout of a node's result, or several where it gives several."""
     if value is None or type(value) in (bool, int, float):
         return {"number": value}
     if isinstance(value, list | tuple):

@@ -11,7 +11,7 @@ from torch import fx
 
 @dataclass(frozen=True)
 class _Hole:
-    """Where an operand goes."""
+    """The place of an operand."""
 
     index: int
 
@@ -48,7 +48,7 @@ class BoundOperator:
 
 
 def bind_operators(graph: fx.Graph) -> None:
-    """Replaces every operator that takes graphs by a ``BoundOperator``."""
+    """Replace every operator that takes graphs by a ``BoundOperator``."""
     owner = graph.owning_module
     for node in list(graph.nodes):
         modules = [source for source in node.all_input_nodes if source.op == "get_attr"]

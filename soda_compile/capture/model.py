@@ -118,5 +118,5 @@ def capture_model(
 
 
 def _is_rest(module: fx.GraphModule) -> bool:
-    """Whether Dynamo traced the graph after a graph break: it then reads values that were on Python's stack."""
+    """Return whether Dynamo traced the graph after a graph break: it then reads values that were on Python's stack."""
     return any("___stack" in source_name(node) for node in module.graph.find_nodes(op="placeholder"))

@@ -82,7 +82,7 @@ def _normalise(
 
 
 def clean_path(source: str) -> str:
-    """``L['self']._modules['blocks']._modules['0']`` and its relatives as ``blocks.0``."""
+    """Return ``L['self']._modules['blocks']._modules['0']`` and its relatives as ``blocks.0``."""
     stores = "_(?:modules|parameters|buffers)"
     path = re.sub(rf"\.__dict__\[['\"]{stores}['\"]\]|\.{stores}(?=\[)", "", source)
     path = re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", path)
@@ -92,20 +92,20 @@ def clean_path(source: str) -> str:
 
 
 def _addcmul(carry: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *, value: float = 1) -> torch.Tensor:
-    """A fused gate and residual add as the two operations that it is."""
+    """Return a fused gate and residual add as the two operations that it is."""
     product = gate * branch
     return carry + (product if value == 1 else value * product)
 
 
 def _detach_data(graph: fx.Graph) -> None:
-    """``x.data`` as ``x.detach()``, the same alias, which export can follow."""
+    """Write ``x.data`` as ``x.detach()``, the same alias, which export can follow."""
     for node in graph.nodes:
         if getattr(node.target, "__name__", "") == "_get_data_attr":
             node.target = torch.detach
 
 
 def _fix_floats(module: fx.GraphModule) -> None:
-    """Puts numbers for floats that Dynamo made symbolic (the epsilon of a norm, under ``dynamic=True``)."""
+    """Put numbers for floats that Dynamo made symbolic (the epsilon of a norm, under ``dynamic=True``)."""
     numbers = {node: known_float(node.meta.get("example_value")) for node in module.graph.nodes}
     known = {node: number for node, number in numbers.items() if number is not None and node.op != "placeholder"}
 
@@ -154,7 +154,7 @@ def _output_name(value: Any) -> str | None:
 
 
 def _clean(graph: fx.Graph) -> None:
-    """Drops export's checks, puts every getitem right after its producer, and notes the module path."""
+    """Drop export's checks, puts every getitem right after its producer, and notes the module path."""
     for node in list(graph.nodes):
         if node.target in (aten._assert_tensor_metadata.default, aten._assert_scalar.default):
             graph.erase_node(node)
@@ -174,7 +174,7 @@ def _clean(graph: fx.Graph) -> None:
 def _name_inputs(
     graph: fx.Graph, names: Sequence[str], paths: Sequence[str], parameters: Sequence[bool]
 ) -> dict[str, str]:
-    """Renames placeholders after what they hold; returns the new names by old name."""
+    """Rename placeholders after what they hold; return the new names by old name."""
     nodes = {node.name: node for node in graph.nodes if node.op == "placeholder"}
     renamed: dict[str, str] = {}
     for name, path, parameter in zip(names, paths, parameters, strict=True):

@@ -41,7 +41,7 @@ def unwrap_inputs(module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[fx.Gra
 
 
 def _builder(like: Any) -> Callable[..., Any]:
-    """A function that makes a tensor of the subclass of ``like`` around other plain tensors."""
+    """Return a function that makes a tensor of the subclass of ``like`` around other plain tensors."""
 
     def wrapped_tensor(*leaves: Any) -> Any:
         return _rebuild(like, iter(leaves))

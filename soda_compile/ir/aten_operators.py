@@ -155,7 +155,7 @@ _WHOLE: dict[Any, Callable[[fx.Node], int]] = {
 
 
 def flops(node: fx.Node) -> int:
-    """Floating-point operations of one node, a multiply-add counted as two.
+    """Count the floating-point operations of one node, a multiply-add counted as two.
 
     Only matrix products, attention and convolutions count, as in ``torch.utils.flop_counter``.
     """
@@ -172,5 +172,5 @@ def _largest(node: fx.Node) -> Any:
 
 
 def graph_flops(graph: fx.Graph) -> int:
-    """Floating-point operations of one run of the graph."""
+    """Count the floating-point operations of one run of the graph."""
     return sum(flops(node) for node in graph.nodes if node.op == "call_function")

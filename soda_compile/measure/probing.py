@@ -53,7 +53,7 @@ class Probing:
 
     @classmethod
     def build(cls, structure: Structure, pruning: Pruning | None) -> "Probing":
-        """Lists the probes: reuse for every kind of region, and each rate at which pruning saves work."""
+        """List the probes: reuse for every kind of region, and each rate at which pruning saves work."""
         groups: dict[object, list[int]] = {}
         for number, region in enumerate(structure.regions):
             key = (region.name, region.kind, region.flops, region.memory_bytes, region.weights)

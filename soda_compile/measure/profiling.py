@@ -45,7 +45,7 @@ def profile(
     refresh: bool = False,
     framework: Framework | None = None,
 ) -> Profile:
-    """Times every action of every region of a denoiser, compiled, with these shapes and dtypes on this device.
+    """Time every action of every region of a denoiser, compiled, with these shapes and dtypes on this device.
 
     Steps are compiled and run through the backend as those of a plan are, so that what is timed is what will run.
     The result is kept in a folder under the hash of everything it depends on, and read from there the next time.

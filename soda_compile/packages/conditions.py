@@ -1,4 +1,4 @@
-"""What a model and compiled code take for granted about dynamic sizes, and where it does not hold."""
+"""The conditions of a model and of compiled code on dynamic sizes, and where they do not hold."""
 
 import itertools
 import math

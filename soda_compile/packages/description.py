@@ -1,4 +1,4 @@
-"""What is in a package, as text."""
+"""The contents of a package, as text."""
 
 import json
 import math

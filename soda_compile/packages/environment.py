@@ -1,4 +1,4 @@
-"""What compiled code depends on: versions, the device and the CPU. It runs only where it was made, or on the like."""
+"""The environment of compiled code: versions, the device and the CPU. It runs only there, or on the like."""
 
 import importlib.metadata
 import platform

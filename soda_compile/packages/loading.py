@@ -31,7 +31,7 @@ Parsed = TypeVar("Parsed")
 
 @dataclass(frozen=True, eq=False)
 class Package:
-    """What is in a verified file; nothing of it has run.
+    """The contents of a verified file; nothing of it has run.
 
     Attributes:
         path: The file.

@@ -28,7 +28,7 @@ class Entry(BaseModel):
 
 
 class Environment(Entry):
-    """Where a package was made.
+    """The environment in which a package was made.
 
     Attributes:
         torch: Version of torch, with the build ("2.13.0+cpu").
@@ -94,7 +94,7 @@ class InputEntry(Entry):
 
 
 class CallEntry(Entry):
-    """How the denoiser is called, for one set of shapes.
+    """One call of the denoiser, for one set of shapes.
 
     Attributes:
         signature: Parameters of its forward.
@@ -160,7 +160,7 @@ class MemberEntry(Entry):
 
 
 class Manifest(Entry):
-    """What a package is, and what it needs.
+    """The description of a package, and what it needs.
 
     Attributes:
         format: Version of the package format.

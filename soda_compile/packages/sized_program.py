@@ -17,7 +17,7 @@ from soda_compile.runtime.denoiser import PlannedDenoiser
 
 
 class Mismatch(Exception):
-    """Why a call is not one that was exported."""
+    """The reason why a call is not one that was exported."""
 
 
 @dataclass(frozen=True, eq=False)

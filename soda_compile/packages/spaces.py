@@ -1,4 +1,4 @@
-"""Which sizes a package is made for: the dynamic dimensions, what of the inputs has them, and sizes to try."""
+"""The sizes that a package is made for: the dynamic dimensions, what of the inputs has them, and sizes to try."""
 
 import inspect
 import itertools

@@ -34,7 +34,7 @@ class CudaGraphCapturer:
     pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
-        """See ``GraphCapturer``. The host must not wait for the device in ``body``."""
+        """Capture as ``GraphCapturer`` says; the host must not wait for the device in ``body``."""
         graph = torch.cuda.CUDAGraph()
         # Threads that load or decode something else meanwhile do no harm.
         with (

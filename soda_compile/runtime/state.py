@@ -158,7 +158,7 @@ def state_of(parameter: torch.Tensor, digest: str, calls_per_step: int, steps: i
 
 
 def forget(parameters: Iterable[torch.Tensor]) -> None:
-    """Drops the states of the model that owns these parameters, with their slots."""
+    """Drop the states of the model that owns these parameters, with their slots."""
     for parameter in parameters:
         if _states.get(parameter) is not None:  # type: ignore[no-untyped-call]
             del _states[parameter]

@@ -7,12 +7,12 @@ from soda_compile.torch_internals.tracing import is_wrapper
 
 
 def has_wrapped(inputs: Sequence[Any]) -> bool:
-    """Whether an input is a tensor subclass around plain tensors."""
+    """Return whether an input is a tensor subclass around plain tensors."""
     return any(is_wrapper(value) for value in inputs)
 
 
 def flatten_inputs(inputs: Sequence[Any]) -> list[Any]:
-    """Each wrapped tensor replaced, where it stands, by the plain tensors inside: inputs for the unwrapped graph."""
+    """Return the inputs of the unwrapped graph: each wrapped tensor replaced by the plain tensors inside."""
     return [leaf for value in inputs for _, leaf in plain_tensors(value)]
 
 
