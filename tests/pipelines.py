@@ -12,9 +12,10 @@ import diffusers
 import torch
 from eager_reference import EagerReference
 from families import FAMILIES, POOLED_WIDTH, TEXT_TOKENS, TEXT_WIDTH, Family, Region
+from random_plans import random_plan
 from torch import Generator, Tensor, nn
 
-from soda_compile.plans.plan import Plan, random_plan
+from soda_compile.plans.plan import Plan
 
 STEPS = 5
 

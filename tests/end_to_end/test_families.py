@@ -12,12 +12,13 @@ pytest.importorskip("diffusers")
 
 from eager_reference import EagerReference
 from families import FAMILIES
+from random_plans import random_plan
 
 import soda_compile
 from soda_compile.compiler.schedule import schedule_region
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.actions import ACTIONS
-from soda_compile.plans.plan import Plan, random_plan
+from soda_compile.plans.plan import Plan
 
 STEPS = 5
 # Compiled code fuses and reorders float32 sums; a wrong action shows at 1e-3 and above, see the last test.

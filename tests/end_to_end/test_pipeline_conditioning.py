@@ -9,10 +9,10 @@ import torch
 pytest.importorskip("diffusers")
 
 from pipelines import PIPELINES, STEPS, close
+from random_plans import random_plan
 from tracing import graphs_as_they_are
 
 import soda_compile
-from soda_compile.plans.plan import random_plan
 from soda_compile.runtime import conditioning_cache
 from soda_compile.runtime.conditioning_cache import ConditioningCache
 

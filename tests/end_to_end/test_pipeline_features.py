@@ -15,11 +15,12 @@ import diffusers
 from families import FAMILIES
 from pipelines import NO_TEXT_3, PIPELINES, STEPS, attributes, close, planned_by_hooks, same, samples, sd3_plan, vae
 from pipelines import SMALL_SD3 as SD3
+from random_plans import random_plan
 from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.errors import OptionError, SensitivityError, TrajectoryError
-from soda_compile.plans.plan import Plan, compute_all_plan, random_plan
+from soda_compile.plans.plan import Plan, compute_all_plan
 from soda_compile.plans.resume import resume_at
 
 DIT, FLUX, WAN = (PIPELINES[name] for name in ("dit", "flux", "wan"))

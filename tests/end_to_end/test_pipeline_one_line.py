@@ -13,11 +13,12 @@ import diffusers
 from diffusers.hooks import PyramidAttentionBroadcastConfig
 from pipelines import NO_TEXT_3, PIPELINES, STEPS, attributes, same, samples, sd3_plan
 from pipelines import SMALL_SD3 as SD3
+from random_plans import random_plan
 from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.errors import OptionError, PlanError, TrajectoryError
-from soda_compile.plans.plan import Plan, random_plan
+from soda_compile.plans.plan import Plan
 
 DIT, FLUX = PIPELINES["dit"], PIPELINES["flux"]
 

@@ -11,10 +11,11 @@ from torch import Tensor
 pytest.importorskip("diffusers")
 
 from pipelines import PIPELINES, STEPS, TinyPipeline, attributes, close, same
+from random_plans import random_plan
 from tracing import graphs_as_they_are
 
 import soda_compile
-from soda_compile.plans.plan import Plan, compute_all_plan, random_plan
+from soda_compile.plans.plan import Plan, compute_all_plan
 
 
 @dataclass(frozen=True)

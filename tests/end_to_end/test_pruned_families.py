@@ -7,12 +7,13 @@ import pytest
 import torch
 from eager_reference import EagerReference
 from families import FAMILIES
+from random_plans import random_plan
 from test_families import ROUNDING, STEPS, compiled_with, generate, generate_again, subject
 from tracing import graphs_as_they_are
 
 from soda_compile.compiler.bind import prunable_regions
 from soda_compile.plans.actions import COMPUTE, REUSE, prune
-from soda_compile.plans.plan import Plan, random_plan
+from soda_compile.plans.plan import Plan
 from soda_compile.plans.pruning import Pruning
 
 COMPILED = ("dit",)  # by Inductor; the others run their graphs as they are

@@ -7,11 +7,12 @@ import torch
 from eager_reference import EagerReference
 from families import Region
 from plain_models import DitBlock, Listed
+from random_plans import random_plan
 from torch import Tensor
 from tracing import graphs_as_they_are
 
 import soda_compile
-from soda_compile.plans.plan import Plan, random_plan
+from soda_compile.plans.plan import Plan
 
 STEPS = 4
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from eager_reference import EagerReference, tensors
+from random_plans import random_plan
 from torch import Tensor, fx, nn
 
 import soda_compile
@@ -20,7 +21,7 @@ from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import build_program
 from soda_compile.errors import CaptureError
 from soda_compile.ir.structure import Structure
-from soda_compile.plans.plan import Plan, random_plan
+from soda_compile.plans.plan import Plan
 from soda_compile.runtime.denoiser import PlannedDenoiser
 
 STEPS = 5

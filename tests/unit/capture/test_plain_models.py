@@ -21,10 +21,10 @@ from plain_models import (
     TwoLists,
     inputs,
 )
+from random_plans import random_plan
 from torch import nn
 
 import soda_compile
-from soda_compile.plans.plan import random_plan
 
 STEPS = 5
 

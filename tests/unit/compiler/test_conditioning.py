@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
+from random_plans import random_plan
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from tracing import graphs_as_they_are
@@ -19,7 +20,7 @@ from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program
 from soda_compile.errors import CaptureError, OptionError
 from soda_compile.ir.structure import Structure
-from soda_compile.plans.plan import Plan, compute_all_plan, random_plan
+from soda_compile.plans.plan import Plan, compute_all_plan
 from soda_compile.runtime import conditioning_cache
 from soda_compile.runtime.conditioning_cache import ConditioningCache
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
+from random_plans import random_plan
 from torch.utils._pytree import tree_leaves
 
 import soda_compile
@@ -12,7 +13,6 @@ from soda_compile.backend.inspection import inspect
 from soda_compile.backend.options import check_options
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import build_program
-from soda_compile.plans.plan import random_plan
 
 
 @pytest.mark.parametrize("name", ["dit", "wan"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from families import FAMILIES
+from random_plans import random_plan
 
 from soda_compile.backend.inspection import inspect
 from soda_compile.compiler import steps
@@ -15,7 +16,7 @@ from soda_compile.compiler.program import Program, build_program
 from soda_compile.compiler.steps import LONGEST_JOIN
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.actions import COMPUTE, REUSE, prune
-from soda_compile.plans.plan import Plan, random_plan
+from soda_compile.plans.plan import Plan
 from soda_compile.plans.pruning import Pruning
 
 Key = tuple[str, Any, tuple[bool, ...]]

@@ -3,10 +3,11 @@ import os
 
 import numpy as np
 import pytest
+from random_plans import random_plan
 
 from soda_compile.errors import PlanError
 from soda_compile.plans.actions import COMPUTE, FORECAST2, REUSE
-from soda_compile.plans.plan import Plan, random_plan
+from soda_compile.plans.plan import Plan
 from soda_compile.storage import files
 
 

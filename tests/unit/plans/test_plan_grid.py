@@ -1,7 +1,9 @@
 import re
 
+from random_plans import random_plan
+
 from soda_compile.plans.actions import COMPUTE, REUSE
-from soda_compile.plans.plan import Plan, compute_all_plan, random_plan
+from soda_compile.plans.plan import Plan, compute_all_plan
 from soda_compile.plans.plan_grid import collapse
 
 

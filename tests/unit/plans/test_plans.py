@@ -4,10 +4,11 @@ import pickle
 
 import numpy as np
 import pytest
+from random_plans import random_plan
 
 from soda_compile.errors import PlanError
 from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, REUSE, Action
-from soda_compile.plans.plan import Plan, compute_all_plan, random_plan
+from soda_compile.plans.plan import Plan, compute_all_plan
 
 SYMBOLS = {"C": COMPUTE, "r": REUSE, "1": FORECAST1, "2": FORECAST2}
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from random_plans import random_plan
 
 from soda_compile.errors import PlanError
 from soda_compile.plans.actions import ACTIONS
-from soda_compile.plans.plan import Plan, random_plan
+from soda_compile.plans.plan import Plan
 from soda_compile.plans.resume import resume_at
 
 SYMBOLS = {action.symbol: action for action in ACTIONS}
