@@ -11,6 +11,7 @@ from soda_compile.acceleration.install import install
 from soda_compile.backend.inspection import inspect
 from soda_compile.backend.options import check_options
 from soda_compile.compiler.observing import Observer
+from soda_compile.compiler.why import why
 from soda_compile.errors import (
     CaptureError,
     OptionError,
@@ -82,4 +83,5 @@ __all__ = [
     "profile",
     "restore",
     "trajectory",
+    "why",
 ]

@@ -13,16 +13,16 @@ RATE = 0.5  # of the trial; where the choice of tokens stops does not depend on 
 
 
 def why(structure: Structure) -> tuple[Note, ...]:
-    """Return for each region of each distinct block what pruning it comes to, and what the passes left alone.
+    """Return for each region of each distinct block what pruning it comes to, and where the choice of tokens stops.
 
-    The passes that prune are tried on a copy of the block. Notes on the whole graph come last.
+    The passes that prune are tried on a copy of the block.
     """
     notes: dict[str, list[Note]] = {}
     for call in structure.calls:
         if call.block.key not in notes:
             names = enumerate(call.region_names)
             notes[call.block.key] = [Note(name, reason) for i, name in names for reason in _reasons(call.block, i)]
-    return (*(note for found in notes.values() for note in found), *structure.notes)
+    return tuple(note for found in notes.values() for note in found)
 
 
 def _reasons(block: BlockGraph, index: int) -> tuple[str, ...]:

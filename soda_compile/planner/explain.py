@@ -1,7 +1,7 @@
 """Reasons for a plan, region by region, in words and numbers."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,9 @@ from soda_compile.plans.profile import Profile
 from soda_compile.plans.sensitivity import Sensitivity
 
 
-def explain(plan: Plan, sensitivity: Sensitivity, profile: Profile | None = None) -> str:
+def explain(
+    plan: Plan, sensitivity: Sensitivity, profile: Profile | None = None, reasons: Iterable[object] = ()
+) -> str:
     """Say for each region what it does, and why it prunes or does not.
 
     A line such as "pruned at 9 steps: 41 us against 77 us, error .002 against .011" compares the mean cost with that
@@ -27,9 +29,10 @@ def explain(plan: Plan, sensitivity: Sensitivity, profile: Profile | None = None
         plan: a plan that `plan` made from this sensitivity.
         sensitivity: what it was made from.
         profile: measured times; without them costs are FLOPs.
+        reasons: what the compiler can do in each region and why not more, `soda_compile.why(structure)`.
 
     Returns:
-        One line for each group of regions that say the same, and a line of totals.
+        One line for each group of regions that say the same, the reasons, and a line of totals.
 
     Raises:
         PlanError: the plan, the sensitivity and the profile are not for the same model and steps.
@@ -40,7 +43,7 @@ def explain(plan: Plan, sensitivity: Sensitivity, profile: Profile | None = None
     evidence = _Evidence.read(plan, sensitivity, profile)
     lines = [evidence.line(region) for region in range(len(plan.regions))]
     labelled = [f"{label}: {line}" for label, line in collapse(plan.regions, lines)]
-    return "\n".join([*labelled, *evidence.totals()])
+    return "\n".join([*labelled, *map(str, reasons), *evidence.totals()])
 
 
 @dataclass(frozen=True, eq=False)
