@@ -94,10 +94,10 @@ def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lower
         structure, stage = _conditioning_stage(structure, plan, lowering)
     build = functools.partial(build_program, structure, lowering=lowering, granularity=options.granularity)
     timestep = structure.paths.index(plan.timestep_input) if plan.timestep_input in structure.paths else None
-    anchor = structure.parameters.index(True)
+    model_key = structure.parameters.index(True)
     keep_freed_memory(structure.regions[0].cuts[0].device)
     recording = Recording(structure.parameters) if options.cuda_graphs else None
-    return PlannedDenoiser(build(plan), plan, anchor, timestep, options.clock, build, recording, stage)
+    return PlannedDenoiser(build(plan), plan, model_key, timestep, options.clock, build, recording, stage)
 
 
 def _conditioning_stage(

@@ -147,7 +147,7 @@ class ErrorAccumulator:
     def _peak_bytes(self, stride: int) -> int:
         history = self._empty_history()
         total = sum(
-            history.peak_bytes(region, carries or (), self._rows_of(region.cuts), stride)
+            history.peak_bytes(region, carries or (), self._samples_of(region.cuts), stride)
             for region, carries in zip(self._regions, self._carries, strict=True)
         )
         return total * max(self.counter.calls_per_step, len(self._branches))
@@ -155,7 +155,7 @@ class ErrorAccumulator:
     def _empty_history(self) -> History:
         return History(self.entries.lags, self.entries.max_interval if "drift" in self.prune_scores else 0)
 
-    def _rows_of(self, cuts: Sequence[Cut] | Sequence[torch.Tensor]) -> int:
+    def _samples_of(self, cuts: Sequence[Cut] | Sequence[torch.Tensor]) -> int:
         """Return the samples in values whose first axis counts them, alone or times frames; else all is one sample."""
         return self._rows if all(cut.shape[0] % self._rows == 0 for cut in cuts) else 1
 
@@ -163,10 +163,10 @@ class ErrorAccumulator:
         """Score all predictions of one region against its present value, and keep that value."""
         step, branch = self._call.step, self._call.branch
         cuts = [values[cut.node] for cut in self._regions[region].cuts]
-        rows = self._rows_of(cuts)
+        samples = self._samples_of(cuts)
 
         def subsample(group: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-            return [subsample_tokens(value, rows, self.stride) for value in group]
+            return [subsample_tokens(value, samples, self.stride) for value in group]
 
         present, carries = subsample(cuts), subsample([values[node.name] for node in self._carries[region] or ()])
         history = self.histories.setdefault((branch, region), self._empty_history())
@@ -176,24 +176,24 @@ class ErrorAccumulator:
             groups = history.token_groups(present, subsample(weights), carries)
             products, square = prediction_products(self.entries, groups)
             if self.prune_scores:
-                products = np.concatenate([products, self._prune(region, groups, rows)], axis=-1)
+                products = np.concatenate([products, self._prune(region, groups, samples)], axis=-1)
             share = sum(value.numel() for value in present) / sum(cut.numel() for cut in cuts)
-            sizes = [values[f"|{name}|"].reshape(rows, -1).sum(1).double() for name in self._regions[region].carries]
+            sizes = [values[f"|{name}|"].reshape(samples, -1).sum(1).double() for name in self._regions[region].carries]
             residual_square = np.sum([size.cpu().numpy() for size in sizes], axis=0) * share
-            samples = errors_of(products, square, residual_square)
-            self.moments.setdefault((step, region), Moments(*samples.shape[1:])).add(samples)
+            errors = errors_of(products, square, residual_square)
+            self.moments.setdefault((step, region), Moments(*errors.shape[1:])).add(errors)
         if region == 0 and step == 0:
-            self.samples += rows
+            self.samples += samples
         history.keep(step, present, carries)
 
-    def _prune(self, region: int, groups: Sequence[TokenGroup], rows: int) -> Floats:
-        """Return products of the changes that pruning leaves, [3, rows, scores * W * rates]; NaN where it cannot."""
-        products = np.full((3, rows, *self._prune_shape), np.nan)
+    def _prune(self, region: int, groups: Sequence[TokenGroup], samples: int) -> Floats:
+        """Return products of the changes that pruning leaves, [3, samples, scores * W * rates]; NaN where it cannot."""
+        products = np.full((3, samples, *self._prune_shape), np.nan)
         if all(group.carry is not None for group in groups):
             longest = longest_groups(self._regions[region], groups)
             pruned = pruned_products(longest, self.prune_scores, self.entries.max_interval, self._draws)
             products[..., : pruned.shape[3], :] = pruned.cpu().numpy()
-        return products.reshape(3, rows, -1)
+        return products.reshape(3, samples, -1)
 
 
 def _number(value: Any) -> float | None:

@@ -76,16 +76,16 @@ def difference_gram(
     Changes instead of values, because small changes would drown in the rounding of large inner products.
 
     Args:
-        present: [rows, features].
-        past: [lags, rows, features], newest first.
+        present: [samples, features].
+        past: [lags, samples, features], newest first.
         weight: Non-negative weights of the features, broadcastable to ``present``, or None for ones.
 
     Returns:
-        float64 arrays: squared norm of the present value [rows], its products with the changes [rows, lags], and
-        the Gram matrix of the changes [rows, lags, lags].
+        float64 arrays: squared norm of the present value [samples], its products with the changes [samples, lags], and
+        the Gram matrix of the changes [samples, lags, lags].
     """
     value = present.float()
-    changes = (past.float() - value).transpose(0, 1)  # [rows, lags, features]
+    changes = (past.float() - value).transpose(0, 1)  # [samples, lags, features]
     weighted = changes if weight is None else changes * weight.unsqueeze(-2)
     base = value if weight is None else value * weight
     # Forecasts cancel these products against each other, hence float64.
@@ -104,7 +104,7 @@ def entry_products(entries: ErrorEntries, cross: Floats, gram: Floats) -> tuple[
         gram: Gram matrix of the changes.
 
     Returns:
-        Two of float64 [rows, entries]; NaN for entries that reach further back than the changes.
+        Two of float64 [samples, entries]; NaN for entries that reach further back than the changes.
     """
     available = cross.shape[1]
     usable = entries.reach <= available

@@ -17,12 +17,12 @@ class TokenGroup:
     """One cut of a region now and before. Its tokens are ranked against each other, G frames of N.
 
     Attributes:
-        present: The cut now, [rows, G, N, features].
-        past: The cut 1, 2, ... steps ago, [lags, rows, G, N, features].
+        present: The cut now, [samples, G, N, features].
+        past: The cut 1, 2, ... steps ago, [lags, samples, G, N, features].
         weight: Squared factors with which it enters the residual stream, broadcastable to ``present``; None for ones.
-        carry: The residual stream at these tokens now, [rows, G, N, width]; None if they cannot be ranked or need
+        carry: The residual stream at these tokens now, [samples, G, N, width]; None if they cannot be ranked or need
             not be.
-        past_carry: The same 1, 2, ... steps ago, [lags, rows, G, N, width]; None if it was not kept.
+        past_carry: The same 1, 2, ... steps ago, [lags, samples, G, N, width]; None if it was not kept.
     """
 
     present: torch.Tensor
@@ -72,9 +72,9 @@ class History:
             kept.insert(0, [value.clone() for value in values] if length else [])
             del kept[length:]
 
-    def peak_bytes(self, region: Region, carries: Sequence[fx.Node], rows: int, stride: int) -> int:
+    def peak_bytes(self, region: Region, carries: Sequence[fx.Node], samples: int, stride: int) -> int:
         """Return the most memory it takes: one value more than it keeps, as a new one comes before the oldest goes."""
-        cuts = sum(subsampled_size(cut.shape, rows, stride) * cut.dtype.itemsize for cut in region.cuts)
+        cuts = sum(subsampled_size(cut.shape, samples, stride) * cut.dtype.itemsize for cut in region.cuts)
         values = [tensor_of(carry) for carry in carries] if self.carry_lags else []
-        carried = sum(subsampled_size(value.shape, rows, stride) * value.dtype.itemsize for value in values)
+        carried = sum(subsampled_size(value.shape, samples, stride) * value.dtype.itemsize for value in values)
         return cuts * (self.lags + 1) + carried * (self.carry_lags + 1)

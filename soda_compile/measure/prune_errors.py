@@ -35,7 +35,7 @@ def pruned_products(
         draws: Where the random score comes from, a generator of the CPU.
 
     Returns:
-        float64 [3, rows, scores, lags, rates]: squared norm of the change, its product with the present value, and
+        float64 [3, samples, scores, lags, rates]: squared norm of the change, its product with the present value, and
         its weighted squared norm.
     """
     parts = []
@@ -43,12 +43,12 @@ def pruned_products(
         recent = replace(group, past=group.past[:max_interval])
         products = token_products(recent)
         kept = [kept_sums(products, token_score(name, recent, draws)) for name in scores]
-        parts.append(torch.stack(kept, dim=3).sum(4))  # [3, lags, rows, scores, rates], summed over the frames
+        parts.append(torch.stack(kept, dim=3).sum(4))  # [3, lags, samples, scores, rates], summed over the frames
     return torch.stack(parts).sum(0).movedim(1, 3)
 
 
 def token_products(group: TokenGroup) -> torch.Tensor:
-    """Return the terms of ``pruned_products`` for each token's change since each past step, [3, lags, rows, G, N]."""
+    """Return the terms of ``pruned_products`` for each token's change since a past step, [3, lags, samples, G, N]."""
     present = group.present.float()
     change = group.past.float() - present
     square = change.square()
@@ -58,7 +58,7 @@ def token_products(group: TokenGroup) -> torch.Tensor:
 
 
 def token_score(name: str, group: TokenGroup, draws: torch.Generator) -> torch.Tensor:
-    """Return scores of tokens, float32 [lags, rows, G, N]; those with the highest are computed."""
+    """Return scores of tokens, float32 [lags, samples, G, N]; those with the highest are computed."""
     shape = group.past.shape[:-1]
     assert group.carry is not None
     carry = group.carry.float()

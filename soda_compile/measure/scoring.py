@@ -13,8 +13,8 @@ def prediction_products(entries: ErrorEntries, groups: Sequence[TokenGroup]) -> 
     """Return inner products of (prediction - present) for every reuse and forecast of a region.
 
     Returns:
-        float64 [3, rows, entries]: squared norm, product with the present value, squared norm in the residual
-        stream; NaN for predictions from values that are not kept. And float64 [rows]: squared norm of the present
+        float64 [3, samples, entries]: squared norm, product with the present value, squared norm in the residual
+        stream; NaN for predictions from values that are not kept. And float64 [samples]: squared norm of the present
         value.
     """
     present = _join([group.present for group in groups], 1)
@@ -32,12 +32,12 @@ def errors_of(products: Floats, square: Floats, residual_square: Floats) -> Floa
     """Return errors under the metrics cosine (the paper's, arXiv 2603.07057), relative (L2) and residual (gated).
 
     Args:
-        products: float64 [3, rows, entries], as of ``prediction_products``.
-        square: float64 [rows], squared norm of the present value.
-        residual_square: float64 [rows], squared norm of the residual stream.
+        products: float64 [3, samples, entries], as of ``prediction_products``.
+        square: float64 [samples], squared norm of the present value.
+        residual_square: float64 [samples], squared norm of the residual stream.
 
     Returns:
-        float64 [rows, metrics, entries]; NaN where products are.
+        float64 [samples, metrics, entries]; NaN where products are.
     """
     error, product, weighted = products
     relative = np.sqrt(error / np.maximum(square, 1e-30)[:, None])

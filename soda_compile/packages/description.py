@@ -41,7 +41,7 @@ def _facts(package: Package) -> Iterator[str]:
         fixed = ", ".join(f"{name}={value!r}" for name, value in program.call.constants.items() if value is not None)
         if fixed:
             yield f"fixed        {fixed}"
-        yield f"slots        {_slots(program)} for each stream"
+        yield f"slots        {_slots(program)} for each branch of guidance"
     code = sum(len(data) for name, data in package.members.items() if name.startswith(CODE))
     stored = sum(_memory_bytes(entry, {}) for entry in manifest.weights.values())
     where = "inside, once" if manifest.weights_inside else "external; load needs the checkpoint"

@@ -167,7 +167,7 @@ def _assemble(
         planned = PlannedDenoiser(
             program=program,
             plan=package.plan,
-            anchor=kinds.index("parameter"),
+            model_key=kinds.index("parameter"),
             timestep=source.call.timestep,
             clock=None,
             build=_refuse_other_plans,

@@ -77,7 +77,7 @@ def decode(
 
 
 def with_slots(program: Program, entry: ProgramEntry, device: torch.device, values: Point) -> Program:
-    """Return a program of its own for these sizes: streams keep their slots by program."""
+    """Return a program of its own for these sizes: branches of guidance keep their slots by program."""
     slots = {}
     for register, slot in entry.slots.items():
         dtype = named_dtype(slot.dtype)

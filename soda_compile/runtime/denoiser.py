@@ -24,7 +24,7 @@ class PlannedDenoiser:
     Attributes:
         program: The compiled plan.
         plan: The plan.
-        anchor: Index of an input that is a parameter: it tells which model is called.
+        model_key: Index of an input that is a parameter: it tells which model is called.
         timestep: Index of the input that carries the timestep, if the plan knows it.
         clock: The clock that an integration ties to its scheduler.
         build: Compiles another plan for the same graph; only what its variants do not share is compiled anew.
@@ -34,7 +34,7 @@ class PlannedDenoiser:
 
     program: Program
     plan: Plan
-    anchor: int
+    model_key: int
     timestep: int | None
     clock: Clock | None
     build: Callable[[Plan], Program]
@@ -44,7 +44,7 @@ class PlannedDenoiser:
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Run the step that is due. Inputs and outputs are those of the captured graph."""
-        parameter = inputs[self.anchor]
+        parameter = inputs[self.model_key]
         state = state_of(parameter, self.plan.digest, self.plan.calls_per_step, self.plan.steps)
         clock = self.clock or clock_for(parameter)
         # A tied clock knows the step, and its owner has checked the timesteps.

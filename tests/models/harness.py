@@ -93,8 +93,8 @@ class Board:
             conditioning, structure = split
             stage = build_stage(conditioning, plan.steps, self.structure.weight_bytes, lowering)
         build = partial(build_program, structure, lowering=lowering)
-        anchor = self.structure.parameters.index(True)
-        made = PlannedDenoiser(build(plan), plan, anchor, None, None, build, conditioning=stage)
+        model_key = self.structure.parameters.index(True)
+        made = PlannedDenoiser(build(plan), plan, model_key, None, None, build, conditioning=stage)
         self.run = made
         return made
 
