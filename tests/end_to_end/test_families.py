@@ -17,7 +17,7 @@ from random_plans import random_plan
 import soda_compile
 from soda_compile.compiler.schedule import schedule_region
 from soda_compile.ir.structure import Structure
-from soda_compile.plans.actions import ACTIONS
+from soda_compile.plans.actions import DEFAULT_ACTIONS
 from soda_compile.plans.plan import Plan
 
 STEPS = 5
@@ -43,7 +43,7 @@ def mixed_plan(name: str) -> Plan:
         random_plan(seed, structure.region_names, STEPS, fingerprint=structure.fingerprint, compute=0.5)
         for seed in range(300)
     ]
-    symbols = {action.symbol for action in ACTIONS}
+    symbols = {action.symbol for action in DEFAULT_ACTIONS}
     return min(
         (plan for plan in plans if set("".join(plan.rows)) == symbols and len(set(plan.rows)) > 2),
         key=lambda plan: variants(plan, structure),

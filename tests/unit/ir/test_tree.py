@@ -75,7 +75,8 @@ def test_every_line_fits_the_width(model):
     assert "conditioning" in " ".join(lines)
 
 
-def test_what_passes_over_the_whole_graph_left_alone_comes_last(model):
+def test_what_passes_over_the_whole_graph_left_alone_comes_last(model, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     noted = replace(model, notes=(Note("permute", "a view relies on its layout"),))
     assert str(noted).splitlines()[-3:-1] == ["└── left alone, a view relies on its layout:", "    └── permute"]
 
