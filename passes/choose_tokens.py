@@ -40,7 +40,7 @@ class ChooseTokens:
     kept: int
 
     def build(self, graph: fx.Graph, carry: fx.Node) -> fx.Node:
-        """Add the nodes at the graph's insertion point; gives int64 [B, k]."""
+        """Add the nodes at the graph's insertion point; give int64 [B, k]."""
         score = self._score(graph, carry)
         if self.pruning.staleness:
             score = self._with_staleness(graph, score)

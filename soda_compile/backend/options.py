@@ -57,7 +57,7 @@ class Options:
 
 
 def check_options(options: Mapping[str, Any] | None = None, mode: str | None = None) -> Options:
-    """Check what would be passed to ``torch.compile`` and reads the plan, without compiling anything.
+    """Check what would be passed to ``torch.compile`` and read the plan, without compiling anything.
 
     Args:
         options: As for ``torch.compile(model, backend="soda", options=options)``.
@@ -67,47 +67,47 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
         OptionError: For an unknown option or mode, or a value of the wrong type.
         PlanError: For a plan file that is missing, damaged or of another version.
     """
-    given = dict(options or {})
+    values = dict(options or {})
     taken = {entry.name for entry in fields(Options)} - {"cuda_graphs"} | {"mode"}
-    _require_known(given, taken, "option of backend 'soda'")
-    if mode is not None and given.get("mode", mode) != mode:
-        raise OptionError(f"mode is given twice: {mode!r} and, as an option, {given['mode']!r}")
-    mode = mode or given.get("mode")
+    _require_known(values, taken, "option of backend 'soda'")
+    if mode is not None and values.get("mode", mode) != mode:
+        raise OptionError(f"mode is given twice: {mode!r} and, as an option, {values['mode']!r}")
+    mode = mode or values.get("mode")
     if mode is not None and mode not in MODES:
         raise OptionError(f"mode {mode!r} is not one of {', '.join(MODES)}")
-    plan = given.get("plan")
+    plan = values.get("plan")
     if isinstance(plan, str | os.PathLike):
         plan = Plan.load(plan)
     _require_type("plan", plan, Plan, "a soda_compile.Plan or the path of one")
-    _require_type("clock", given.get("clock"), Clock, "a soda_compile.Clock")
-    _require_type("observer", given.get("observer"), Observer, "a soda_compile.Observer")
-    inductor = given.get("inductor") or {}
+    _require_type("clock", values.get("clock"), Clock, "a soda_compile.Clock")
+    _require_type("observer", values.get("observer"), Observer, "a soda_compile.Observer")
+    inductor = values.get("inductor") or {}
     _require_type("inductor", inductor, dict, "a dict of Inductor settings")
-    known = inductor_options()
-    _require_known({name.replace("-", "_"): None for name in inductor}, known, "setting of Inductor")
-    if plan is not None and given.get("observer") is not None:
+    choices = inductor_options()
+    _require_known({name.replace("-", "_"): None for name in inductor}, choices, "setting of Inductor")
+    if plan is not None and values.get("observer") is not None:
         raise OptionError("options 'plan' and 'observer' exclude each other: measure first, then plan")
     settings = {**mode_options(mode), **{name.replace("-", "_"): value for name, value in inductor.items()}}
     cuda_graphs = bool(settings.get(CUDA_GRAPHS, False))
-    granularity = _one_of("granularity", given.get("granularity", "block"), get_args(Granularity))
-    conditioning = _one_of("conditioning", given.get("conditioning", "step"), get_args(Conditioning))
-    lowering = _one_of("lowering", given.get("lowering", os.environ.get(LOWERING, "inductor")), get_args(Target))
+    granularity = _one_of("granularity", values.get("granularity", "block"), get_args(Granularity))
+    conditioning = _one_of("conditioning", values.get("conditioning", "step"), get_args(Conditioning))
+    lowering = _one_of("lowering", values.get("lowering", os.environ.get(LOWERING, "inductor")), get_args(Target))
     if lowering == "eager" and (idle := sorted(settings.keys() - {CUDA_GRAPHS})):
         log.warning("graphs run without Inductor, so its settings do nothing: %s", ", ".join(idle))
     standard_observers()  # refuses wrong environment variables before work starts
-    clock, observer = given.get("clock"), given.get("observer")
+    clock, observer = values.get("clock"), values.get("observer")
     return Options(plan, settings, cuda_graphs, granularity, conditioning, lowering, clock, observer)
 
 
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
-    if value not in known:
-        raise OptionError(f"option {name!r} is {value!r}, but must be one of {', '.join(map(repr, known))}")
+def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> Any:
+    if value not in choices:
+        raise OptionError(f"option {name!r} is {value!r}, but must be one of {', '.join(map(repr, choices))}")
     return value
 
 
-def _require_known(given: Mapping[str, Any], known: Iterable[str], what: str) -> None:
-    names = sorted(known)
-    for name in given:
+def _require_known(values: Mapping[str, Any], choices: Iterable[str], what: str) -> None:
+    names = sorted(choices)
+    for name in values:
         if name not in names:
             close = difflib.get_close_matches(str(name), names, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""

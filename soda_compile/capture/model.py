@@ -75,7 +75,7 @@ def capture_graph(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured | N
 def capture_model(
     model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], holders: Holders | None = None
 ) -> CapturedCall:
-    """Capture one call of a model as the backend would; runs it in eager mode, without gradients.
+    """Capture one call of a model as the backend would; run it in eager mode, without gradients.
 
     Args:
         model: The model.

@@ -107,16 +107,16 @@ def _detach_data(graph: fx.Graph) -> None:
 def _fix_floats(module: fx.GraphModule) -> None:
     """Put numbers for floats that Dynamo made symbolic (the epsilon of a norm, under ``dynamic=True``)."""
     numbers = {node: known_float(node.meta.get("example_value")) for node in module.graph.nodes}
-    known = {node: number for node, number in numbers.items() if number is not None and node.op != "placeholder"}
+    fixed = {node: number for node, number in numbers.items() if number is not None and node.op != "placeholder"}
 
     def put(source: fx.Node) -> Any:
-        return known.get(source, source)
+        return fixed.get(source, source)
 
     for node in module.graph.nodes:
         node.args, node.kwargs = fx.map_arg(node.args, put), fx.map_arg(node.kwargs, put)
-    for node in reversed(known):
+    for node in reversed(fixed):
         module.graph.erase_node(node)
-    if known:
+    if fixed:
         module.recompile()
 
 
@@ -154,7 +154,7 @@ def _output_name(value: Any) -> str | None:
 
 
 def _clean(graph: fx.Graph) -> None:
-    """Drop export's checks, puts every getitem right after its producer, and notes the module path."""
+    """Drop export's checks, put every getitem right after its producer, and note the module path."""
     for node in list(graph.nodes):
         if node.target in (aten._assert_tensor_metadata.default, aten._assert_scalar.default):
             graph.erase_node(node)

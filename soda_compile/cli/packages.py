@@ -92,9 +92,9 @@ def _batch_shapes(model: torch.nn.Module, example: ExampleInputs, text: str) -> 
     return batch_shapes(flatten(bind_example(model, example).arguments), int(low), int(high))
 
 
-def _sizes(given: list[str]) -> dict[str, int]:
+def _sizes(texts: list[str]) -> dict[str, int]:
     sizes = {}
-    for text in given:
+    for text in texts:
         name, equals, value = text.partition("=")
         if not (name and equals and value.isdigit()):
             raise OptionError(f"--size {text!r} is no size; write batch=4")

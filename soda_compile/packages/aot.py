@@ -36,7 +36,7 @@ class SubgraphCode:
 def compile_subgraphs(
     subgraphs: Mapping[str, tuple[Subgraph, Space]], options: dict[str, Any], folder: Path
 ) -> dict[str, list[Path]]:
-    """Compile subgraphs into files in a folder; gives their paths by key.
+    """Compile subgraphs into files in a folder; give their paths by key.
 
     Raises:
         PackageError: If Inductor makes code that does not hold for all sizes.

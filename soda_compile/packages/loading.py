@@ -143,7 +143,7 @@ def _checkpoint(package: Package, weights: Source | None) -> dict[str, torch.Ten
     if weights is None:
         raise PackageError(f"{package.path}: its weights are external; pass weights=, the original checkpoint")
     entries = package.manifest.weights
-    return read_checkpoint(weights, {known for name in entries for known in (name, *entries[name].aliases)})
+    return read_checkpoint(weights, {alias for name in entries for alias in (name, *entries[name].aliases)})
 
 
 def _load_code(package: Package) -> dict[str, Compiled]:

@@ -128,7 +128,7 @@ class _Merge:
         return size
 
     def _tell(self, wanted: set[str]) -> tuple[str, ...]:
-        """Find what tells each dimension that is needed; adds carriers where nothing does."""
+        """Find what tells each dimension that is needed; add carriers where nothing does."""
         for node in self.made:
             self._take_roots(node)
         layouts = [size for node in self.made for entry in node.meta["layout"] for size in entry]

@@ -78,7 +78,7 @@ class ModelTensors:
 def trace(
     model: torch.nn.Module, bound: inspect.BoundArguments, weights: ModelTensors, timestep_input: str | None
 ) -> tuple[Structure, CallEntry]:
-    """Capture one call of a denoiser, and how it is called; runs it once, in eager mode.
+    """Capture one call of a denoiser, and how it is called; run it once, in eager mode.
 
     Args:
         model: The denoiser.

@@ -52,10 +52,10 @@ def first_step(plan: Plan, scheduler: Any) -> int:
     raise _count_error(plan, len(timesteps))
 
 
-def _worst(wanted: tuple[float, ...] | list[float], given: list[float]) -> int | None:
+def _worst(wanted: tuple[float, ...] | list[float], present: list[float]) -> int | None:
     """Return the step where two schedules are farthest apart, or None if they agree."""
-    worst = max(range(len(wanted)), key=lambda step: abs(wanted[step] - given[step]))
-    differ = abs(wanted[worst] - given[worst]) > 1e-3 * max(1.0, abs(wanted[worst]))
+    worst = max(range(len(wanted)), key=lambda step: abs(wanted[step] - present[step]))
+    differ = abs(wanted[worst] - present[worst]) > 1e-3 * max(1.0, abs(wanted[worst]))
     return worst if differ else None
 
 
