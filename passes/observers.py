@@ -30,6 +30,7 @@ from soda_compile.torch_internals.tracing import log_artifact
 log = logging.getLogger(__name__)
 
 DUMP = "SODA_COMPILE_DUMP"
+TRACE = "TORCH_TRACE"  # torch's own; texts of graphs take long to make, so none are made for nobody
 SKIP = "SODA_COMPILE_SKIP_PASSES"
 LIMIT = "SODA_COMPILE_PASS_LIMIT"
 
@@ -150,7 +151,8 @@ def standard_observers() -> tuple[Observer, ...]:
     if log.isEnabledFor(logging.DEBUG):
         observers.append(Log())
     folder = os.environ.get(DUMP)
-    observers.append(Dump(Path(folder) if folder else None))
+    if folder or os.environ.get(TRACE):
+        observers.append(Dump(Path(folder) if folder else None))
     if names := os.environ.get(SKIP):
         observers.append(Skip(_optional_passes(names)))
     if limit := os.environ.get(LIMIT):

@@ -150,3 +150,10 @@ def test_only_passes_that_graphs_can_do_without_are_optional():
     assert NarrowLinear.optional
     assert not DeadCode.optional
     assert Limit(0).forbids(DeadCode()) == ""
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_no_text_is_made_unless_somebody_reads_it(traced: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv(observers.DUMP, raising=False)
+    monkeypatch.setenv(observers.TRACE, str(tmp_path) if traced else "")
+    assert any(isinstance(observer, observers.Dump) for observer in standard_observers()) == traced
