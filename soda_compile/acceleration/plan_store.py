@@ -60,7 +60,7 @@ class Request:
     @property
     def name(self) -> str:
         """Readable, fit for a file name, and different for different requests."""
-        numbers = "-".join(f"{key}-{value}" for key, value in asdict(self.goal).items() if value is not None)
+        numbers = "-".join(f"{key}-{value}" for key, value in self.goal.numbers().items())
         return f"{numbers}-{hashlib.sha256(repr(self).encode()).hexdigest()[:6]}"
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from soda_compile.errors import PlanError
-from soda_compile.planner.anchors import IntervalCosts, Schedules
+from soda_compile.planner.anchors import Schedules
 from soda_compile.planner.problem import Actions, Draft, Problem
 from soda_compile.plans.actions import COMPUTE, Action
 
@@ -17,13 +17,13 @@ def best_anchors(problem: Problem) -> Anchors:
     Raises:
         PlanError: If there are none.
     """
-    schedules = Schedules.solve(IntervalCosts.build(problem.errors, problem.weights))
+    schedules = Schedules.solve(problem.intervals)
     return schedules.anchors(_count(problem, schedules))
 
 
 def draft(problem: Problem, anchors: Anchors) -> Draft:
     """Return the plan with these anchors, where the operator serves all other steps."""
-    total = IntervalCosts.build(problem.errors, problem.weights).total(anchors)
+    total = problem.intervals.total(anchors)
     return Draft(anchor_actions(problem, anchors), total if math.isfinite(total) else None)
 
 

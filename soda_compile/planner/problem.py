@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 
 from soda_compile.errors import OptionError
+from soda_compile.planner.anchors import IntervalCosts
 from soda_compile.planner.costs import Costs
 from soda_compile.planner.goal import Goal
 from soda_compile.planner.stale_errors import Floats, StaleErrors
@@ -122,6 +124,11 @@ class Problem:
     def steps(self) -> int:
         """T."""
         return self.sensitivity.info.steps
+
+    @cached_property
+    def intervals(self) -> IntervalCosts:
+        """The error of every interval between anchors, where the operator serves all stale steps."""
+        return IntervalCosts.build(self.errors, self.weights)
 
     @property
     def budget(self) -> float | None:
