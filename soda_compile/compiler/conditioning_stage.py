@@ -73,7 +73,9 @@ def build_stage(conditioning: Structure, steps: int, weight_bytes: int, lowering
     else:
         varying = {conditioning.inputs[index] for index in conditions}
         varying |= {name for call in conditioning.calls for name in call.outputs}
-        all_steps = _program(conditioning, [_stacked(subgraph, steps, varying) for subgraph in subgraphs], lowering)
+        stacked = [_stacked(subgraph, steps, varying) for subgraph in subgraphs]
+        lowering.compile([*subgraphs, *stacked])  # at once, so that their kernels are built side by side
+        all_steps = _program(conditioning, stacked, lowering)
     return ConditioningStage(conditions, steps, _program(conditioning, subgraphs, lowering), all_steps, memory_bytes)
 
 
