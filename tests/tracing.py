@@ -1,6 +1,7 @@
 """Gives tests the captured graph of a small module without compiling anything."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -46,6 +47,16 @@ def graph_of(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
 def graphs_as_they_are(patch: pytest.MonkeyPatch) -> None:
     """Lets rewritten graphs run node by node, where what Inductor makes of them is not the point."""
     patch.setenv("SODA_COMPILE_LOWERING", "eager")
+
+
+@contextmanager
+def eager_graphs() -> Iterator[None]:
+    """Rewritten graphs run node by node inside, and nothing that Dynamo kept comes in or goes out."""
+    with pytest.MonkeyPatch.context() as patch:
+        graphs_as_they_are(patch)
+        torch._dynamo.reset()
+        yield
+    torch._dynamo.reset()
 
 
 def state(model: nn.Module, plan: Plan) -> State:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from plain_models import DitBlock, Listed, inputs
 from torch import nn
-from tracing import graphs_as_they_are
+from tracing import eager_graphs
 
 import soda_compile
 from soda_compile.capture.forward import Holder
@@ -135,11 +135,8 @@ class Toy:
 @pytest.fixture(scope="module", autouse=True)
 def eager() -> Iterator[None]:
     """Runs graphs node by node: what is asked of a framework does not depend on how they are compiled."""
-    with pytest.MonkeyPatch.context() as patch:
-        graphs_as_they_are(patch)
-        torch._dynamo.reset()
+    with eager_graphs():
         yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from families import FAMILIES
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tracing import graphs_as_they_are
+from tracing import eager_graphs
 
 import soda_compile
 from soda_compile.plans.actions import PRUNE_RATES
@@ -27,11 +27,8 @@ Array = NDArray[np.float64]
 @pytest.fixture(scope="module", autouse=True)
 def eager() -> Iterator[None]:
     """Runs observed blocks node by node: what is measured does not depend on how they are compiled."""
-    with pytest.MonkeyPatch.context() as patch:
-        graphs_as_they_are(patch)
-        torch._dynamo.reset()
+    with eager_graphs():
         yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import Gated
 
 import soda_compile
 from soda_compile.errors import SensitivityError
@@ -19,17 +20,6 @@ from soda_compile.runtime.clock import Clock
 
 ROWS, TOKENS, WIDTH, STEPS, INTERVAL = 2, 6, 4, 5, 2
 ENTRIES = ErrorEntries(INTERVAL)
-
-
-class Gated(nn.Module):
-    """One region; the gate is an input of the block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mlp = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, h: Tensor, gate: Tensor) -> Tensor:
-        return h + gate * self.mlp(h)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from toys import Gated
 
 from soda_compile.analysis.token_axes import carries_of, wanted_tokens
 from soda_compile.backend.inspection import inspect
@@ -28,17 +29,6 @@ from soda_compile.runtime.clock import Clock
 ROWS, FRAMES, STEPS, INTERVAL, FEATURES = 2, 3, 5, 2, 4
 Array = NDArray[np.float64]
 attend = nn.functional.scaled_dot_product_attention
-
-
-class Gated(nn.Module):
-    """One region whose gate is an input of the block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(FEATURES, FEATURES)
-
-    def forward(self, h: Tensor, gate: Tensor) -> Tensor:
-        return h + gate * self.linear(h)
 
 
 class Joint(nn.Module):

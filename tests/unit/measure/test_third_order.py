@@ -9,7 +9,7 @@ from families import Region
 from models.harness import compile_once, difference, generate
 from plain_models import Listed, TimmBlock, inputs
 from torch import nn
-from tracing import graphs_as_they_are
+from tracing import eager_graphs
 
 import soda_compile
 from soda_compile.planner import AnchorSchedule, Unified
@@ -39,11 +39,8 @@ def sensitivity(model: nn.Module) -> Iterator[Sensitivity]:
             for step in range(STEPS):
                 model(**inputs(step, STEPS))
 
-    with pytest.MonkeyPatch.context() as patch:
-        graphs_as_they_are(patch)
-        torch._dynamo.reset()
+    with eager_graphs():
         yield soda_compile.calibrate(model, run, generations=1, max_interval=INTERVAL)
-    torch._dynamo.reset()
 
 
 def test_it_is_the_best_on_a_smooth_trajectory(sensitivity: Sensitivity):

@@ -3,7 +3,6 @@
 import inspect
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,7 @@ import torch
 import soda_compile
 from soda_compile import PackagedDenoiser, PackageError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def eager() -> Iterator[None]:
-    with toy.eager_subgraphs():
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("packages")
+pytestmark = pytest.mark.usefixtures("eager_subgraphs")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The commands export, info and run; subgraphs run in eager mode here."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ from typer.testing import CliRunner
 
 from soda_compile.cli import app
 
+pytestmark = pytest.mark.usefixtures("eager_subgraphs")
+
 TARGET = """
 import package_tools as toy
 
@@ -20,12 +21,6 @@ def named():
 def placed():
     return toy.Denoiser(), tuple(toy.inputs().values())
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def eager() -> Iterator[None]:
-    with toy.eager_subgraphs():
-        yield
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import re
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,10 @@ from soda_compile.packages.archive import read_archive, write_archive
 from soda_compile.packages.loading import open_package
 from soda_compile.packages.tensors import unpack
 
+pytestmark = pytest.mark.usefixtures("eager_subgraphs")
+
 MANIFEST = "extra/manifest.json"
 WEIGHTS = "extra/weights.safetensors"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def eager() -> Iterator[None]:
-    with toy.eager_subgraphs():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,10 @@
 """A package in a diffusers pipeline, in place of its transformer; its subgraphs run in eager mode here."""
 
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import package_tools as toy
 import pytest
 import torch
 from torch import Tensor
@@ -35,13 +33,7 @@ def draw(pipe: DigitsPipeline, seed: int = 0, **options: Any) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def subgraphs() -> Iterator[None]:
-    with toy.eager_subgraphs():
-        yield
-
-
-@pytest.fixture(scope="module")
-def package(subgraphs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package(eager_subgraphs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Computes everything at the first two steps, and reuses at the others."""
     pipe = load()
     pipe.scheduler.set_timesteps(STEPS)

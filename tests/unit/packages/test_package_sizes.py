@@ -1,6 +1,5 @@
 """Packages for a range of sizes: one step program from several fixed sizes; subgraphs run in eager mode here."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,10 @@ from soda_compile.packages.trace import ModelTensors
 from soda_compile.plans.pruning import Pruning
 from soda_compile.torch_internals.tracing import SizeGuards
 
+pytestmark = pytest.mark.usefixtures("eager_subgraphs")
+
 BATCH = Dim("batch", min=2, max=6)
 SHAPES = {"hidden_states": {0: BATCH}, "timestep": [BATCH]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def eager() -> Iterator[None]:
-    with toy.eager_subgraphs():
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("sizes")
 
 
 @pytest.fixture(scope="module")
