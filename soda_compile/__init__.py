@@ -8,6 +8,7 @@ time, into one file that ``load`` runs.
 from soda_compile.acceleration.accelerate import accelerate
 from soda_compile.acceleration.handle import restore
 from soda_compile.acceleration.install import install
+from soda_compile.acceleration.stats import Stats, stats
 from soda_compile.backend.inspection import inspect
 from soda_compile.backend.options import check_options
 from soda_compile.compiler.observing import Observer
@@ -43,7 +44,8 @@ from soda_compile.plans.plan import Plan, compute_all_plan
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.pruning import Pruning
 from soda_compile.plans.sensitivity import Sensitivity, merge
-from soda_compile.runtime.clock import Clock, trajectory
+from soda_compile.runtime.clock import Clock
+from soda_compile.runtime.generation import Generation, new_generation, trajectory
 
 __all__ = [
     "Action",
@@ -51,6 +53,7 @@ __all__ = [
     "CaptureError",
     "Clock",
     "FixedInterval",
+    "Generation",
     "Goal",
     "Observer",
     "OptionError",
@@ -66,6 +69,7 @@ __all__ = [
     "Sensitivity",
     "SensitivityError",
     "SodaError",
+    "Stats",
     "TrajectoryError",
     "Unified",
     "accelerate",
@@ -79,9 +83,11 @@ __all__ = [
     "install",
     "load",
     "merge",
+    "new_generation",
     "plan",
     "profile",
     "restore",
+    "stats",
     "trajectory",
     "why",
 ]

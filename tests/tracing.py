@@ -12,8 +12,7 @@ from soda_compile.analysis.regions import find_regions
 from soda_compile.capture.normalisation import capture
 from soda_compile.ir.captured import Captured
 from soda_compile.ir.structure import Note, Region
-from soda_compile.plans.plan import Plan
-from soda_compile.runtime.state import State, _states
+from soda_compile.runtime.statistics import ModelStatistics, recorded
 
 
 def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Captured:
@@ -59,9 +58,9 @@ def eager_graphs() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def state(model: nn.Module, plan: Plan) -> State:
-    """What a compiled model remembers between calls under a plan."""
-    (found,) = [_states[p][plan.digest] for p in model.parameters() if plan.digest in _states.get(p, {})]
+def statistics(model: nn.Module) -> ModelStatistics:
+    """What the runtime keeps about a compiled model."""
+    (found,) = recorded([*model.parameters(), *model.buffers()])
     return found
 
 

@@ -15,6 +15,7 @@ from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, 
 from soda_compile.integrations.diffusers.denoisers import denoisers_of, require_supported
 from soda_compile.planner import AnchorSchedule, Goal, Strategy
 from soda_compile.plans.plan import Plan
+from soda_compile.runtime.denoiser import OnMiss
 from soda_compile.storage.cache import cache_folder
 
 _PlanLike = Plan | str | os.PathLike[str]
@@ -36,6 +37,8 @@ def accelerate(
     mode: str | None = None,
     inductor: Mapping[str, Any] | None = None,
     conditioning: Conditioning = "step",
+    on_miss: OnMiss = "plain",
+    slot_memory_bytes: int | None = None,
 ) -> Any:
     """Compile a pipeline's denoisers by a plan and tie the step clock to the pipeline's scheduler.
 
@@ -47,8 +50,12 @@ def accelerate(
     Exactly one of ``plan``, ``speedup`` and ``anchors`` is given. With the last two a plan is looked up for this
     model, scheduler, number of steps and guidance scale; where none is stored, it is measured now, which takes a few
     unaccelerated generations, and stored. Later calls of the pipeline with another number of steps (or another
-    scheduler configuration, or a LoRA) use the plan stored for that, or say that there is none before their first
-    step. Compilation happens at the first call of each input shape.
+    scheduler configuration, or a LoRA) use the plan stored for that, or run without one and say so. Compilation
+    happens at the first call of each input shape.
+
+    A generation belongs to the scheduler object that drives it. Pipelines that share the denoiser but not the
+    scheduler run without the plan until they are accelerated themselves; copies of the scheduler, which servers make
+    for each request, are driven by the same plans, any number at once.
 
     Args:
         pipe: A diffusers pipeline.
@@ -68,20 +75,24 @@ def accelerate(
         mode: A mode of ``torch.compile``.
         inductor: Settings for Inductor.
         conditioning: ``trajectory`` computes modulations for all steps at once, see ``Options``.
+        on_miss: What denoiser calls do that no plan covers: ``plain`` runs them compiled without it and warns once
+            for each kind, ``error`` raises. ``soda_compile.stats(pipe)`` counts them.
+        slot_memory_bytes: Bound on the memory of kept values, for all generations under way; see ``Options``.
 
     Returns:
         The same pipeline. ``restore(pipe)`` undoes everything.
 
     Raises:
         OptionError: If the options contradict each other, or the pipeline cannot be accelerated as it is.
-        PlanError: If the plan is for another scheduler, or none can be made; at ``set_timesteps`` if there is no plan
-            for those timesteps.
+        PlanError: If the plan is for another scheduler, or none can be made; with ``on_miss="error"`` also at
+            ``set_timesteps`` if there is no plan for those timesteps.
         SensitivityError: If nothing can be measured.
     """
     require_free(pipe)
     if sum(option is not None for option in (plan, speedup, anchors)) != 1:
         raise OptionError(f"give exactly one of plan, speedup={speedup} and anchors={anchors}")
-    options = {"mode": mode, "inductor": dict(inductor or {}), "conditioning": conditioning}
+    options: dict[str, Any] = {"mode": mode, "inductor": dict(inductor or {}), "conditioning": conditioning}
+    options |= {"on_miss": on_miss, "slot_memory_bytes": slot_memory_bytes}
     check_options(options)
     denoisers = denoisers_of(pipe)
     for name, module in denoisers.items():
@@ -99,7 +110,7 @@ def accelerate(
         source = SearchedPlans(pipe, denoisers, request, store, guidance, max_interval)
         call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         _find_or_measure(source, calibrate_with, call, pipeline_options or {})
-    setattr(pipe, HANDLE, Acceleration.install(pipe, denoisers, source, options))
+    setattr(pipe, HANDLE, Acceleration(pipe, source, denoisers, options).install())
     return pipe
 
 

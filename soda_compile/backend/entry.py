@@ -1,29 +1,34 @@
 """The backend "soda" of torch.compile: the road from Dynamo's graph to a planned denoiser."""
 
-import functools
 import logging
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from soda_compile.backend.options import CUDA_GRAPHS, Options, check_options
+from soda_compile.backend.variations import has_fitted, is_variation, remember
 from soda_compile.compiler.analyse import analyse_graph
 from soda_compile.compiler.bind import require_fit
 from soda_compile.compiler.conditioning import separate_conditioning
 from soda_compile.compiler.conditioning_stage import ConditioningStage, build_stage
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.observing import build_observed
-from soda_compile.compiler.program import build_program
-from soda_compile.errors import CaptureError, OptionError
+from soda_compile.compiler.program import Program, build_program
+from soda_compile.errors import CaptureError, OptionError, PlanError
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.cuda_graphs import Recording
 from soda_compile.runtime.denoiser import PlannedDenoiser
 from soda_compile.runtime.memory import keep_freed_memory
+from soda_compile.runtime.misses import Miss
+from soda_compile.runtime.plain import PlainDenoiser
+from soda_compile.runtime.slots import SlotPool
 from soda_compile.torch_internals.inductor import compiler_probed, plain_inductor
 from soda_compile.torch_internals.tracing import log_artifact
 from soda_compile.torch_internals.wrapped_tensors import flatten_inputs, has_wrapped
@@ -47,8 +52,8 @@ def soda(
         mode: A mode of ``torch.compile``; its settings go to Inductor.
 
     Raises:
-        OptionError: For an unknown option, or gradients that are asked for.
-        PlanError: If the plan does not fit the model.
+        OptionError: For an unknown option; with ``on_miss="error"`` also for gradients that are asked for.
+        PlanError: If the plan is for another model; with ``on_miss="error"`` also if it does not cover this call.
         CaptureError: If the graph is not supported.
     """
     checked = check_options(options, mode)
@@ -60,22 +65,48 @@ def soda(
             stacklevel=2,
         )
         return _unplanned(module, inputs, checked)
-    _refuse_gradients(inputs)
-    with compiler_probed(_device(inputs)) if checked.lowering == "inductor" else nullcontext():
-        structure = analyse_graph(module, inputs)
-    if structure is None:
-        return _unplanned(module, inputs, checked)
-    log_artifact("soda_structure", lambda: str(structure))
-    # Inductor would record each subgraph on its own; the runtime records whole steps.
-    changes = {CUDA_GRAPHS: False} if checked.cuda_graphs else {}
-    lowering = Lowering({**checked.inductor, **changes}, target=checked.lowering)
-    denoiser: Callable[..., Any]
-    if checked.observer is not None:
-        denoiser = build_observed(structure, checked.observer, lowering)
-    else:
-        assert checked.plan is not None
-        denoiser = _planned(structure, checked.plan, checked, lowering)
+    denoiser = _compile(module, inputs, checked)
     return (lambda *wrapped: denoiser(*flatten_inputs(wrapped))) if has_wrapped(inputs) else denoiser
+
+
+def soda_plain(
+    module: fx.GraphModule, inputs: Sequence[Any], *, options: Mapping[str, Any], miss: Miss
+) -> Callable[..., Any]:
+    """Backend for calls of a planned model that are known not to be covered by its plan; see ``soda``."""
+    return _plain(module, inputs, check_options(options), miss)
+
+
+def _compile(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
+    """Compile by the plan, or observed; what the plan does not cover runs without it, if the options allow that."""
+    plan, structure = options.plan, None
+    try:
+        _refuse_gradients(inputs)
+        with compiler_probed(_device(inputs)) if options.lowering == "inductor" else nullcontext():
+            structure = analyse_graph(module, inputs)
+        if structure is None:
+            return _unplanned(module, inputs, options)
+        log_artifact("soda_structure", lambda: str(structure))
+        # Inductor would record each subgraph on its own; the runtime records whole steps.
+        changes = {CUDA_GRAPHS: False} if options.cuda_graphs else {}
+        lowering = Lowering({**options.inductor, **changes}, target=options.lowering)
+        if options.observer is not None:
+            return build_observed(structure, options.observer, lowering)
+        assert plan is not None
+        return _planned(structure, plan, options, lowering)
+    except (PlanError, CaptureError, OptionError) as error:
+        if plan is None or options.on_miss == "error" or not _is_miss(plan, structure, error):
+            raise
+        return _plain(module, inputs, options, Miss(_MISSES[type(error)], str(error)))
+
+
+_MISSES = {PlanError: "structure", CaptureError: "capture", OptionError: "gradients"}
+
+
+def _is_miss(plan: Plan, structure: Structure | None, error: Exception) -> bool:
+    """Return whether a plan that does not cover a graph is for its model all the same."""
+    if structure is not None:
+        return is_variation(plan, structure)
+    return isinstance(error, OptionError) or has_fitted(plan)
 
 
 def _unplanned(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
@@ -84,20 +115,43 @@ def _unplanned(module: fx.GraphModule, inputs: Sequence[Any], options: Options) 
     return plain_inductor(module, inputs, options.inductor)
 
 
+def _plain(module: fx.GraphModule, inputs: Sequence[Any], options: Options, miss: Miss) -> PlainDenoiser:
+    started = time.perf_counter()
+    run = _unplanned(module, inputs, options)
+    weights = [index for index, value in enumerate(inputs) if isinstance(value, torch.nn.Parameter)]
+    return PlainDenoiser(run, miss, weights[0] if weights else None, time.perf_counter() - started)
+
+
 def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lowering) -> PlannedDenoiser:
     require_fit(plan, structure)
+    remember(plan, structure)
     log_artifact("soda_plan", lambda: str(plan))
     if True not in structure.parameters:
         raise CaptureError("the denoiser has no parameters, so its calls cannot be told from another model's")
-    stage = None
+    started = time.perf_counter()
+    model_key = structure.parameters.index(True)
+    timestep = structure.paths.index(plan.timestep_input) if plan.timestep_input in structure.paths else None
+    stage, given = None, len(structure.inputs)
     if options.conditioning == "trajectory":
         structure, stage = _conditioning_stage(structure, plan, lowering)
-    build = functools.partial(build_program, structure, lowering=lowering, granularity=options.granularity)
-    timestep = structure.paths.index(plan.timestep_input) if plan.timestep_input in structure.paths else None
-    model_key = structure.parameters.index(True)
-    keep_freed_memory(structure.regions[0].cuts[0].device)
     recording = Recording(structure.parameters) if options.cuda_graphs else None
-    return PlannedDenoiser(build(plan), plan, model_key, timestep, options.clock, build, recording, stage)
+    keep_freed_memory(structure.regions[0].cuts[0].device)
+
+    def build(plan: Plan) -> Program:
+        program = build_program(structure, plan, lowering, options.granularity)
+        return replace(program, prepared=len(structure.inputs) - given)
+
+    return PlannedDenoiser(
+        program=build(plan),
+        plan=plan,
+        model_key=model_key,
+        timestep=timestep,
+        build=build,
+        on_miss=options.on_miss,
+        pool=SlotPool(options.slot_memory_bytes, recording),
+        conditioning=stage,
+        compile_seconds=time.perf_counter() - started,
+    )
 
 
 def _conditioning_stage(

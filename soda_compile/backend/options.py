@@ -13,7 +13,7 @@ from soda_compile.compiler.steps import Granularity
 from soda_compile.errors import OptionError
 from soda_compile.passes.observers import standard_observers
 from soda_compile.plans.plan import Plan
-from soda_compile.runtime.clock import Clock
+from soda_compile.runtime.denoiser import OnMiss
 from soda_compile.torch_internals.inductor import inductor_options, mode_options
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,11 @@ class Options:
         lowering: ``inductor`` compiles the rewritten graphs. ``eager`` runs them operator by operator, which shows
             whether a fault is Inductor's or ours; Inductor's settings then do nothing. The environment variable
             SODA_COMPILE_LOWERING names the default, also where no options are taken.
-        clock: A clock that an integration ties to its scheduler; None for ``trajectory`` and counting.
+        on_miss: What a call does that the plan does not cover: another structure, number of steps or order of
+            timesteps, gradients, no memory left. ``plain`` computes everything, compiled, and warns once for each
+            kind; ``error`` raises. ``soda_compile.stats`` counts them.
+        slot_memory_bytes: Bound on the memory of all kept values of a model, of all generations that are under way;
+            a branch of guidance that finds no room computes everything. None for no bound.
         observer: Takes measurements instead of following a plan; used by ``calibrate``.
     """
 
@@ -52,7 +56,8 @@ class Options:
     granularity: Granularity = "block"
     conditioning: Conditioning = "step"
     lowering: Target = "inductor"
-    clock: Clock | None = None
+    on_miss: OnMiss = "plain"
+    slot_memory_bytes: int | None = None
     observer: Observer | None = None
 
 
@@ -79,7 +84,6 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
     if isinstance(plan, str | os.PathLike):
         plan = Plan.load(plan)
     _require_type("plan", plan, Plan, "a soda_compile.Plan or the path of one")
-    _require_type("clock", values.get("clock"), Clock, "a soda_compile.Clock")
     _require_type("observer", values.get("observer"), Observer, "a soda_compile.Observer")
     inductor = values.get("inductor") or {}
     _require_type("inductor", inductor, dict, "a dict of Inductor settings")
@@ -95,8 +99,12 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
     if lowering == "eager" and (idle := sorted(settings.keys() - {CUDA_GRAPHS})):
         log.warning("graphs run without Inductor, so its settings do nothing: %s", ", ".join(idle))
     standard_observers()  # refuses wrong environment variables before work starts
-    clock, observer = values.get("clock"), values.get("observer")
-    return Options(plan, settings, cuda_graphs, granularity, conditioning, lowering, clock, observer)
+    on_miss = _one_of("on_miss", values.get("on_miss", "plain"), get_args(OnMiss))
+    bound = values.get("slot_memory_bytes")
+    _require_type("slot_memory_bytes", bound, int, "a number of bytes, or None")
+    return Options(
+        plan, settings, cuda_graphs, granularity, conditioning, lowering, on_miss, bound, values.get("observer")
+    )
 
 
 def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> Any:

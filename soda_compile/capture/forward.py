@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from soda_compile.errors import OptionError
-from soda_compile.torch_internals.tracing import capture_failures
+from soda_compile.torch_internals.tracing import capture_failures, limit_hit, recompile_limit
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class ReplacedForward:
         functools.update_wrapper(self, self.original)  # pipelines look at the signature
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Runs the function."""
+        """Call the function."""
         return self.function(*arguments, **options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
@@ -132,39 +133,62 @@ class CompiledForward:
         module: The module; hooks on it are left out.
         backend: A backend of ``torch.compile``.
         around: Makes a context for each call.
+        dynamic: As for ``torch.compile``; None where sizes are always the same, so that only numbers may vary.
         reason: Why it is captured in several graphs; None where it is not.
     """
 
     module: torch.nn.Module
     backend: Callable[..., Any]
     around: Callable[[], AbstractContextManager[None]] = nullcontext
+    dynamic: bool | None = False
     reason: Exception | None = None
 
     def __post_init__(self) -> None:
         forward: Any = self.module.forward  # hooks keep here what is no method
         bound = isinstance(forward, MethodType) and forward.__self__ is self.module
         self._forward: Any = forward if bound else MethodType(_own_forward(self.module), self.module)
-        self._compiled = self._compile(whole=True)
+        self._compiled = [self._compile(whole=True)]
         self._settled = False
+        self._lock = threading.RLock()
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Runs the compiled forward."""
+        """Run the module, compiled at the first call of its kind."""
         with self.around():
-            return self._compiled(*arguments, **options) if self._settled else self._first(arguments, options)
+            if self._settled:
+                return self._run(arguments, options)
+            with self._lock:  # threads that come at once wait for the one that finds out how it is captured
+                return self._run(arguments, options) if self._settled else self._first(arguments, options)
+
+    def _run(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Run the first that was compiled for such a call, or one more: Dynamo lets each be compiled a few times."""
+        for compiled in self._compiled:
+            try:
+                return compiled(*arguments, **options)
+            except limit_hit():
+                continue
+        with self._lock:
+            log.warning(
+                "%s was compiled %d times for arguments of equal shapes: numbers that are no tensors, names of "
+                "adapters or Python state differ between calls, and each value is compiled anew",
+                type(self.module).__name__, len(self._compiled) * recompile_limit(),
+            )  # fmt: skip
+            self._compiled.append(self._compile(whole=self.reason is None))
+            compiled = self._compiled[-1]
+        return compiled(*arguments, **options)
 
     def _first(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         try:
-            result = self._compiled(*arguments, **options)
+            result = self._compiled[0](*arguments, **options)
         except capture_failures():
             self._forward(*arguments, **options)
-            self._compiled = self._compile(whole=True)
+            self._compiled = [self._compile(whole=True)]
             try:
-                result = self._compiled(*arguments, **options)
+                result = self._compiled[0](*arguments, **options)
             except capture_failures() as error:
                 log.warning("%s is captured in several graphs: %s", type(self.module).__name__, error)
                 self.reason = error
-                self._compiled = self._compile(whole=False)
-                result = self._compiled(*arguments, **options)
+                self._compiled = [self._compile(whole=False)]
+                result = self._compiled[0](*arguments, **options)
         self._settled = True
         return result
 
@@ -182,7 +206,7 @@ class CompiledForward:
             function.__closure__,
         )
         own.__kwdefaults__ = function.__kwdefaults__
-        return torch.compile(MethodType(own, self.module), backend=self.backend, fullgraph=whole, dynamic=False)
+        return torch.compile(MethodType(own, self.module), backend=self.backend, fullgraph=whole, dynamic=self.dynamic)
 
 
 def _own_forward(module: torch.nn.Module) -> FunctionType:

@@ -12,6 +12,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from soda_compile.capture.capture_cache import capture_key, load_capture, store_capture
 from soda_compile.capture.higher_order import bind_operators
+from soda_compile.capture.scalars import keep_floats
 from soda_compile.errors import CaptureError
 from soda_compile.ir.captured import Captured
 from soda_compile.torch_internals.tracing import known_float, refake, source_name, specialised
@@ -31,6 +32,7 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
     sources = [clean_path(source_name(node) or node.name) for node in placeholders]
     parameters = tuple(_belongs_to_model(node, value) for node, value in zip(placeholders, inputs, strict=True))
     _detach_data(module.graph)
+    keep_floats(module)
     _fix_floats(module)
     with specialised(inputs) as static:
         key = capture_key(module, static, parameters)

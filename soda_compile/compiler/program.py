@@ -2,8 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -33,6 +33,19 @@ class Call:
     release: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class SharedMemory:
+    """What a step leaves in memory that its caller could write to.
+
+    Attributes:
+        outputs: Positions of outputs that lie in slots, constants or prepared inputs.
+        slots: Registers of slots that lie in inputs.
+    """
+
+    outputs: tuple[int, ...]
+    slots: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """A compiled plan for one signature of inputs.
@@ -47,7 +60,10 @@ class Program:
         tensors: Constants, coefficients and other numbers of a step, by register.
         slots: Layout of each slot, by register.
         flops: FLOPs of each step.
+        slot_keys: What each slot keeps, by register: programs of one plan have equal keys, whatever their registers.
+        prepared: Number of inputs, the last ones, that the runtime computes before the step; none is the caller's.
         notes: Parts that the analysis and the passes left alone, and why.
+        shared_memory: By distinct step, filled at its first run.
     """
 
     steps: tuple[tuple[Call, ...], ...]
@@ -56,7 +72,10 @@ class Program:
     tensors: dict[int, torch.Tensor]
     slots: dict[int, Cut]
     flops: tuple[int, ...]
+    slot_keys: dict[int, Hashable] = field(default_factory=dict)
+    prepared: int = 0
     notes: tuple[Note, ...] = ()
+    shared_memory: dict[int, SharedMemory] = field(default_factory=dict, init=False)
 
     @cached_property
     def distinct_steps(self) -> tuple[int, ...]:
@@ -105,7 +124,9 @@ def assemble(structure: Structure, steps: Sequence[StepSubgraphs], registers: Re
     resolved = tuple(_calls(structure, number, step, registers, lowering) for number, step in enumerate(steps))
     outputs = tuple(registers.value(name) if name else None for name in structure.outputs)
     flops = tuple(sum(graph_flops(subgraph.module.graph) for subgraph in step.subgraphs) for step in steps)
-    return Program(resolved, outputs, registers.count, registers.tensors, registers.slots, flops)
+    return Program(
+        resolved, outputs, registers.count, registers.tensors, registers.slots, flops, slot_keys=registers.slot_keys
+    )
 
 
 def _calls(

@@ -18,6 +18,7 @@ class Registers:
     Attributes:
         tensors: Constants and coefficients, by register.
         slots: Layouts of slots, by register.
+        slot_keys: What each slot keeps, by register.
     """
 
     def __init__(self, structure: Structure, starts: Sequence[int], sharing: IndexSharing) -> None:
@@ -36,6 +37,7 @@ class Registers:
             self.value(name)
         self.tensors = {self.value(name): tensor for name, tensor in structure.constants.items()}
         self.slots: dict[int, Cut] = {}
+        self.slot_keys: dict[int, Hashable] = {}
 
     @property
     def count(self) -> int:
@@ -79,6 +81,7 @@ class Registers:
             case _:
                 key = (role.kind, number, role.cut)
         register = self.value(key)
+        self.slot_keys[register] = key
         self.slots.setdefault(register, region.cuts[role.cut] if role.kind == "cut" else Cut.like(role.kind, layout))
         return register
 

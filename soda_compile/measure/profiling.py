@@ -23,7 +23,7 @@ from soda_compile.measure.probing import Probing
 from soda_compile.measure.profile_store import default_folder, device_name, profile_key
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.pruning import Pruning
-from soda_compile.runtime.clock import trajectory
+from soda_compile.runtime.generation import trajectory
 from soda_compile.storage.progress import progress_bar
 
 Inputs = Mapping[str, Any] | Sequence[Any] | Callable[[int], Any]

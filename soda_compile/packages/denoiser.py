@@ -11,7 +11,8 @@ from soda_compile.packages.arguments import decode_signature, flatten
 from soda_compile.packages.manifest import dtype_name
 from soda_compile.packages.sized_program import Mismatch, SizedProgram
 from soda_compile.plans.plan import Plan
-from soda_compile.runtime.clock import Clock
+from soda_compile.runtime.current import BRANCH
+from soda_compile.runtime.denoiser import OnMiss
 
 
 class Config(dict[str, Any]):
@@ -34,7 +35,8 @@ class PackagedDenoiser(torch.nn.Module):
         config: The original model's configuration.
         model_name: Class name of the original model.
         programs: The step programs, one for each set of shapes.
-        clock: What tells the step, where a scheduler is tied to it.
+        on_miss: What calls do that the plan does not cover.
+        around: Makes the context of each call, which tells its generation, where a scheduler is tied to it.
     """
 
     forward: Callable[..., Any]
@@ -54,7 +56,8 @@ class PackagedDenoiser(torch.nn.Module):
         self.config = Config(config or {})
         self.plan = plan
         self.programs = tuple(programs)
-        self.clock: Clock | None = None
+        self.around: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.on_miss: OnMiss = programs[0].planned.on_miss
         self._signature = decode_signature(programs[0].call.signature)
 
         def forward(*arguments: Any, **options: Any) -> Any:
@@ -80,7 +83,8 @@ class PackagedDenoiser(torch.nn.Module):
             except Mismatch as reason:
                 reasons.append(str(reason))
             else:
-                return program.run(leaves, values)
+                with self.around():
+                    return program.run(leaves, values)
         raise PackageError(
             f"this package cannot run such a call: {'; or '.join(reasons)} when it was exported. Export with such "
             "inputs (dynamic_shapes or a list of example inputs makes a package for several shapes)"
@@ -96,15 +100,9 @@ class PackagedDenoiser(torch.nn.Module):
         """Return the dtype of the first floating point parameter."""
         return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
 
-    def attach(self, clock: Clock | None) -> None:
-        """Let a clock tell the step, or None for ``trajectory`` and counting."""
-        self.clock = clock
-        for program in self.programs:
-            program.attach(clock)
-
     def cache_context(self, name: str) -> AbstractContextManager[None]:
         """Return what some pipelines open around each call of a step: it names the branch of guidance."""
-        return self.clock.calling(name) if self.clock else nullcontext()
+        return BRANCH.calling(name)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "PackagedDenoiser":
         """Let ``.to`` and its like pass where they change nothing.

@@ -20,8 +20,9 @@ from soda_compile.packages.sized_program import SizedProgram
 from soda_compile.packages.tensors import unpack
 from soda_compile.packages.weights import Source, bind, read_checkpoint
 from soda_compile.plans.plan import Plan
-from soda_compile.runtime.denoiser import PlannedDenoiser
+from soda_compile.runtime.denoiser import OnMiss, PlannedDenoiser
 from soda_compile.runtime.memory import keep_freed_memory
+from soda_compile.runtime.slots import SlotPool
 from soda_compile.storage.json_reader import read_json
 from soda_compile.torch_internals.inductor import open_subgraph
 from soda_compile.torch_internals.inductor_patches import Compiled
@@ -87,7 +88,12 @@ def open_package(path: str | os.PathLike[str]) -> Package:
 
 
 def load(
-    path: str | os.PathLike[str], *, weights: Source | None = None, plan: Plan | str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    *,
+    weights: Source | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    on_miss: OnMiss = "plain",
+    slot_memory_bytes: int | None = None,
 ) -> PackagedDenoiser:
     """Load what ``export`` wrote, without Dynamo, the model's class, calibration or compiling.
 
@@ -99,6 +105,8 @@ def load(
         weights: For a package with external weights, the original checkpoint: a ``.safetensors`` file, a folder with
             such files, or tensors by name. Tensors that lie on the device in the right layout are shared, not copied.
         plan: A plan, or the path of one, that the package must have been made of.
+        on_miss: What a call does that the plan does not cover, see ``Options``; ``plain`` computes everything.
+        slot_memory_bytes: Bound on the memory of kept values, for all generations under way; see ``Options``.
 
     Returns:
         The denoiser, called as the original.
@@ -122,7 +130,7 @@ def load(
         code = _load_code(package)
         keep_freed_memory(device)
         programs = [decode(entry, own, code, device) for entry in package.programs]
-    return _assemble(package, tensors, programs, device)
+    return _assemble(package, tensors, programs, device, on_miss, SlotPool(slot_memory_bytes))
 
 
 def _require_plan(package: Package, plan: Plan | str | os.PathLike[str] | None) -> None:
@@ -154,7 +162,12 @@ def _load_code(package: Package) -> dict[str, Compiled]:
 
 
 def _assemble(
-    package: Package, tensors: Mapping[str, torch.Tensor], programs: list[Program], device: torch.device
+    package: Package,
+    tensors: Mapping[str, torch.Tensor],
+    programs: list[Program],
+    device: torch.device,
+    on_miss: OnMiss,
+    pool: SlotPool,
 ) -> PackagedDenoiser:
     kind_of = {name: entry.kind for name, entry in package.manifest.weights.items()}
     weights = {
@@ -169,16 +182,10 @@ def _assemble(
             plan=package.plan,
             model_key=kinds.index("parameter"),
             timestep=source.call.timestep,
-            clock=None,
-            build=_refuse_other_plans,
+            build=None,
+            on_miss=on_miss,
+            pool=pool,
         )
         made.append(SizedProgram(source, planned, weights, device))
     state = {name: tensor for name, tensor in weights.items() if kind_of[name] != "own"}
     return PackagedDenoiser(package.manifest.model, package.manifest.config, package.plan, made, state)
-
-
-def _refuse_other_plans(plan: Plan) -> Program:
-    raise PackageError(
-        f"a branch of guidance began when {plan.steps} steps of the plan were left; a package runs whole trajectories "
-        "only. Compile with torch.compile(denoiser, backend='soda') for generations that begin in the middle"
-    )

@@ -12,7 +12,6 @@ from soda_compile.packages.manifest import CallEntry, ProgramEntry, TensorEntry
 from soda_compile.packages.program_file import with_slots
 from soda_compile.packages.sizes import Point, read_size, show, size_at
 from soda_compile.packages.tensors import laid_out
-from soda_compile.runtime.clock import Clock
 from soda_compile.runtime.denoiser import PlannedDenoiser
 
 
@@ -124,7 +123,8 @@ class SizedProgram:
                 path: tuple(size_at(size, values) for size in entry.stride)
                 for path, entry in self.call.arguments.items()
             }
-            self._made[key] = _Sized(replace(self.planned, program=program), strides)
+            # Generations know their program by identity: all threads must take the same one.
+            self._made.setdefault(key, _Sized(replace(self.planned, program=program), strides))
         return self._made[key]
 
     def _argument(self, path: str, leaves: Mapping[str, Any], stride: tuple[int, ...]) -> torch.Tensor:
@@ -133,12 +133,6 @@ class SizedProgram:
         if value.device != self.device:
             raise PackageError(f"{path} lies on {value.device}, the package runs on {self.device}; move it there")
         return laid_out(value, stride, self.device)
-
-    def attach(self, clock: Clock | None) -> None:
-        """Let a clock tell the step, or None for ``trajectory`` and counting."""
-        self.planned = replace(self.planned, clock=clock)
-        for key, sized in self._made.items():
-            self._made[key] = replace(sized, planned=replace(sized.planned, clock=clock))
 
 
 def _tells(entry: ProgramEntry) -> Iterator[tuple[str, str, int, int, int]]:

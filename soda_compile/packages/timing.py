@@ -12,7 +12,7 @@ from soda_compile.packages.sized_program import SizedProgram
 from soda_compile.packages.sizes import Point, size_at
 from soda_compile.packages.tensors import named_dtype
 from soda_compile.plans.plan import Plan
-from soda_compile.runtime.clock import trajectory
+from soda_compile.runtime.generation import trajectory
 
 
 @dataclass(frozen=True)

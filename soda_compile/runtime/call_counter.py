@@ -37,47 +37,32 @@ class CallCounter:
 
     Attributes:
         calls_per_step: Calls in a step, where no sampler advances the clock.
-        steps: Steps after which a new trajectory begins, where there is no clock at all.
+        calls: Calls so far: in the trajectory for an automatic clock, in the step otherwise.
     """
 
     calls_per_step: int
-    steps: int = 0
-    _own: Clock = field(default_factory=lambda: Clock(automatic=True))
+    calls: int = 0
     _trajectory: int = 0
     _step: int = 0
-    _calls: int = 0  # in the trajectory for an automatic clock, in the step otherwise
     _named: Counter[str | None] = field(default_factory=Counter)  # calls in the step by name
 
-    def count(self, clock: Clock | None, starts: bool = False) -> CountedCall:
-        """Count the call that comes now.
-
-        Args:
-            clock: The clock that tells the step, or None to count calls and wrap.
-            starts: Whether the call shows that it is one of a first step; without a clock this starts a new
-                trajectory, so an interrupted generation does no harm.
-        """
-        if clock is None:
-            clock = self._own
-            over = self._calls >= self.steps * self.calls_per_step
-            if over or not self._trajectory or (starts and self._calls >= self.calls_per_step):
-                clock.begin()
-        if clock.trajectory != self._trajectory:
-            self._trajectory, self._calls = clock.trajectory, 0
+    def place(self, clock: Clock) -> CountedCall:
+        """Return the place of the call that comes now, without counting it."""
+        same = clock.trajectory == self._trajectory
         if clock.automatic:
-            step, number = divmod(self._calls, self.calls_per_step)
-            branch = Branch(None, number)
-        else:
-            if clock.step != self._step:
-                self._calls = 0
-            if not self._calls:
-                self._named.clear()
-            step, number = clock.step, self._calls
-            branch = Branch(clock.branch, self._named[clock.branch])
-            self._named[clock.branch] += 1
-        self._step = step
-        self._calls += 1
-        return CountedCall(self._trajectory, step, branch, number)
+            step, number = divmod(self.calls if same else 0, self.calls_per_step)
+            return CountedCall(clock.trajectory, step, Branch(None, number), number)
+        same = same and clock.step == self._step
+        branch = Branch(clock.branch, self._named[clock.branch] if same else 0)
+        return CountedCall(clock.trajectory, clock.step, branch, self.calls if same else 0)
 
-    def reset(self) -> None:
-        """Forget the trajectory: the next call without a clock starts one."""
-        self._trajectory = self._calls = 0
+    def count(self, clock: Clock) -> CountedCall:
+        """Count the call that comes now, and return its place."""
+        call = self.place(clock)
+        if call.trajectory != self._trajectory or (not clock.automatic and call.step != self._step):
+            self.calls = 0
+            self._named.clear()
+        self._trajectory, self._step = call.trajectory, call.step
+        self._named[call.branch.name] += 1
+        self.calls += 1
+        return call

@@ -9,7 +9,7 @@ import torch
 
 from soda_compile.compiler.program import Program
 from soda_compile.errors import CaptureError
-from soda_compile.runtime.execution import run_step
+from soda_compile.runtime.execution import run_owned, run_step
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class GraphCapturer(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class CudaGraphCapturer:
-    """Captures CUDA graphs that share one pool of memory, as they never run at the same time.
+    """Captures CUDA graphs of one stream. They share one pool of memory, as they never run at the same time.
 
     Attributes:
         device: The device.
@@ -51,15 +51,21 @@ def capturer_for(device: torch.device) -> GraphCapturer | None:
     return CudaGraphCapturer(device) if device.type == "cuda" else None
 
 
+def stream_of(inputs: Sequence[Any]) -> int:
+    """Return the number of the device's stream on which a call with these inputs runs; 0 where there are none."""
+    device = next((value.device for value in inputs if isinstance(value, torch.Tensor)), None)
+    return torch.cuda.current_stream(device).cuda_stream if device is not None and device.type == "cuda" else 0
+
+
 @dataclass(eq=False)
 class StepGraphs:
-    """The recorded steps of one branch of guidance.
+    """The recorded steps of one set of slots.
 
     Slots, weights and copies of the other inputs have fixed addresses, so any step may follow any other. The first
     time a step runs as it is, which loads and tunes its kernels; the second time it is recorded.
 
     Attributes:
-        registers: The branch's registers; slots among them are written in place.
+        registers: Registers; slots among them are written in place.
         fixed: For each input whether it is a weight: its address is recorded, and a new address records anew.
         capturer: Captures the steps.
     """
@@ -78,7 +84,7 @@ class StepGraphs:
         kind = program.distinct_steps[step]
         if kind not in self._seen:
             self._seen.add(kind)
-            return run_step(program, step, self.registers, inputs, in_place=True)
+            return run_owned(program, step, self.registers, inputs, in_place=True)
         _copy([value for value, fixed in zip(inputs, self.fixed, strict=True) if not fixed], self._copies)
         if kind not in self._graphs:
             self._graphs[kind] = self._record(program, step, inputs)
@@ -131,23 +137,25 @@ class Recording:
     """
 
     weights: tuple[bool, ...]
-    _capturer: GraphCapturer | None = None
+    _capturers: dict[int, GraphCapturer | None] = field(default_factory=dict)  # by stream
     _refused: bool = False
 
     def start(self, program: Program, registers: list[Any], inputs: Sequence[Any]) -> StepGraphs | None:
-        """Return the recorded steps of a new branch, none yet; None, with a warning, where steps cannot be recorded."""
+        """Return the recorded steps of new slots, none yet; None, with a warning, where steps cannot be recorded."""
         if self._refused:
             return None
         device = inputs[self.weights.index(True)].device
-        if self._capturer is None:
-            self._capturer = capturer_for(device)
+        stream = stream_of(inputs)
+        if stream not in self._capturers:
+            self._capturers[stream] = capturer_for(device)
+        capturer = self._capturers[stream]
         found = _obstacle(program, inputs, device)
-        if self._capturer is None or found:
+        if capturer is None or found:
             self._refused = True
-            if found and self._capturer:
+            if found and capturer:
                 log.warning("steps run without CUDA graphs: %s", found)
             return None
-        return StepGraphs(registers, self.weights, self._capturer)
+        return StepGraphs(registers, self.weights, capturer)
 
 
 def _obstacle(program: Program, inputs: Sequence[Any], device: torch.device) -> str | None:

@@ -1,8 +1,10 @@
-"""The compiled denoiser: it finds its step and runs that step's calls."""
+"""The compiled denoiser: each call finds its generation and its step there, and runs that step's calls."""
 
-from collections.abc import Callable, Hashable, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -11,95 +13,167 @@ from soda_compile.compiler.program import Program
 from soda_compile.errors import TrajectoryError
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.resume import resume_at
-from soda_compile.runtime.clock import Clock, clock_for
-from soda_compile.runtime.cuda_graphs import Recording
-from soda_compile.runtime.execution import run_step
-from soda_compile.runtime.state import BranchState, state_of
+from soda_compile.runtime.branches import BranchState
+from soda_compile.runtime.conditioning_cache import Conditions
+from soda_compile.runtime.counting import Counted, counted_generations
+from soda_compile.runtime.current import Outside, current_generation
+from soda_compile.runtime.execution import run_once, run_owned
+from soda_compile.runtime.generation import Generation
+from soda_compile.runtime.misses import Miss
+from soda_compile.runtime.placing import find_branch, is_at
+from soda_compile.runtime.slots import SlotPool, new_registers
+from soda_compile.runtime.statistics import ModelStatistics, statistics_of
+
+OnMiss = Literal["plain", "error"]
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedProgram:
+    """A program, and what its regions do.
+
+    Attributes:
+        program: The compiled plan.
+        regions: For each step the number of regions by kind of action.
+    """
+
+    program: Program
+    regions: tuple[Mapping[str, int], ...]
+
+    @classmethod
+    def of(cls, program: Program, plan: Plan) -> "PlannedProgram":
+        """Count the actions of a plan."""
+        return cls(program, tuple(Counter(action.kind for action in step) for step in zip(*plan.actions, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
 class PlannedDenoiser:
-    """Runs a program; called by Dynamo with the graph's inputs in order.
+    """Runs a program; called by Dynamo with the graph's inputs in order, from any number of threads.
 
     Attributes:
         program: The compiled plan.
         plan: The plan.
         model_key: Index of an input that is a parameter: it tells which model is called.
         timestep: Index of the input that carries the timestep, if the plan knows it.
-        clock: The clock that an integration ties to its scheduler.
-        build: Compiles another plan for the same graph; only what its variants do not share is compiled anew.
-        recording: Records steps as CUDA graphs; None runs them as they are.
+        build: Compiles another plan for the same graph; only what its variants do not share is compiled anew. None
+            where nothing can be compiled.
+        on_miss: What a call that the plan does not cover does: ``plain`` computes everything, ``error`` raises.
+        pool: Hands out slots.
         conditioning: Computes further inputs of the program; None if it takes those of the captured graph alone.
+        compile_seconds: Time that compiling took; None for what was compiled ahead of time.
     """
 
     program: Program
     plan: Plan
     model_key: int
     timestep: int | None
-    clock: Clock | None
-    build: Callable[[Plan], Program]
-    recording: Recording | None = None
+    build: Callable[[Plan], Program] | None
+    on_miss: OnMiss = "plain"
+    pool: SlotPool = field(default_factory=SlotPool)
     conditioning: ConditioningStage | None = None
-    _resumed: dict[int, Program] = field(default_factory=dict, init=False)
+    compile_seconds: float | None = None
+    conditions: dict[Hashable, Conditions] = field(default_factory=dict, init=False)
+    _programs: dict[int, PlannedProgram] = field(default_factory=dict, init=False)  # by the step where they begin
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _reported: list[bool] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._programs[0] = PlannedProgram.of(self.program, self.plan)
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Run the step that is due. Inputs and outputs are those of the captured graph."""
         parameter = inputs[self.model_key]
-        state = state_of(parameter, self.plan.digest, self.plan.calls_per_step, self.plan.steps)
-        clock = self.clock or clock_for(parameter)
-        # A tied clock knows the step, and its owner has checked the timesteps.
-        timestep = self._read_timestep(inputs) if self.clock is None else None
-        nearest = None if timestep is None else self._nearest(timestep)
-        starts = nearest is not None and nearest == self._timesteps[0]
+        statistics = statistics_of(parameter)
+        self._report(statistics)
+        timestep = self._read_timestep(inputs)
+        generation = current_generation(parameter)
+        counted = None
+        if generation is None:
+            counted = self._counted(parameter, timestep, statistics)
+            generation = counted.generation
         try:
-            step, branch = state.locate(clock, self.program, starts, self._resume)
-            if timestep is not None and nearest != self._timesteps[step]:
-                raise TrajectoryError(self._mismatch(timestep, step))
-            return self._run(branch, step, inputs, clock.schedule if clock else None)
+            if isinstance(generation, Outside):
+                raise Miss("outside", generation.reason)
+            branches = generation.branches((id(parameter), self.plan.digest), self.plan.calls_per_step)
+            with generation.lock:
+                call, branch = find_branch(self, generation.clock, branches, timestep, statistics.budget, inputs)
+        except Miss as miss:
+            return self._run_plain(miss, generation, statistics, inputs)
+        if counted is not None:
+            counted.calls += 1
+        try:
+            outputs = self._run(branch, call.step, inputs, generation.clock.schedule)
         except BaseException:
-            state.reset()
+            branches.drop(call.branch)
+            if counted is not None:
+                counted_generations(parameter).forget(self.plan.digest)
             raise
+        if call.step == self.plan.steps - 1:
+            branches.drop(call.branch)
+        regions = self.starting_at(branch.start).regions[call.step - branch.start]
+        statistics.count(generation.trajectory, generation.tally, regions)
+        return outputs
 
     def _run(self, branch: BranchState, step: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
-        program = branch.program or self.program
-        here = step - branch.start
+        slots, here = branch.slots, step - branch.start
         if self.conditioning is not None:
-            inputs = (*inputs, *branch.conditioning_cache.values(self.conditioning, here, inputs, schedule))
-        if self.recording is not None and branch.graphs is None:
-            branch.graphs = self.recording.start(program, branch.registers, inputs)
-        if branch.graphs is not None:
-            return branch.graphs.run(program, here, inputs)
-        return run_step(program, here, branch.registers, inputs)
+            inputs = (*inputs, *branch.conditioning.values(self.conditioning, here, inputs, schedule))
+        if slots.graphs is not None:
+            return slots.graphs.run(slots.program, here, inputs)
+        return run_owned(slots.program, here, slots.registers, inputs)
 
-    def _resume(self, start: int) -> Program:
-        """Return the program for a branch of guidance that begins at a later step."""
-        if start not in self._resumed:
-            with torch.inference_mode(False):
-                self._resumed[start] = self.build(resume_at(self.plan, start))
-        return self._resumed[start]
+    def _run_plain(
+        self, miss: Miss, generation: Generation | Outside, statistics: ModelStatistics, inputs: Sequence[Any]
+    ) -> list[Any]:
+        """Compute everything: the first step of a plan does, and what it keeps is thrown away."""
+        if self.on_miss == "error":
+            raise TrajectoryError(str(miss)) from None
+        if isinstance(generation, Outside):
+            statistics.miss(0, None, miss)
+        else:
+            statistics.miss(generation.trajectory, generation.tally, miss)
+        if self.conditioning is not None:
+            inputs = (*inputs, *run_once(self.conditioning.one_step, inputs))
+        return run_owned(self.program, 0, new_registers(self.program, only_first=True), inputs)
+
+    def starting_at(self, step: int) -> PlannedProgram:
+        """Return the program of a branch of guidance that begins at a later step, compiled when first asked for."""
+        with self._lock:
+            if step not in self._programs:
+                assert self.build is not None
+                plan = resume_at(self.plan, step)
+                with torch.inference_mode(False):
+                    self._programs[step] = PlannedProgram.of(self.build(plan), plan)
+            return self._programs[step]
+
+    def _counted(self, parameter: torch.Tensor, timestep: float | None, statistics: ModelStatistics) -> Counted:
+        plan = self.plan
+        if timestep is None:
+            statistics.say(
+                "counted",
+                f"calls are counted, {plan.steps * plan.calls_per_step} to a generation, as neither a trajectory nor "
+                "timesteps tell where one begins; one with another number of calls shifts all that follow. Put each "
+                "generation inside `with soda_compile.trajectory(model):`",
+            )
+        starts = timestep is not None and is_at(self.timesteps, 0, timestep)
+        calls = plan.steps * plan.calls_per_step
+        return counted_generations(parameter).next(plan.digest, calls, plan.calls_per_step, starts)
+
+    def _report(self, statistics: ModelStatistics) -> None:
+        """Count what was compiled, once the model is known."""
+        if not self._reported and self.compile_seconds is not None:
+            self._reported.append(True)
+            statistics.compiled(self.compile_seconds)
 
     @property
-    def _timesteps(self) -> tuple[float, ...]:
+    def timesteps(self) -> tuple[float, ...]:
+        """Return the plan's timesteps; none if it knows none."""
         return self.plan.timesteps or ()
 
     def _read_timestep(self, inputs: Sequence[Any]) -> float | None:
         """Return the timestep among the inputs, where the host can read it without waiting for a device."""
-        if self.timestep is None or not self._timesteps:
+        if self.timestep is None or not self.timesteps:
             return None
         value = inputs[self.timestep]
         if isinstance(value, torch.Tensor):
             return float(value.flatten()[0]) if value.device.type == "cpu" else None
         return float(value)
-
-    def _nearest(self, timestep: float) -> float:
-        """Return the plan's nearest timestep; narrow dtypes round the denoiser's."""
-        return min(self._timesteps, key=lambda planned: abs(planned - timestep))
-
-    def _mismatch(self, timestep: float, step: int) -> str:
-        return (
-            f"the denoiser is called with {self.plan.timestep_input}={timestep:g}, but step {step} is due, which has "
-            f"{self._timesteps[step]:g}. The plan was made for {self.plan.steps} steps, timesteps "
-            f"{self._timesteps[0]:g} to {self._timesteps[-1]:g}, and {self.plan.calls_per_step} denoiser call(s) a "
-            "step. Use the same noise scheduler and step count, and put each generation inside "
-            "`with soda_compile.trajectory(model):`"
-        )

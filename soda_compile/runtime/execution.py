@@ -1,9 +1,11 @@
 """Execution of the calls of a program."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from soda_compile.compiler.program import Program
+import torch
+
+from soda_compile.compiler.program import Program, SharedMemory
 
 
 def run_step(
@@ -37,6 +39,43 @@ def run_step(
         registers[: len(inputs)] = [None] * len(inputs)  # slots stay; the caller's tensors must not
 
 
+def run_owned(
+    program: Program, step: int, registers: list[Any], inputs: Sequence[Any], *, in_place: bool = False
+) -> list[Any]:
+    """Run the calls of one step, see ``run_step``; the caller may write to inputs and outputs afterwards.
+
+    Graphs return kept values and views of them as they are, and keep views of inputs. Which ones share memory follows
+    from the code, so it is looked up once for each distinct step.
+    """
+    outputs = run_step(program, step, registers, inputs, in_place=in_place)
+    kind = program.distinct_steps[step]
+    shared = program.shared_memory.get(kind)
+    if shared is None:
+        shared = program.shared_memory[kind] = _shared_memory(program, registers, inputs, outputs)
+    for number in shared.outputs:
+        outputs[number] = outputs[number].clone()
+    for number in shared.slots:
+        registers[number] = registers[number].clone()
+    return outputs
+
+
 def run_once(program: Program, inputs: Sequence[Any]) -> list[Any]:
     """Run a program of one step that keeps nothing in slots; return its outputs."""
     return run_step(program, 0, [program.tensors.get(number) for number in range(program.registers)], inputs)
+
+
+def _shared_memory(
+    program: Program, registers: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any]
+) -> SharedMemory:
+    given = _addresses(inputs)
+    slots = tuple(number for number in program.slots if _addresses([registers[number]]) & given)
+    kept = _addresses(registers[number] for number in (*program.slots, *program.tensors))
+    kept |= _addresses(inputs[len(inputs) - program.prepared :])
+    return SharedMemory(
+        outputs=tuple(number for number, value in enumerate(outputs) if _addresses([value]) & kept), slots=slots
+    )
+
+
+def _addresses(values: Iterable[Any]) -> set[int]:
+    tensors = (value for value in values if isinstance(value, torch.Tensor))
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors} - {0}

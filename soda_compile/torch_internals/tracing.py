@@ -26,6 +26,20 @@ def capture_failures() -> tuple[type[Exception], ...]:
     return Unsupported, UserError
 
 
+def limit_hit() -> type[Exception]:
+    """Return the error of Dynamo where one function was compiled too often as a whole; for an ``except`` clause."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    return FailOnRecompileLimitHit
+
+
+def recompile_limit() -> int:
+    """Return how often Dynamo compiles one function."""
+    from torch._dynamo import config
+
+    return int(config.recompile_limit)
+
+
 def source_name(placeholder: fx.Node) -> str:
     """Return where Dynamo found a graph input, as a Python expression; empty when it does not say."""
     argument = placeholder.meta.get("grapharg")

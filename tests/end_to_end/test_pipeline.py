@@ -144,24 +144,30 @@ def test_an_interrupted_generation_leaves_nothing(accelerated: DigitsPipeline, c
     same(draw(accelerated), clean)
 
 
-def test_another_number_of_steps_is_refused_before_the_denoiser_runs(
-    accelerated: DigitsPipeline, clean: Tensor
+def test_another_number_of_steps_runs_plain_and_says_so(
+    accelerated: DigitsPipeline, clean: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ran = []
-    handle = accelerated.transformer.register_forward_pre_hook(lambda *_: ran.append(1))
-    try:
-        with pytest.raises(soda_compile.PlanError, match=f"the plan is for {STEPS} steps, the pipeline runs 8"):
-            draw(accelerated, num_inference_steps=8)
-    finally:
-        handle.remove()
-    assert not ran
+    found = draw(accelerated, num_inference_steps=8)
+    torch.testing.assert_close(found, draw(load(), num_inference_steps=8), **ROUNDING)
+    counted = soda_compile.stats(accelerated)["transformer"]
+    assert counted["misses"]["outside"] == 8
+    assert f"the plan is for {STEPS} steps, the pipeline runs 8" in counted["reasons"]["outside"]
     same(draw(accelerated), clean)
+
+
+def test_another_number_of_steps_can_be_refused_before_the_denoiser_runs(pipe: DigitsPipeline, plan: Plan) -> None:
+    soda_compile.accelerate(pipe, plan, on_miss="error")
+    ran = []
+    pipe.transformer.register_forward_pre_hook(lambda *_: ran.append(1))
+    with pytest.raises(soda_compile.PlanError, match=f"the plan is for {STEPS} steps, the pipeline runs 8"):
+        draw(pipe, num_inference_steps=8)
+    assert not ran
 
 
 def test_other_timesteps_are_refused_with_both_values(pipe: DigitsPipeline, plan: Plan) -> None:
     assert plan.timesteps is not None
     shifted = replace(plan, timesteps=(*plan.timesteps[:-1], plan.timesteps[-1] + 7))
-    soda_compile.accelerate(pipe, shifted)
+    soda_compile.accelerate(pipe, shifted, on_miss="error")
     with pytest.raises(soda_compile.PlanError, match=f"at step {STEPS - 1}, the scheduler {plan.timesteps[-1]:g}"):
         draw(pipe)
 

@@ -19,6 +19,7 @@ from random_plans import random_plan
 from tracing import graphs_as_they_are
 
 import soda_compile
+from soda_compile import stats
 from soda_compile.errors import OptionError, SensitivityError, TrajectoryError
 from soda_compile.plans.plan import Plan, compute_all_plan
 from soda_compile.plans.resume import resume_at
@@ -73,11 +74,16 @@ def test_image_to_image_follows_the_tail_of_the_plan(tmp_path: Path) -> None:
     inputs = [{**samples(SD3)[0], **sizes, "image": image, "strength": 0.6}]
     options = {"num_inference_steps": 10, "calibrate_with": inputs, "cache": tmp_path}
     soda_compile.accelerate(pipe, anchors=3, **options)
-    fast = draw(0.6)
+    fast, reached = draw(0.6), stats(pipe)["transformer"]
     draw(0.3)
+    assert stats(pipe)["transformer"]["misses"] == reached["misses"] == {}
+    draw(0.9)
+    assert stats(pipe)["transformer"]["misses"] == {"outside": 3}
+    same(draw(0.6), fast)
+    soda_compile.restore(pipe)
+    soda_compile.accelerate(pipe, anchors=3, on_miss="error", **options)
     with pytest.raises(TrajectoryError, match="called at step 1 of the schedule, but its plan starts at step 4"):
         draw(0.9)
-    same(draw(0.6), fast)
 
 
 def test_steps_that_the_scheduler_is_not_told_of_are_noticed() -> None:
@@ -198,7 +204,7 @@ def test_guidance_that_a_callback_switches_off() -> None:
         soda_compile.restore(pipe)
 
 
-def test_a_copied_denoiser_or_scheduler_is_not_tied() -> None:
+def test_a_copied_denoiser_is_not_tied_and_a_copied_scheduler_by_itself() -> None:
     pipe = SD3.build()
     original = SD3.draw(pipe)
     soda_compile.accelerate(pipe, sd3_plan())

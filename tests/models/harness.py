@@ -94,7 +94,7 @@ class Board:
             stage = build_stage(conditioning, plan.steps, self.structure.weight_bytes, lowering)
         build = partial(build_program, structure, lowering=lowering)
         model_key = self.structure.parameters.index(True)
-        made = PlannedDenoiser(build(plan), plan, model_key, None, None, build, conditioning=stage)
+        made = PlannedDenoiser(build(plan), plan, model_key, None, build, conditioning=stage)
         self.run = made
         return made
 

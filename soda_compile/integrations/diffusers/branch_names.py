@@ -1,17 +1,23 @@
 """The names that diffusers' pipelines give to the branches of guidance."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import torch
 
 from soda_compile.integrations.diffusers.method_hook import MethodHook
-from soda_compile.runtime.clock import Clock
 
 
-def name_branches(module: torch.nn.Module, clock: Clock) -> Callable[[], None]:
-    """Let the ``cache_context`` that pipelines open around each denoiser call name the branch on a clock.
+class Named(Protocol):
+    """What takes the name of the branch that is called, such as a clock."""
+
+    def calling(self, branch: str) -> AbstractContextManager[None]:
+        """Name the branch of guidance whose calls come inside."""
+
+
+def name_branches(module: torch.nn.Module, named: Named) -> Callable[[], None]:
+    """Let the ``cache_context`` that pipelines open around each denoiser call name the branch.
 
     Returns:
         What undoes it.
@@ -21,8 +27,8 @@ def name_branches(module: torch.nn.Module, clock: Clock) -> Callable[[], None]:
         return lambda: None
 
     @contextmanager
-    def named(name: str, *arguments: Any, **options: Any) -> Iterator[None]:
-        with clock.calling(name), method(name, *arguments, **options):
+    def calling(name: str, *arguments: Any, **options: Any) -> Iterator[None]:
+        with named.calling(name), method(name, *arguments, **options):
             yield
 
-    return MethodHook(method, named).attach().detach
+    return MethodHook(method, calling).attach().detach

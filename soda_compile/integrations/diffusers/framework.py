@@ -51,4 +51,4 @@ class Diffusers:
         Raises:
             OptionError: If another hook has it.
         """
-        return SchedulerHook(sampler, Clock()).attach()
+        return SchedulerHook.attached(sampler, Clock())

@@ -1,46 +1,65 @@
-"""Lets one diffusers noise scheduler drive a clock. Only the scheduler object is touched, not its class."""
+"""Lets one diffusers noise scheduler drive a clock."""
 
-import functools
 import hashlib
 import inspect
 import json
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from soda_compile.errors import OptionError
-from soda_compile.integrations.diffusers.method_hook import MethodHook
+from soda_compile.integrations.diffusers.scheduler_ties import SchedulerTies
 from soda_compile.integrations.diffusers.step_weights import probe_step_weights
 from soda_compile.runtime.clock import Clock
-
-_METHODS = ("set_timesteps", "set_begin_index", "scale_model_input", "step")
 
 
 @dataclass(eq=False)
 class SchedulerHook:
-    """``set_timesteps`` begins a trajectory, ``step`` ends a step.
+    """Lets a scheduler drive a clock: ``set_timesteps`` begins a trajectory, ``step`` ends a step.
 
     The clock's step is an index into ``scheduler.timesteps``. A trajectory that starts in the middle of them, as in
     image-to-image, is noticed by ``set_begin_index``, or by the timestep that ``scale_model_input`` or the first
     ``step`` is called with.
 
     Attributes:
-        scheduler: The diffusers scheduler.
         clock: The clock.
         check: Called with the scheduler after its timesteps are set, before the trajectory begins.
         arguments: Arguments of the last ``set_timesteps`` call, positional and by keyword.
     """
 
-    scheduler: Any
     clock: Clock
     check: Callable[[Any], None] | None = None
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-    _hooks: list[MethodHook] = field(default_factory=list)
+    _scheduler: Callable[[], Any] = lambda: None
+    _ties: "SchedulerTies[SchedulerHook] | None" = None
     _at_start: bool = False
+
+    @classmethod
+    def following(cls, scheduler: Any, clock: Clock, check: Callable[[Any], None] | None = None) -> "SchedulerHook":
+        """Return the hook of a scheduler that is tied; it does not keep the scheduler alive."""
+        return cls(clock, check, _scheduler=weakref.ref(scheduler))
+
+    @classmethod
+    def attached(cls, scheduler: Any, clock: Clock) -> "SchedulerHook":
+        """Tie a scheduler for a while, and return its hook; copies of it drive nothing.
+
+        Raises:
+            OptionError: If it is tied already.
+        """
+        hook = cls.following(scheduler, clock)
+        ties = SchedulerTies(lambda other: hook if other is scheduler else cls.following(other, Clock()))
+        ties.tie(scheduler)
+        hook._ties, hook._scheduler = ties, lambda: scheduler
+        return hook
+
+    @property
+    def scheduler(self) -> Any:
+        """Return the scheduler."""
+        return self._scheduler()
 
     @property
     def name(self) -> str:
@@ -70,29 +89,15 @@ class SchedulerHook:
         """
         return probe_step_weights(self.scheduler, *self.arguments)
 
-    def attach(self) -> "SchedulerHook":
-        """Attach to this scheduler object; its class stays as it is.
-
-        Raises:
-            OptionError: If another hook has it.
-        """
-        if any(isinstance(value, MethodHook) for value in vars(self.scheduler).values()):
-            raise OptionError(
-                f"this {type(self.scheduler).__name__} is tied already: if this pipeline is accelerated, call "
-                "soda_compile.restore(pipe) first; if its scheduler is another's too, give it its own, "
-                "pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)"
-            )
-        for name in _METHODS:
-            method = getattr(self.scheduler, name, None)
-            if method is not None:
-                self._hooks.append(MethodHook(method, functools.partial(getattr(self, f"_{name}"), method)).attach())
-        return self
-
     def detach(self) -> None:
-        """Remove the hooks."""
-        for hook in self._hooks:
-            hook.detach()
-        self._hooks = []
+        """Leave the scheduler as it was."""
+        if self._ties is not None:
+            self._ties.untie(self.scheduler)
+
+    def around(self, name: str, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call a method of the scheduler, and move the clock with it."""
+        follow: Callable[..., Any] = getattr(self, f"_{name}")
+        return follow(method, *arguments, **options)
 
     def _set_timesteps(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         result = method(*arguments, **options)
@@ -125,9 +130,11 @@ class SchedulerHook:
         if not self._at_start or not self.clock.trajectory:
             return
         timestep = inspect.signature(method).bind_partial(*arguments, **options).arguments.get("timestep")
-        timesteps = timesteps_of(self.scheduler)
-        if timestep is not None and timesteps[self.clock.step] != float(timestep) and float(timestep) in timesteps:
-            self.clock.step = timesteps.index(float(timestep))
+        if timestep is None:
+            return
+        timestep, timesteps = float(timestep), timesteps_of(self.scheduler)
+        if timestep in timesteps and timesteps[self.clock.step] != timestep:
+            self.clock.step = timesteps.index(timestep)
 
 
 def timesteps_of(scheduler: Any) -> list[float]:

@@ -57,12 +57,50 @@ def test_trajectories_repeat_and_start_clean(denoiser: PackagedDenoiser) -> None
             clock.advance()
 
 
-def test_a_step_out_of_order_is_refused(denoiser: PackagedDenoiser) -> None:
+def test_a_step_out_of_order_computes_everything_or_is_refused(package: Path) -> None:
     calls = toy.trajectory()
-    with torch.no_grad(), soda_compile.trajectory(denoiser):
-        denoiser(**calls[0])
+    strict, denoiser = soda_compile.load(package, on_miss="error"), soda_compile.load(package)
+    with torch.no_grad(), soda_compile.trajectory(strict):
+        strict(**calls[0])
         with pytest.raises(soda_compile.TrajectoryError, match="timestep=400, but step 1 is due"):
-            denoiser(**calls[2])
+            strict(**calls[2])
+    with torch.no_grad(), soda_compile.trajectory(denoiser) as generation:
+        denoiser(**calls[0])
+        torch.testing.assert_close(denoiser(**calls[2]).sample, toy.Denoiser()(**calls[2]).sample)
+    assert generation.tally.misses == {"timestep": 1}
+
+
+def test_a_branch_that_joins_late_computes_everything(denoiser: PackagedDenoiser) -> None:
+    """A package holds whole trajectories only."""
+    calls, model = toy.trajectory(), toy.Denoiser()
+    wanted = toy.generate(denoiser, calls)
+    with torch.no_grad(), soda_compile.trajectory(denoiser, manual=True) as generation:
+        for step, call in enumerate(calls):
+            assert torch.equal(denoiser(**call).sample, wanted[step])
+            if step >= 1:
+                torch.testing.assert_close(denoiser(**call).sample, model(**call).sample)
+            generation.advance()
+    assert generation.tally.misses == {"late": len(calls) - 1}
+
+
+def test_threads_share_a_package(denoiser: PackagedDenoiser) -> None:
+    calls = toy.trajectory()
+    wanted, results = toy.generate(denoiser, calls), []
+    barrier = threading.Barrier(3)
+
+    def work() -> None:
+        barrier.wait(timeout=60)
+        for _ in range(10):
+            with soda_compile.trajectory(denoiser):
+                results.append(toy.generate(denoiser, calls))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert len(results) == 30
+    assert all(torch.equal(result, wanted) for result in results)
 
 
 def test_two_packages_do_not_share_state(package: Path) -> None:

@@ -1,15 +1,15 @@
 """The step and the branch of guidance of denoiser calls, by name and by number."""
 
-from soda_compile.runtime.call_counter import Branch, CallCounter
+from soda_compile.runtime.call_counter import CallCounter
 from soda_compile.runtime.clock import Clock
 
 
-def places(counter: CallCounter, clock: Clock | None, *names: str | None) -> list[str]:
+def places(counter: CallCounter, clock: Clock, *names: str | None) -> list[str]:
     """Step and branch of one call for each name."""
     found = []
     for name in names:
-        if clock is not None:
-            clock.branch = name
+        clock.branch = name
+        assert counter.place(clock) == counter.place(clock), "asking counts nothing"
         call = counter.count(clock)
         found.append(f"{call.step} {call.branch}")
     return found
@@ -41,18 +41,6 @@ def test_calls_advance_an_automatic_clock():
     assert places(counter, clock, *[None] * 5) == ["0 0", "0 1", "1 0", "1 1", "2 0"]
     clock.begin()
     assert places(counter, clock, None) == ["0 0"]
-
-
-def test_without_a_clock_trajectories_follow_each_other():
-    counter = CallCounter(2, steps=2)
-    assert places(counter, None, *[None] * 5) == ["0 0", "0 1", "1 0", "1 1", "0 0"]
-    first = counter.count(None)
-    assert (first.step, first.branch, first.number) == (0, Branch(None, 1), 1)
-    started = counter.count(None, starts=True)
-    assert (started.step, started.number) == (0, 0)
-    assert started.trajectory != first.trajectory
-    counter.reset()
-    assert counter.count(None).trajectory != started.trajectory
 
 
 def test_a_clock_names_the_branch_while_it_is_called():

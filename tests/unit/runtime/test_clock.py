@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from soda_compile.runtime.clock import clock_for, trajectory
+from soda_compile.runtime.current import current_generation
+from soda_compile.runtime.generation import trajectory
 
 
 class Rotary(nn.Module):
@@ -20,10 +21,9 @@ class Rotary(nn.Module):
 
 def test_parameters_and_buffers_tell_which_model_is_called():
     model, other = Rotary(), Rotary()
-    with trajectory(model):
-        clock = clock_for(model.linear.weight)
-        assert clock is not None
-        assert clock_for(model.table) is clock
-        assert clock_for(other.table) is None
-        assert clock_for(other.linear.weight) is None
-    assert clock_for(model.table) is None
+    with trajectory(model) as generation:
+        assert current_generation(model.linear.weight) is generation
+        assert current_generation(model.table) is generation
+        assert current_generation(other.table) is None
+        assert current_generation(other.linear.weight) is None
+    assert current_generation(model.table) is None

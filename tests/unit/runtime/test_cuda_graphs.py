@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from families import FAMILIES
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from tracing import graphs_as_they_are, state
+from tracing import graphs_as_they_are, statistics
 
 import soda_compile
 from soda_compile.backend.inspection import inspect
@@ -20,6 +21,7 @@ from soda_compile.plans.actions import COMPUTE, REUSE, Action, prune
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.pruning import Pruning
 from soda_compile.runtime import cuda_graphs
+from soda_compile.runtime.slots import Slots
 
 
 class Tape(TorchDispatchMode):
@@ -140,13 +142,16 @@ def test_what_a_branch_keeps_ends_with_its_program(capturer: TapeCapturer, mode:
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(8))
     plan = plan_for(model, calls[0])
+    gc.collect()
+    others = [each for each in gc.get_objects() if isinstance(each, Slots)]
     trajectories(model, plan, calls, mode, conditioning="trajectory")
+    assert statistics(model).budget.used_bytes == 0
+    kept = [weakref.ref(each) for each in gc.get_objects() if isinstance(each, Slots) and each not in others]
+    assert len(kept) == (mode is not None), "recorded steps are kept for the next generation"
     capturer.tapes.clear()  # what a device keeps is freed with the graphs
-    branches = state(model, plan).branches
-    assert len(branches) == 1
     torch._dynamo.reset()
     gc.collect()
-    assert len(branches) == 0
+    assert all(each() is None for each in kept)
 
 
 def test_equal_steps_share_a_graph(capturer: TapeCapturer):

@@ -1,0 +1,180 @@
+"""The forward of a denoiser that accelerated pipelines share: each call goes to the pipeline that makes it."""
+
+import functools
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from soda_compile.acceleration.driven import Driven
+from soda_compile.backend.entry import soda, soda_plain
+from soda_compile.capture.forward import CompiledForward, ReplacedForward, replace_forward, restore_forward
+from soda_compile.errors import TrajectoryError
+from soda_compile.integrations.diffusers.branch_names import name_branches
+from soda_compile.integrations.diffusers.drivers import driver
+from soda_compile.integrations.diffusers.framework import holders
+from soda_compile.integrations.diffusers.group_offload import around_calls
+from soda_compile.plans.plan import Plan
+from soda_compile.runtime.current import BRANCH, Outside, calling
+from soda_compile.runtime.generation import Generation
+from soda_compile.runtime.misses import Miss
+
+
+class Caller(Protocol):
+    """An accelerated pipeline, to its denoisers."""
+
+    def driven(self, scheduler: Any) -> Driven | None:
+        """Return what a scheduler drives; None if it is no scheduler of this pipeline."""
+
+
+@dataclass(eq=False)
+class Member:
+    """One accelerated pipeline's use of a denoiser.
+
+    Attributes:
+        name: Name of the denoiser in the pipeline.
+        caller: The pipeline.
+        options: Of the backend.
+    """
+
+    name: str
+    caller: Caller
+    options: Mapping[str, Any]
+    _shared: "SharedDenoiser | None" = None
+    _compiled: dict[tuple[str, Hashable], CompiledForward] = field(default_factory=dict)
+
+    @property
+    def on_miss(self) -> str:
+        """Return what calls do that no plan covers."""
+        return str(self.options.get("on_miss", "plain"))
+
+    def compiled(self, module: torch.nn.Module, plan: Plan, signature: Hashable) -> CompiledForward:
+        """Return the forward compiled by a plan, for calls of one signature.
+
+        Each signature has one of its own: Dynamo gives up when one has seen too many.
+        """
+        key = (plan.digest, signature)
+        if key not in self._compiled:
+            backend = functools.partial(soda, options={**self.options, "plan": plan})
+            self._compiled.setdefault(key, CompiledForward(module, backend, dynamic=None))
+        return self._compiled[key]
+
+    def any_compiled(self, signature: Hashable) -> CompiledForward | None:
+        """Return the forward compiled by whatever plan for calls of a signature: outside generations it is plain."""
+        return next((made for (_, known), made in self._compiled.items() if known == signature), None)
+
+    def leave(self) -> None:
+        """Take the pipeline off the denoiser."""
+        if self._shared is not None:
+            self._shared.leave(self)
+
+
+@dataclass(eq=False)
+class SharedDenoiser:
+    """A denoiser whose forward is replaced, and the pipelines that did it.
+
+    Attributes:
+        module: The denoiser.
+        members: The pipelines' uses of it.
+    """
+
+    module: torch.nn.Module
+    members: list[Member] = field(default_factory=list)
+    _plain: dict[Hashable, CompiledForward] = field(default_factory=dict)
+    _forward: ReplacedForward | None = None
+    _unname: Callable[[], None] | None = None
+    _around: Callable[[], AbstractContextManager[None]] = nullcontext
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def join(self, member: Member) -> Member:
+        """Add a pipeline; the first replaces the forward.
+
+        Raises:
+            OptionError: If the forward is replaced by something else.
+        """
+        with self._lock:
+            if self._forward is None:
+                self._forward = replace_forward(self.module, self, holders)
+                self._unname = name_branches(self.module, BRANCH)
+            self.members.append(member)
+            member._shared = self
+        return member
+
+    def leave(self, member: Member) -> None:
+        """Take a pipeline off; the last puts the forward back."""
+        with self._lock:
+            self.members.remove(member)
+            if not self.members and self._forward is not None and self._unname is not None:
+                restore_forward(self.module, self._forward)
+                self._unname()
+                self._forward = None
+
+    def prepare(self) -> None:
+        """Look again at how the weights are kept, before a trajectory begins.
+
+        Raises:
+            OptionError: They are kept in a way that cannot be captured.
+        """
+        self._around = around_calls(self.module)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Run the denoiser for the pipeline that calls it."""
+        member, drives = self._caller()
+        signature = signature_of((arguments, options))
+        plan, generation = drives.call(member.name, member.on_miss) if drives else (None, Outside(_NO_CALLER))
+        if plan is not None and not isinstance(generation, Outside):
+            compiled: CompiledForward | None = member.compiled(self.module, plan, signature)
+        else:
+            compiled = member.any_compiled(signature)
+        if compiled is None:
+            compiled = self._compiled_plain(member, signature, generation)
+        with calling(generation), self._around():
+            return compiled(*arguments, **options)
+
+    def _caller(self) -> tuple[Member, Driven | None]:
+        """Return the pipeline that calls, and what its scheduler drives; any pipeline and None if it is another's."""
+        scheduler = driver(lambda value: any(member.caller.driven(value) for member in self.members))
+        if scheduler is not None:
+            for member in self.members:
+                drives = member.caller.driven(scheduler)
+                if drives is not None:
+                    return member, drives
+        return self.members[0], None
+
+    def _compiled_plain(self, member: Member, signature: Hashable, generation: Generation | Outside) -> CompiledForward:
+        reason = generation.reason if isinstance(generation, Outside) else "it has no plan"
+        if member.on_miss == "error":
+            raise TrajectoryError(reason)
+        if signature not in self._plain:
+            backend = functools.partial(soda_plain, options=member.options, miss=Miss("outside", reason))
+            self._plain.setdefault(signature, CompiledForward(self.module, backend, dynamic=None))
+        return self._plain[signature]
+
+
+_NO_CALLER = (
+    "the denoiser is called by no pipeline that is accelerated, nor with a copy of its scheduler; accelerate the "
+    "pipeline that calls it, or drive it by the scheduler of one that is"
+)
+
+
+def shared_denoiser(module: torch.nn.Module) -> SharedDenoiser:
+    """Return what stands for a denoiser's forward, a new one where nothing does yet."""
+    for holder in holders(module):
+        value = holder.value
+        if isinstance(value, ReplacedForward) and isinstance(value.function, SharedDenoiser):
+            return value.function
+    return SharedDenoiser(module)
+
+
+def signature_of(value: Any) -> Hashable:
+    """Return shapes and dtypes of all tensors in nested arguments."""
+    if isinstance(value, torch.Tensor):
+        return (tuple(value.shape), value.dtype)
+    if isinstance(value, Mapping):
+        return tuple((key, signature_of(entry)) for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(signature_of, value))
+    return None

@@ -1,0 +1,89 @@
+"""Statistics of models, compiled models, pipelines and packages, for people and for metrics."""
+
+from collections.abc import Mapping
+from io import StringIO
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from soda_compile.integrations.base import denoisers_of, framework_of
+from soda_compile.plans.actions import Kind
+from soda_compile.runtime.statistics import ModelStatistics, recorded
+from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
+
+
+class Stats(dict[str, Any]):
+    """Statistics by denoiser, as plain values; printed as a table."""
+
+    def __str__(self) -> str:
+        text = StringIO()
+        console = Console(file=text, width=120)
+        table = Table(title="Denoiser calls", title_justify="left")
+        for column in ("denoiser", "generation", "by plan", *get_args(Kind), "without plan"):
+            table.add_column(column, justify="left" if column == "denoiser" else "right")
+        for name, each in self.items():
+            for number, tally in each["generations"].items():
+                table.add_row(name, str(number), *_cells(tally))
+            table.add_section()
+            table.add_row(name, "all", *_cells(each))
+        console.print(table)
+        for name, each in self.items():
+            console.print(
+                f"{name}: slots {each['slot_bytes'] / 1e6:.1f} MB now, {each['slot_bytes_peak'] / 1e6:.1f} MB at most; "
+                f"{each['compilations']} graphs compiled in {each['compile_seconds']:.1f} s"
+            )
+            for kind, reason in each["reasons"].items():
+                console.print(f"{name}: {kind}: {reason}", markup=False, highlight=False)
+        return text.getvalue().rstrip()
+
+
+def _cells(tally: Mapping[str, Any]) -> list[str]:
+    counts = [
+        tally["calls"],
+        *(tally["regions"].get(kind, 0) for kind in get_args(Kind)),
+        sum(tally["misses"].values()),
+    ]
+    return [str(count) for count in counts]
+
+
+def stats(model: Any) -> Stats:
+    """Return what the generations of a model did since the process began.
+
+    Args:
+        model: A denoiser, compiled or not, a loaded package, or a pipeline.
+
+    Returns:
+        By denoiser (``model`` where it is no pipeline's): ``calls`` that followed the plan, ``regions`` by what they
+        did in these calls, ``misses``: calls without the plan by kind, with ``reasons``; memory of kept values now
+        and at most, ``slot_bytes`` and ``slot_bytes_peak``; ``compilations`` and ``compile_seconds``; and calls,
+        regions and misses of the newest ``generations`` by number. Printed, it is a table.
+
+    Raises:
+        OptionError: If it is neither.
+    """
+    found = {}
+    for name, module in denoisers_of(getattr(model, "_orig_mod", model), framework_of(model)).items():
+        found[name] = _of(module)
+    return Stats(found)
+
+
+def _of(module: torch.nn.Module) -> dict[str, Any]:
+    owned: list[Any] = [*module.parameters(), *module.buffers()]
+    total: dict[str, Any] = {}
+    for each in recorded(flatten_inputs(owned)):
+        total = _sum(total, each.as_dict()) if total else each.as_dict()
+    return total or ModelStatistics().as_dict()
+
+
+def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Add up the statistics of graphs of one model that know it by different parameters."""
+    return {
+        key: _sum(value, other[key])
+        if isinstance(value, dict) and isinstance(other.get(key), dict)
+        else value + other[key]
+        if isinstance(value, int | float) and key in other
+        else value
+        for key, value in {**other, **one}.items()
+    }

@@ -1,0 +1,56 @@
+"""The branches of guidance of one generation under one plan: where each stands, and what it keeps."""
+
+from dataclasses import dataclass, field
+
+from soda_compile.compiler.program import Program
+from soda_compile.runtime.call_counter import Branch, CallCounter
+from soda_compile.runtime.conditioning_cache import ConditioningCache
+from soda_compile.runtime.slots import Slots
+
+
+@dataclass(eq=False)
+class BranchState:
+    """Where one branch of guidance stands.
+
+    Attributes:
+        planned: The plan's own program when its slots were taken; another one was compiled anew since.
+        start: The plan's step at which it began.
+        slots: What it keeps, under the program that runs from ``start`` on.
+        conditioning: What conditions its steps, where conditioning is computed ahead.
+        step: The plan's step that was run last.
+    """
+
+    planned: Program
+    start: int
+    slots: Slots
+    conditioning: ConditioningCache
+    step: int = -1
+
+
+@dataclass(eq=False)
+class Branches:
+    """All branches of guidance of a generation under one plan.
+
+    Attributes:
+        calls_per_step: Calls in a step, where they advance the clock.
+        counter: Counts the calls.
+        states: The branches that keep something.
+    """
+
+    calls_per_step: int
+    counter: CallCounter = field(init=False)
+    states: dict[Branch, BranchState] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.counter = CallCounter(self.calls_per_step)
+
+    def drop(self, branch: Branch) -> None:
+        """Give back what a branch keeps."""
+        state = self.states.pop(branch, None)
+        if state is not None:
+            state.slots.release()
+
+    def release(self) -> None:
+        """Give back what all branches keep."""
+        for branch in list(self.states):
+            self.drop(branch)

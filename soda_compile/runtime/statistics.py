@@ -1,0 +1,132 @@
+"""What generations did: steps and regions by action, calls without the plan and why, compilations, memory."""
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from soda_compile.runtime.misses import Miss
+from soda_compile.runtime.slots import Budget
+from soda_compile.torch_internals.tracing import WeakIdKeyDictionary
+
+log = logging.getLogger(__name__)
+
+LISTED = 32  # generations that are listed one by one
+
+
+@dataclass(eq=False)
+class Tally:
+    """Counts of one generation, or of all of a model.
+
+    Attributes:
+        calls: Denoiser calls that followed the plan.
+        regions: Regions by what they did in these calls, by the kind of action.
+        misses: Calls that ran without the plan, by kind.
+    """
+
+    calls: int = 0
+    regions: Counter[str] = field(default_factory=Counter)
+    misses: Counter[str] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts as plain values."""
+        return {"calls": self.calls, "regions": dict(self.regions), "misses": dict(self.misses)}
+
+    def __str__(self) -> str:
+        regions = ", ".join(f"{count} {kind}" for kind, count in self.regions.items())
+        misses = f"; {self.misses.total()} calls without the plan" if self.misses else ""
+        return f"{self.calls} calls" + (f": {regions}" if regions else "") + misses
+
+
+@dataclass(eq=False)
+class ModelStatistics:
+    """Statistics of one model.
+
+    Attributes:
+        total: Of all generations.
+        generations: The newest generations by number, the newest last.
+        budget: Memory of slots.
+        compilations: Graphs that were compiled.
+        compile_seconds: Time that took.
+        reasons: The newest message of each kind of miss.
+    """
+
+    total: Tally = field(default_factory=Tally)
+    generations: deque[tuple[int, Tally]] = field(default_factory=lambda: deque(maxlen=LISTED))
+    budget: Budget = field(default_factory=Budget)
+    compilations: int = 0
+    compile_seconds: float = 0.0
+    reasons: dict[str, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, number: int, tally: Tally, regions: Mapping[str, int]) -> None:
+        """Add a call of a generation that followed the plan."""
+        with self._lock:
+            self._list(number, tally)
+            for each in (tally, self.total):
+                each.calls += 1
+                each.regions.update(regions)
+
+    def miss(self, number: int, tally: Tally | None, miss: Miss) -> None:
+        """Count a call without the plan, of a generation or of none; warn at the first of its kind."""
+        with self._lock:
+            if tally is not None:
+                self._list(number, tally)
+                tally.misses[miss.kind] += 1
+            self.total.misses[miss.kind] += 1
+            first = miss.kind not in self.reasons
+            self.reasons[miss.kind] = str(miss)
+        if first:
+            log.warning("a denoiser call runs without its plan (%s): %s", miss.kind, miss)
+
+    def say(self, kind: str, message: str) -> None:
+        """Warn once of something about this model."""
+        with self._lock:
+            first = kind not in self.reasons
+            self.reasons[kind] = message
+        if first:
+            log.warning("%s", message)
+
+    def compiled(self, seconds: float) -> None:
+        """Count a graph that was compiled."""
+        with self._lock:
+            self.compilations += 1
+            self.compile_seconds += seconds
+
+    def _list(self, number: int, tally: Tally) -> None:
+        if not tally.calls and not tally.misses:
+            self.generations.append((number, tally))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all statistics as plain values."""
+        return {
+            **self.total.as_dict(),
+            "reasons": dict(self.reasons),
+            "slot_bytes": self.budget.used_bytes,
+            "slot_bytes_peak": self.budget.peak_bytes,
+            "compilations": self.compilations,
+            "compile_seconds": self.compile_seconds,
+            "generations": {number: tally.as_dict() for number, tally in list(self.generations)},
+        }
+
+
+# They end with their model: they hang, weakly, on one of its parameters.
+_statistics: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def statistics_of(parameter: torch.Tensor) -> ModelStatistics:
+    """Return the statistics of the model that owns ``parameter``, by which its compiled calls know it."""
+    found: ModelStatistics | None = _statistics.get(parameter)  # type: ignore[no-untyped-call]
+    if found is None:
+        found = _statistics.setdefault(parameter, ModelStatistics())  # type: ignore[no-untyped-call]
+    return found
+
+
+def recorded(parameters: Iterable[torch.Tensor]) -> list[ModelStatistics]:
+    """Return the statistics that hang on these parameters."""
+    found = (_statistics.get(parameter) for parameter in parameters)  # type: ignore[no-untyped-call]
+    return [each for each in found if each is not None]
