@@ -35,7 +35,7 @@ class Stats(dict[str, Any]):
                 f"{each['compilations']} graphs compiled in {each['compile_seconds']:.1f} s"
             )
             for kind, reason in each["reasons"].items():
-                console.print(f"{name}: {kind}: {reason}", markup=False, highlight=False)
+                console.print(f"{name}: {kind}: {reason.splitlines()[0]}", markup=False, highlight=False)
         return text.getvalue().rstrip()
 
 

@@ -105,7 +105,7 @@ _MISSES = {PlanError: "structure", CaptureError: "capture", OptionError: "gradie
 def _is_miss(plan: Plan, structure: Structure | None, error: Exception) -> bool:
     """Return whether a plan that does not cover a graph is for its model all the same."""
     if structure is not None:
-        return is_variation(plan, structure)
+        return isinstance(error, PlanError) and is_variation(plan, structure)
     return isinstance(error, OptionError) or has_fitted(plan)
 
 

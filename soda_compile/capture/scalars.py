@@ -18,15 +18,14 @@ _METHODS = ("mul", "add", "sub", "div", "mul_", "add_", "sub_", "div_")
 
 
 def keep_floats(module: fx.GraphModule) -> None:
-    """Let tensors stand for floats that only arithmetic and ``torch.full`` take; others stay as they are."""
+    """Let tensors stand for floats that only arithmetic and fills take; others stay as they are."""
     changed = False
     for item in list(module.graph.find_nodes(op="call_method", target="item")):
-        if _is_float(item.args[0]) and _only_computes(item):
-            with module.graph.inserting_before(item):
-                number = module.graph.call_method("to", (item.args[0], torch.get_default_dtype()))
-            item.replace_all_uses_with(number)
+        source = item.args[0]
+        if _is_float(source) and _only_computes(item):
+            item.replace_all_uses_with(source)
             module.graph.erase_node(item)
-            _expand_fills(module.graph, number)
+            _use_tensor(module.graph, source)
             changed = True
     if changed:
         module.recompile()
@@ -40,31 +39,45 @@ def _is_float(source: Any) -> bool:
 def _only_computes(number: fx.Node) -> bool:
     """Return whether a tensor may stand for a number wherever it is used."""
     for user in number.users:
-        if number in user.kwargs.values() or (_is_fill(user) and user.args[1:2] != (number,)):
+        known = user.target in _ARITHMETIC if user.op == "call_function" else user.target in _METHODS
+        if number in user.kwargs.values() or not (known or _is_fill(user, number)):
             return False
-        known = user.target in (_ARITHMETIC if user.op == "call_function" else _METHODS)
-        if not known and not _is_fill(user):
-            return False
-        if isinstance(user.meta.get("example_value"), torch.SymFloat) and not _only_computes(user):
+        if _is_number(user) and not _only_computes(user):
             return False
     return True
 
 
-def _is_fill(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target is torch.full
+def _is_number(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("example_value"), torch.SymFloat)
 
 
-def _expand_fills(graph: fx.Graph, number: fx.Node) -> None:
-    """Write ``torch.full(size, number)`` as a cast and an expand, for all that is computed from the number."""
-    for user in list(number.users):
-        if _is_fill(user):
-            with graph.inserting_before(user):
-                example = user.meta["example_value"]
-                cast = graph.call_method("to", (number, example.device, example.dtype))
-                expanded = graph.call_method("expand", (cast, user.args[0]))
-                filled = graph.call_method("clone", (expanded,))
-            user.replace_all_uses_with(filled)
-            graph.erase_node(user)
-        elif isinstance(user.meta.get("example_value"), torch.SymFloat):
-            del user.meta["example_value"]  # a tensor now
-            _expand_fills(graph, user)
+def _is_fill(node: fx.Node, number: fx.Node) -> bool:
+    """Return whether a node makes a tensor all of one number; ``scalar_tensor`` hands a float back to Python."""
+    if node.target is torch.full:
+        return node.args[1:] == (number,)
+    return node.target is torch.scalar_tensor
+
+
+def _use_tensor(graph: fx.Graph, source: fx.Node) -> None:
+    """Rewrite what uses a number for the tensor that stands for it: numbers computed from it stay in float64."""
+    numbers = [source]
+    for number in numbers:
+        numbers += [user for user in number.users if _is_number(user) and user not in numbers]
+    for number in numbers:
+        for user in set(number.users) - set(numbers):
+            _rewrite_user(graph, number, user)
+    for number in numbers[1:]:
+        del number.meta["example_value"]
+
+
+def _rewrite_user(graph: fx.Graph, number: fx.Node, user: fx.Node) -> None:
+    with graph.inserting_before(user):
+        if not _is_fill(user, number):  # as a float, it must not widen what it meets
+            user.replace_input_with(number, graph.call_method("to", (number, torch.get_default_dtype())))
+            return
+        example = user.meta["example_value"]
+        filled = graph.call_method("to", (number, example.device, example.dtype, False, True))
+        if user.target is torch.full:
+            filled = graph.call_method("clone", (graph.call_method("expand", (filled, user.args[0])),))
+    user.replace_all_uses_with(filled)
+    graph.erase_node(user)

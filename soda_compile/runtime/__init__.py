@@ -1,4 +1,4 @@
-"""The run time: the clock, the state of a generation, execution of a step, CUDA graphs.
+"""The run time: generations with their clock and slots, execution of a step, CUDA graphs, statistics.
 
 May import ``compiler`` and the rooms below it.
 """

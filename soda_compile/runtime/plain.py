@@ -31,7 +31,9 @@ class PlainDenoiser:
             parameter = inputs[self.model_key]
             statistics = statistics_of(parameter)
             generation = current_generation(parameter)
-            if generation is None or isinstance(generation, Outside):
+            if isinstance(generation, Outside):
+                statistics.miss(0, None, Miss("outside", generation.reason))
+            elif generation is None:
                 statistics.miss(0, None, self.miss)
             else:
                 statistics.miss(generation.trajectory, generation.tally, self.miss)

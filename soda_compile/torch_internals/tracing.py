@@ -63,7 +63,9 @@ def specialised(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv, guard_int
 
     sizes = [size for value in inputs if isinstance(value, torch.Tensor) for size in (*value.shape, *value.stride())]
-    if not any(isinstance(value, torch.SymInt) for value in (*inputs, *sizes)):
+    symbolic = any(isinstance(value, torch.SymInt) for value in (*inputs, *sizes))
+    shape_env = getattr(_home_mode(), "shape_env", None)
+    if not symbolic and not getattr(shape_env, "guards", ()):  # floats leave guards too
         yield tuple(inputs)
         return
     fake_mode = FakeTensorMode(shape_env=ShapeEnv(tracked_fakes=[]))

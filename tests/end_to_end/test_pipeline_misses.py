@@ -1,0 +1,128 @@
+"""What users do to a pipeline that its plan does not know of: nothing dies, and what runs without the plan is said."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from pipelines import SMALL_SD3 as SD3
+from pipelines import STEPS, close, sd3_plan
+from tracing import eager_graphs
+
+import soda_compile
+from soda_compile import stats
+from soda_compile.errors import PlanError
+from soda_compile.plans.plan import compute_all_plan
+
+SKIPPED = {
+    "skip_guidance_layers": [0],
+    "skip_layer_guidance_start": 0.0,
+    "skip_layer_guidance_stop": 0.5,
+    "guidance_scale": 5.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def eager() -> Iterator[None]:
+    with eager_graphs():
+        yield
+
+
+def with_adapter(pipe: Any, name: str = "default", seed: int = 0) -> None:
+    peft = pytest.importorskip("peft")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = peft.LoraConfig(r=4, target_modules=["to_q"], init_lora_weights=False)
+        pipe.transformer.add_adapter(config, adapter_name=name)
+
+
+def test_any_number_of_adapter_scales_compiles_twice() -> None:
+    pipe, plain = SD3.build(), SD3.build()
+    for each in (pipe, plain):
+        with_adapter(each)
+    soda_compile.accelerate(pipe, compute_all_plan(tuple(SD3.regions), STEPS))
+    for number in range(12):
+        scale = {"joint_attention_kwargs": {"scale": 0.1 + number / 10}}
+        close(SD3.draw(pipe, **scale), SD3.draw(plain, **scale))
+    counted = stats(pipe)["transformer"]
+    assert counted["misses"] == {}
+    assert counted["compilations"] == 2
+
+
+def test_any_number_of_adapters_runs() -> None:
+    """Each is other code: it is compiled once and found again."""
+    pipe, plain = SD3.build(), SD3.build()
+    names = [f"adapter{number}" for number in range(10)]
+    for seed, name in enumerate(names):
+        for each in (pipe, plain):
+            with_adapter(each, name, seed)
+    soda_compile.accelerate(pipe, compute_all_plan(tuple(SD3.regions), STEPS))
+    for name in (*names, *names[:2]):
+        for each in (pipe, plain):
+            each.transformer.set_adapter(name)
+        close(SD3.draw(pipe, num_inference_steps=STEPS), SD3.draw(plain, num_inference_steps=STEPS))
+    assert stats(pipe)["transformer"]["misses"] == {}
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_an_adapter_after_the_plan_runs_without_it(given: bool, tmp_path: Any) -> None:
+    """It is another model from then on, until the pipeline is accelerated again."""
+    pipe, plain = SD3.build(), SD3.build()
+    if given:
+        soda_compile.accelerate(pipe, sd3_plan())
+    else:
+        inputs = {"calibrate_with": [SD3.inputs(torch.Generator().manual_seed(0), 1)], "cache": tmp_path}
+        soda_compile.accelerate(pipe, speedup=1.3, num_inference_steps=STEPS, **inputs)
+    fast = SD3.draw(pipe)
+    for each in (pipe, plain):
+        with_adapter(each)
+    found = SD3.draw(pipe)
+    if given:
+        assert (found - fast).abs().max() > 1e-3, "a plan that names no weights follows the regions"
+        return
+    close(found, SD3.draw(plain))
+    counted = stats(pipe)["transformer"]
+    assert "are not those at accelerate (a LoRA?)" in counted["reasons"]["outside"]
+    pipe.transformer.delete_adapters("default")
+
+
+def test_guidance_that_leaves_blocks_out() -> None:
+    """The extra call has another structure: it runs without the plan, the others as ever."""
+    pipe, plain = SD3.build(), SD3.build()
+    soda_compile.accelerate(pipe, compute_all_plan(tuple(SD3.regions), STEPS))
+    close(SD3.draw(pipe, **SKIPPED), SD3.draw(plain, **SKIPPED))
+    counted = stats(pipe)["transformer"]
+    assert set(counted["misses"]) == {"structure"}
+    assert counted["calls"] == STEPS
+    assert "not in this graph" in counted["reasons"]["structure"]
+
+
+def test_a_structure_that_the_plan_does_not_know_can_be_refused() -> None:
+    pipe = soda_compile.accelerate(SD3.build(), sd3_plan(), on_miss="error")
+    with pytest.raises(Exception, match="the plan is for another model"):
+        SD3.draw(pipe, **SKIPPED)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_change_their_dtype(dtype: torch.dtype) -> None:
+    pipe, plain = SD3.build(), SD3.build()
+    soda_compile.accelerate(pipe, compute_all_plan(tuple(SD3.regions), STEPS))
+    SD3.draw(pipe)
+    inputs = {
+        name: value.to(dtype)
+        for name, value in SD3.inputs(torch.Generator().manual_seed(7), 1).items()
+        if isinstance(value, torch.Tensor)
+    }
+    results = []
+    for each in (pipe, plain):
+        each.transformer.to(dtype)
+        results.append(SD3.draw(each, **inputs).float())
+    assert (results[0] - results[1]).norm() < 0.05 * results[1].norm()
+
+
+def test_a_plan_for_another_model_is_an_error() -> None:
+    plan = compute_all_plan(("transformer_blocks.7.attn", "transformer_blocks.7.ff"), STEPS)
+    pipe = soda_compile.accelerate(SD3.build(), plan)
+    with pytest.raises(Exception, match="the plan is for another model") as caught:
+        SD3.draw(pipe)
+    assert isinstance(caught.value, PlanError) or "PlanError" in str(caught.value)
