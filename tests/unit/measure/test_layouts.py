@@ -108,6 +108,25 @@ def test_errors_of_a_batch_are_the_mean_over_its_samples(batch_first: bool):
     assert whole.info.samples == sum(one.info.samples for one in alone)
 
 
+def test_calls_of_two_shapes_are_read_each_in_its_own_layout():
+    """Guidance calls the model with one sample and with all, in turn."""
+    net = build(lambda: Denoiser(False, 2))
+    parts = [slice(0, 1), slice(0, SAMPLES)]
+
+    @torch.no_grad()
+    def generate(seed: int) -> None:
+        x = torch.randn(SAMPLES, TOKENS, 4, generator=torch.Generator().manual_seed(seed))
+        latents = [x[part] for part in parts]
+        for step in range(STEPS):
+            latents = [x - 0.3 * net(x, torch.full((len(x),), 1 - step / STEPS)) for x in latents]
+
+    both = soda_compile.calibrate(net, generate, generations=2, max_interval=2, calls_per_step=2)
+    one, all_samples = (measure(net, part) for part in parts)
+    for name, table in both.mean.items():
+        expected = (one.mean[name] + SAMPLES * all_samples.mean[name]) / (1 + SAMPLES)
+        np.testing.assert_allclose(table, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_samples_that_cannot_be_told_apart_count_as_one_and_the_log_says_so(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING, logger="soda_compile"):
         found = measure(build(lambda: Mixed(False)))
