@@ -53,8 +53,7 @@ def find_regions(graph: fx.Graph, block_path: str = "") -> tuple[tuple[Region, .
     """
     ancestry = Ancestry(graph)
     residuals = find_residuals(graph, ancestry)
-    adds = {residual.add for residual in residuals}
-    parts = [_separate(graph, group, adds, ancestry) for group in _group(residuals, ancestry)]
+    parts = [_separate(graph, group, residuals, ancestry) for group in _group(residuals, ancestry)]
     parts = [part for part in parts if any(map(is_heavy, part.dead))]
     names = numbered(_name(part.group, block_path, alone=len(parts) == 1) for part in parts)
     dying = [part.dead for part in parts]
@@ -76,11 +75,11 @@ def _group(residuals: Sequence[Residual], ancestry: Ancestry) -> list[list[Resid
     return sorted(groups, key=lambda group: min(ancestry.position[residual.heavy[0]] for residual in group))
 
 
-def _separate(graph: fx.Graph, group: Group, adds: Collection[fx.Node], ancestry: Ancestry) -> _Part:
+def _separate(graph: fx.Graph, group: Group, residuals: Sequence[Residual], ancestry: Ancestry) -> _Part:
     """Cut branches off, with all that leaves them on the way."""
     heavy = {node for residual in group for node in residual.heavy}
     branches = {residual.branch for residual in group}
-    sides = side_outputs(group, _between(heavy, branches, ancestry), adds, ancestry)
+    sides = side_outputs(group, _between(heavy, branches, ancestry), residuals, ancestry)
     heavy |= set(sides.heavy)
     branches |= {output.value for output in sides.outputs}
     cut = minimum_cut(heavy, branches, _between(heavy, branches, ancestry))

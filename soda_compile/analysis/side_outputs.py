@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from soda_compile.analysis.residuals import RESIDUAL_ADDS, Residual
-from soda_compile.ir.ancestry import SHAPE_ONLY, Ancestry
+from soda_compile.ir.ancestry import SHAPE_ONLY, Ancestry, ancestors_of
 from soda_compile.ir.aten_operators import aten, is_heavy, packet, tensor_of
 
 CONCATENATIONS = frozenset({aten.cat.default, aten.stack.default})
@@ -38,28 +38,33 @@ class Sides:
 
 
 def side_outputs(
-    group: Sequence[Residual], between: Collection[fx.Node], adds: Container[fx.Node], ancestry: Ancestry
+    group: Sequence[Residual], between: Collection[fx.Node], residuals: Sequence[Residual], ancestry: Ancestry
 ) -> Sides:
     """Follow what leaves the branches of one region.
 
     Args:
         group: The residual adds of the region.
         between: Its heavy work, and all nodes from there to its branches.
-        adds: All residual adds of the graph.
+        residuals: All residual adds of the graph.
         ancestry: Of the graph.
 
     Returns:
-        The values at which it joins another stream or leaves the graph; none where another residual stream starts from
-        it, so that the work must stay.
+        The values at which it joins another stream or leaves the graph; none where another branch reads it (the keys
+        of a text that images attend to) or another residual stream starts from it, so that the work must stay.
     """
     own = {residual.add for residual in group}
+    adds = {residual.add for residual in residuals}
+    others = [residual.branch for residual in residuals if residual.add not in own]
     reached, heavy = set(between), []
+    elsewhere: set[fx.Node] | None = None  # found where it is needed, which is seldom
     found: dict[fx.Node, SideOutput] = {}
     for node in ancestry.position:
         mine = [source for source in node.all_input_nodes if source in reached]
         if not mine or node in between or node in own or packet(node) in SHAPE_ONLY:
             continue
-        if node in adds:
+        if elsewhere is None:
+            elsewhere = ancestors_of(*others, inside=lambda source: source not in adds)
+        if node in adds or node in elsewhere:
             return Sides()
         stream = _joined_stream(node, reached)
         if stream is not None or node.op == "output":

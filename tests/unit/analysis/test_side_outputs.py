@@ -194,6 +194,27 @@ def test_work_that_another_stream_starts_from_stays():
     assert [note.subject.partition(" ")[0] for note in notes] == ["out"]
 
 
+class ReadElsewhere(nn.Module):
+    """The keys of one stream are read by the attention of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.query, self.image = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        text = self.keys(c)
+        both = torch.cat([text, self.query(h)], 1)
+        seen = nn.functional.scaled_dot_product_attention(h, both, both)
+        return c + self.out(nn.functional.scaled_dot_product_attention(c, text, text)), h + self.image(seen)
+
+
+def test_work_that_another_branch_reads_stays():
+    regions, _ = regions_of(ReadElsewhere(), torch.randn(2, 3, WIDTH), torch.randn(2, LENGTH, WIDTH))
+    assert [len(region.cuts) for region in regions] == [1, 1]
+    assert [len(region.branches) for region in regions] == [1, 1]
+
+
 def test_sensitivity_counts_both_outputs():
     """The error of a branch without gates is that of its cut, in both halves."""
     model = build(Denoiser, Block)
