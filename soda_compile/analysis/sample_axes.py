@@ -33,9 +33,9 @@ class RegionSamples:
 
     @property
     def fault(self) -> str:
-        """Return why the first axis does not count samples, alone or times frames; empty where it does."""
+        """Return why the first axis does not count samples, alone or times frames; empty where nothing says so."""
         folded = [axis for axis in (*self.cuts, *self.carries) if axis is not None and not axis.leads]
-        return self.reason or (f"its samples are on {folded[0]}, not on axis 0" if folded else "")
+        return f"its samples are on {folded[0]}, not on axis 0" if folded else ""
 
 
 def batch_size(structure: Structure) -> int:

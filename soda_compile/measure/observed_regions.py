@@ -11,7 +11,6 @@ from torch import fx
 
 from soda_compile.analysis.cut_to_branch import CutToBranch
 from soda_compile.analysis.sample_axes import RegionSamples, batch_size, region_samples
-from soda_compile.analysis.sample_rules import SampleAxis
 from soda_compile.analysis.token_axes import region_carries
 from soda_compile.compiler.observing import cut_to_branch_graphs
 from soda_compile.ir.aten_operators import tensor_of
@@ -44,12 +43,8 @@ class ObservedRegion:
 
     def samples_first(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return values in the shapes of the cuts as [samples, ...] or [samples * frames, tokens, features]."""
-        return [self._first(value, axis) for value, axis in zip(values, self.layout.cuts, strict=True)]
-
-    def _first(self, value: torch.Tensor, axis: SampleAxis | None) -> torch.Tensor:
-        if axis is not None:
-            return axis.bring_first(value)
-        return value.reshape(1, -1, value.shape[-1]) if self.layout.reason else value
+        axes = zip(values, self.layout.cuts, strict=True)
+        return [value if axis is None else axis.bring_first(value) for value, axis in axes]
 
     @cached_property
     def shapes(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
