@@ -1,6 +1,7 @@
 """Makes a block graph return the values that sensitivity is measured on as well."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -19,7 +20,8 @@ aten = torch.ops.aten
 class Observe(Pass):
     """Returns the cuts of every region, the other values between cut and branch, and the size of its carries.
 
-    With ``carries`` also the carry of each cut, where the region can be pruned.
+    With ``carries`` also the carry of each cut, where the region can be pruned. ``sample_axes`` names the carries whose
+    samples are on another axis than the first: their size is that of each row of that axis.
 
     Before::
 
@@ -38,6 +40,7 @@ class Observe(Pass):
 
     regions: tuple[Region, ...]
     carries: bool = False
+    sample_axes: Mapping[str, int] = field(default_factory=dict)
     name: ClassVar[str] = "observe"
 
     def apply(self, graph: fx.Graph) -> PassResult:
@@ -50,14 +53,14 @@ class Observe(Pass):
                 wanted |= {node.name: node for node in carries_of(graph, region) or ()}
             for carry in region.carries:
                 if f"|{carry}|" not in wanted:
-                    wanted[f"|{carry}|"] = _squared_size(graph, find_node(graph, carry))
+                    wanted[f"|{carry}|"] = _squared_size(graph, find_node(graph, carry), self.sample_axes.get(carry, 0))
         output_of(graph).args = ((*results_of(graph), *wanted.values()),)
         return PassResult(changed=tuple(wanted))
 
 
-def _squared_size(graph: fx.Graph, carry: fx.Node) -> fx.Node:
-    """Add the sum of squares of each sample, float32."""
-    axes = list(range(1, carry.meta["val"].ndim))
+def _squared_size(graph: fx.Graph, carry: fx.Node, sample_axis: int) -> fx.Node:
+    """Add the sum of squares of each row of an axis, float32."""
+    axes = [axis for axis in range(carry.meta["val"].ndim) if axis != sample_axis]
     with graph.inserting_before(output_of(graph)):
         exact = add_call(graph, aten._to_copy.default, carry, dtype=torch.float32)
         square = add_call(graph, aten.mul.Tensor, exact, exact)

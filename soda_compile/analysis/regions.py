@@ -1,15 +1,18 @@
 """Regions of a block graph: for the residual branches the tensors to store. No names, no adapters.
 
-Branches that share heavy work (the token groups of a joint attention) are one region.
+Branches that share heavy work (the token groups of a joint attention) are one region, and so are a branch and the skip
+output that comes from the same work. Regions that would save no work are none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import fx
 
 from soda_compile.analysis.blocks import numbered
 from soda_compile.analysis.mincut import minimum_cut
 from soda_compile.analysis.residuals import Residual, find_residuals, innermost_module
+from soda_compile.analysis.side_outputs import Sides, side_outputs
 from soda_compile.ir.ancestry import Ancestry, ancestors_of
 from soda_compile.ir.aten_operators import (
     ATTENTION,
@@ -28,6 +31,16 @@ from soda_compile.ir.structure import Cut, Note, Region
 Group = Sequence[Residual]
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Residual adds with common work, what else that work gives, their cut, and the nodes that die by it."""
+
+    group: Group
+    sides: Sides
+    cut: Sequence[fx.Node]
+    dead: Sequence[fx.Node]
+
+
 def find_regions(graph: fx.Graph, block_path: str = "") -> tuple[tuple[Region, ...], tuple[Note, ...]]:
     """Find all regions of a block graph.
 
@@ -40,13 +53,12 @@ def find_regions(graph: fx.Graph, block_path: str = "") -> tuple[tuple[Region, .
     """
     ancestry = Ancestry(graph)
     residuals = find_residuals(graph, ancestry)
-    groups = _group(residuals, ancestry)
-    cuts = [_cut(group, ancestry) for group in groups]
-    dying = [_dying(graph, cut) for cut in cuts]
-    names = numbered(_name(group, block_path, alone=len(groups) == 1) for group in groups)
+    parts = [_separate(graph, group, residuals, ancestry) for group in _group(residuals, ancestry)]
+    parts = [part for part in parts if any(map(is_heavy, part.dead))]
+    names = numbered(_name(part.group, block_path, alone=len(parts) == 1) for part in parts)
+    dying = [part.dead for part in parts]
     regions = tuple(
-        _describe(ancestry, group, cut, name, dead, _own(dead, dying))
-        for group, cut, name, dead in zip(groups, cuts, names, dying, strict=True)
+        _describe(ancestry, part, name, _own(part.dead, dying)) for part, name in zip(parts, names, strict=True)
     )
     return regions, tuple(_notes(graph, ancestry, residuals, set().union(*dying)))
 
@@ -63,16 +75,25 @@ def _group(residuals: Sequence[Residual], ancestry: Ancestry) -> list[list[Resid
     return sorted(groups, key=lambda group: min(ancestry.position[residual.heavy[0]] for residual in group))
 
 
-def _cut(group: Group, ancestry: Ancestry) -> list[fx.Node]:
+def _separate(graph: fx.Graph, group: Group, residuals: Sequence[Residual], ancestry: Ancestry) -> _Part:
+    """Cut branches off, with all that leaves them on the way."""
     heavy = {node for residual in group for node in residual.heavy}
     branches = {residual.branch for residual in group}
-    between = [
+    sides = side_outputs(group, _between(heavy, branches, ancestry), residuals, ancestry)
+    heavy |= set(sides.heavy)
+    branches |= {output.value for output in sides.outputs}
+    cut = minimum_cut(heavy, branches, _between(heavy, branches, ancestry))
+    return _Part(group, sides, cut, _dying(graph, cut))
+
+
+def _between(heavy: Collection[fx.Node], branches: Collection[fx.Node], ancestry: Ancestry) -> dict[fx.Node, None]:
+    """Return heavy work and all nodes from there to the branches, in graph order."""
+    return dict.fromkeys(
         node
         for node in ancestry.position
         if (node in heavy or ancestry.depends_on_any(node, heavy))
         and (node in branches or any(ancestry.depends(branch, node) for branch in branches))
-    ]
-    return minimum_cut(heavy, branches, dict.fromkeys(between))
+    )
 
 
 def _dying(graph: fx.Graph, cut: Sequence[fx.Node]) -> list[fx.Node]:
@@ -107,20 +128,20 @@ def _relative(path: str, block_path: str) -> str:
     return path.removeprefix(block_path).strip(".") if path.startswith(block_path) else ""
 
 
-def _describe(
-    ancestry: Ancestry, group: Group, cut: Sequence[fx.Node], name: str, dead: Sequence[fx.Node], own: Sequence[fx.Node]
-) -> Region:
-    carries = {residual.carry for residual in group}
+def _describe(ancestry: Ancestry, part: _Part, name: str, own: Sequence[fx.Node]) -> Region:
+    carries = {residual.carry for residual in part.group}
+    pairs = [(residual.branch, residual.operand) for residual in part.group]
+    pairs += [(output.value, output.operand) for output in part.sides.outputs]
     return Region(
         name=name,
         kind=_kind([node for node in own if ancestry.depends_on_any(node, carries)], carries, ancestry),
-        cuts=tuple(Cut.like(node.name, tensor_of(node)) for node in cut),
-        branches=tuple(residual.branch.name for residual in group),
-        carries=tuple(residual.operand.name for residual in group),
+        cuts=tuple(Cut.like(node.name, tensor_of(node)) for node in part.cut),
+        branches=tuple(branch.name for branch, _ in pairs),
+        carries=tuple(operand.name for _, operand in pairs),
         flops=sum(flops(node) for node in own),
         weights=tuple(
             tuple(tensor_of(source).shape)
-            for node in dead
+            for node in part.dead
             if is_heavy(node)
             for source in node.all_input_nodes
             if source.op == "placeholder"

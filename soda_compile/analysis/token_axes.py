@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import fx
 
+from soda_compile.analysis.sample_axes import region_samples
 from soda_compile.ir.ancestry import ancestors_of, descendants_of
-from soda_compile.ir.aten_operators import aten, holds_tensor, tensor_of
-from soda_compile.ir.graphs import add_call
+from soda_compile.ir.aten_operators import CONVOLUTIONS, aten, holds_tensor, packet, tensor_of
+from soda_compile.ir.graphs import add_call, find_node
 from soda_compile.ir.structure import Region, Structure
 from soda_compile.plans.actions import Action
 
@@ -35,7 +36,7 @@ def carry_of_cut(graph: fx.Graph, region: Region, cut: int) -> fx.Node | None:
     """
     nodes = {node.name: node for node in graph.nodes}
     shape = region.cuts[cut].shape
-    if token_axis(shape) is None:
+    if token_axis(shape) is None or _has_channels_first(nodes[region.cuts[cut].node]):
         return None
     if joined := [node for node in graph.nodes if node.meta.get("streams_of") == region.cuts[cut].node]:
         return joined[0]  # type: ignore[no-any-return]
@@ -58,7 +59,26 @@ def carries_of(graph: fx.Graph, region: Region) -> tuple[fx.Node, ...] | None:
 
 def region_carries(structure: Structure) -> tuple[tuple[fx.Node, ...] | None, ...]:
     """Return for each region the carry of each of its cuts, or None if it cannot be pruned."""
-    return structure.for_each_region(lambda block, index: carries_of(block.module.graph, block.regions[index]))
+    found = structure.for_each_region(lambda block, index: carries_of(block.module.graph, block.regions[index]))
+    kept = zip(found, region_samples(structure), strict=True)
+    return tuple(None if samples.fault else carries for carries, samples in kept)
+
+
+def pruning_faults(structure: Structure) -> tuple[str, ...]:
+    """Return for each region why its tokens cannot be pruned; empty where they can."""
+    found = structure.for_each_region(lambda block, index: _fault(block.module.graph, block.regions[index]))
+    return tuple(fault or samples.fault for fault, samples in zip(found, region_samples(structure), strict=True))
+
+
+def _fault(graph: fx.Graph, region: Region) -> str:
+    for number, cut in enumerate(region.cuts):
+        if carry_of_cut(graph, region, number) is None:
+            axis = token_axis(cut.shape)
+            fault = "no token axis" if axis is None else f"{cut.shape[axis]} tokens, not those of a residual stream"
+            if _has_channels_first(find_node(graph, cut.node)):
+                fault = "channels before its tokens"
+            return f"its output {cut.node} {list(cut.shape)} has {fault}"
+    return ""
 
 
 def stream_into(operand: fx.Node, branch: fx.Node) -> fx.Node:
@@ -146,6 +166,10 @@ def _before_own_adds(operand: fx.Node, branches: set[fx.Node]) -> fx.Node:
             break
         operand = others[0]
     return operand
+
+
+def _has_channels_first(cut: fx.Node) -> bool:
+    return packet(cut) in CONVOLUTIONS
 
 
 def _same_tokens(carry: fx.Node, shape: tuple[int, ...]) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from soda_compile.analysis.token_axes import region_carries
+from soda_compile.analysis.token_axes import pruning_faults
 from soda_compile.errors import PlanError
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.plan import Plan
@@ -36,8 +36,11 @@ def _some(names: Sequence[str]) -> str:
 
 
 def prunable_regions(structure: Structure) -> tuple[bool, ...]:
-    """Return for each region whether its outputs share their token axis with a residual stream, to rank tokens by."""
-    return tuple(carries is not None for carries in region_carries(structure))
+    """Return for each region whether its outputs share their token axis with a residual stream, to rank tokens by.
+
+    Samples must be on the axis before it.
+    """
+    return tuple(not fault for fault in pruning_faults(structure))
 
 
 def require_token_axes(structure: Structure, plan: Plan) -> None:
@@ -48,15 +51,12 @@ def require_token_axes(structure: Structure, plan: Plan) -> None:
     """
     if plan.pruning is None:
         return
-    rows = zip(plan.regions, plan.actions, structure.regions, prunable_regions(structure), strict=True)
-    for name, actions, region, prunable in rows:
+    rows = zip(plan.regions, plan.actions, structure.regions, pruning_faults(structure), strict=True)
+    for name, actions, region, fault in rows:
         if not any(action.kind == "prune" for action in actions):
             continue
-        if not prunable:
-            raise PlanError(
-                f"region {name!r} cannot prune tokens: its output {region.cuts[0].shape} has no token axis that it "
-                "shares with the residual stream; let it reuse or forecast"
-            )
+        if fault:
+            raise PlanError(f"region {name!r} cannot prune tokens: {fault}; let it reuse or forecast")
         if region.cuts[0].shape[0] % plan.pruning.groups:
             raise PlanError(
                 f"region {name!r}: a batch of {region.cuts[0].shape[0]} does not fall into {plan.pruning.groups} "

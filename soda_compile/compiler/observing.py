@@ -9,6 +9,7 @@ from torch import fx
 
 from soda_compile.analysis.cut_to_branch import CutToBranch, cut_to_branch
 from soda_compile.analysis.outline import canonical_key
+from soda_compile.analysis.sample_axes import region_samples
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.variants import Subgraph
 from soda_compile.ir.graphs import copy_graph
@@ -27,7 +28,7 @@ class Observer(Protocol):
         """Return whether the values of carries are to be handed over as well, where regions can be pruned."""
 
     def start(self, structure: Structure) -> None:
-        """Take the structure, before the first call of a compiled signature."""
+        """Take the structure of the calls that follow; each shape that the model is called with has one of its own."""
 
     def begin_call(self, inputs: Mapping[str, Any]) -> None:
         """Take the caller's inputs by name, parameters left out, before each denoiser call."""
@@ -55,6 +56,7 @@ class ObservedDenoiser:
     def __call__(self, *inputs: Any) -> list[Any]:
         """Run the denoiser once; inputs and outputs are those of the captured graph."""
         structure = self.structure
+        self.observer.start(structure)
         self.observer.begin_call(
             {
                 path: value
@@ -78,9 +80,11 @@ class ObservedDenoiser:
 def build_observed(structure: Structure, observer: Observer, lowering: Lowering) -> ObservedDenoiser:
     """Compile every distinct block graph with its observations as outputs."""
     subgraphs: dict[str, tuple[Subgraph, tuple[str, ...]]] = {}
+    axes = _carry_axes(structure)
     for call in structure.calls:
-        if call.block.key not in subgraphs:
-            subgraphs[call.block.key] = _observed_subgraph(call.name, call.block, observer.wants_carries)
+        key = call.block.key
+        if key not in subgraphs:
+            subgraphs[key] = _observed_subgraph(call.name, call.block, observer.wants_carries, axes[key])
     lowering.compile(subgraph for subgraph, _ in subgraphs.values())
     blocks = {
         key: ObservedBlock(lowering.compiled[subgraph.key], names) for key, (subgraph, names) in subgraphs.items()
@@ -89,9 +93,22 @@ def build_observed(structure: Structure, observer: Observer, lowering: Lowering)
     return ObservedDenoiser(structure, blocks, observer)
 
 
-def _observed_subgraph(name: str, block: BlockGraph, carries: bool) -> tuple[Subgraph, tuple[str, ...]]:
+def _carry_axes(structure: Structure) -> dict[str, dict[str, int]]:
+    """Return for each block the axis that counts samples in each carry; left out where there is none."""
+    axes: dict[str, dict[str, int]] = {call.block.key: {} for call in structure.calls}
+    layouts = iter(region_samples(structure))
+    for call in structure.calls:
+        for region, layout in zip(call.block.regions, layouts, strict=False):
+            named = zip(region.carries, layout.carries, strict=True)
+            axes[call.block.key] |= {name: axis.axis for name, axis in named if axis is not None}
+    return axes
+
+
+def _observed_subgraph(
+    name: str, block: BlockGraph, carries: bool, axes: Mapping[str, int]
+) -> tuple[Subgraph, tuple[str, ...]]:
     graph = copy_graph(block.module.graph)
-    names = Pipeline((Observe(block.regions, carries),)).run(graph).changed
+    names = Pipeline((Observe(block.regions, carries, axes),)).run(graph).changed
     module = fx.GraphModule(torch.nn.Module(), graph)
     return Subgraph(canonical_key(graph), name, module, (), ()), names
 

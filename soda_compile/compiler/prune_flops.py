@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from soda_compile.analysis.token_axes import carries_of
+from soda_compile.analysis.token_axes import carries_of, pruning_faults
 from soda_compile.compiler.schedule import RegionMode
 from soda_compile.compiler.variants import make_variant
 from soda_compile.ir.aten_operators import graph_flops
@@ -18,7 +18,8 @@ def prune_flops(structure: Structure) -> NDArray[np.float64]:
 
     The longest token group of a region is pruned; its other groups are computed whole, as ``prune(rate)`` does it.
     """
-    rows = structure.for_each_region(_of_region)
+    found = zip(structure.for_each_region(_of_region), pruning_faults(structure), strict=True)
+    rows = [np.zeros(len(PRUNE_RATES)) if fault else saved for saved, fault in found]
     return np.stack(rows) if rows else np.zeros((0, len(PRUNE_RATES)))
 
 

@@ -1,6 +1,6 @@
 """Reasons, region by region: whether tokens can be pruned there, and where the choice of tokens stops."""
 
-from soda_compile.analysis.token_axes import carries_of, carry_of_cut, token_axis
+from soda_compile.analysis.token_axes import carries_of, pruning_faults
 from soda_compile.ir.graphs import copy_graph
 from soda_compile.ir.structure import BlockGraph, Note, Structure
 from soda_compile.passes.manager import Pipeline
@@ -18,22 +18,21 @@ def why(structure: Structure) -> tuple[Note, ...]:
     The passes that prune are tried on a copy of the block.
     """
     notes: dict[str, list[Note]] = {}
+    faults = iter(pruning_faults(structure))
     for call in structure.calls:
+        names = [(index, name, next(faults)) for index, name in enumerate(call.region_names)]
         if call.block.key not in notes:
-            names = enumerate(call.region_names)
-            notes[call.block.key] = [Note(name, reason) for i, name in names for reason in _reasons(call.block, i)]
+            notes[call.block.key] = [
+                Note(name, reason) for index, name, fault in names for reason in _reasons(call.block, index, fault)
+            ]
     return tuple(note for found in notes.values() for note in found)
 
 
-def _reasons(block: BlockGraph, index: int) -> tuple[str, ...]:
+def _reasons(block: BlockGraph, index: int, fault: str) -> tuple[str, ...]:
+    if fault:
+        return (f"cannot be pruned: {fault}",)
     region, graph = block.regions[index], copy_graph(block.module.graph)
-    carries = carries_of(graph, region)
-    if carries is None:
-        cut = next(cut for number, cut in enumerate(region.cuts) if carry_of_cut(graph, region, number) is None)
-        axis = token_axis(cut.shape)
-        fault = "has no token axis" if axis is None else f"has {cut.shape[axis]} tokens, not those of a residual stream"
-        return (f"cannot be pruned: its output {cut.node} {list(cut.shape)} {fault}",)
-    names = tuple(carry.name for carry in carries)
+    names = tuple(carry.name for carry in carries_of(graph, region) or ())
     trial = PruneTokens(index, region, names, prune(RATE), Pruning("feature_mean"))
     result = Pipeline((trial, SinkGathers(region)), observers=()).run(graph)
     kept = result.changed[-1].rpartition(": ")[2]

@@ -47,8 +47,8 @@ class Region:
         name: Module path inside the block, such as ``attn1``; made unique within the block.
         kind: ``attention``, ``mlp``, ``convolution`` or ``attention+mlp``.
         cuts: Tensors to store. A joint attention has one for each of its residual streams.
-        branches: Nodes that are added to the residual stream, in graph order.
-        carries: For each branch, the operand of the residual add that it is added to.
+        branches: Nodes that are added to the residual stream, in graph order; then skip outputs, which leave beside it.
+        carries: For each branch, what it is added to; for a skip output that is not added here, the residual stream.
         flops: Work that dies when every cut is an input, for one call of the block.
         weights: Shapes of the weights whose work dies, in graph order; part of the model's fingerprint.
     """

@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
 
-from soda_compile.analysis.cut_to_branch import CutToBranch
-from soda_compile.analysis.token_axes import region_carries
-from soda_compile.compiler.observing import cut_to_branch_graphs
 from soda_compile.errors import SensitivityError
-from soda_compile.ir.structure import Cut, Region, Structure
+from soda_compile.ir.structure import Structure
 from soda_compile.measure.gram import ErrorEntries, Floats
 from soda_compile.measure.history import History, TokenGroup
 from soda_compile.measure.moments import Moments
+from soda_compile.measure.observed_regions import ObservedRegion, ObservedRegions
 from soda_compile.measure.prune_errors import longest_groups, pruned_products
 from soda_compile.measure.residual_weight import residual_weight
 from soda_compile.measure.scoring import errors_of, prediction_products
@@ -57,14 +54,11 @@ class ErrorAccumulator:
     calls_in_a_step: int = 1  # at most
     stride: int = 1  # of the tokens that are looked at
     histories: dict[tuple[Branch, int], History] = field(default_factory=dict)
-    _heads: tuple[CutToBranch, ...] = ()
-    _regions: tuple[Region, ...] = ()
-    _carries: tuple[tuple[fx.Node, ...] | None, ...] = ()  # by region
+    _observed: dict[Structure, ObservedRegions] = field(default_factory=dict)  # of all shapes of the model
     _branches: set[Branch] = field(default_factory=set)  # in all generations
     _draws: torch.Generator = field(default_factory=torch.Generator)
     _fitted: Any = None
     _call: CountedCall = _NO_CALL
-    _rows: int = 1
 
     @property
     def wants_carries(self) -> bool:
@@ -72,15 +66,16 @@ class ErrorAccumulator:
         return bool(self.prune_scores)
 
     def start(self, structure: Structure) -> None:
-        """Learn the regions; a second shape must be of the same model."""
+        """Learn the regions that are seen from here on; another shape must be of the same model."""
+        if structure is self.structure:
+            return
         if self.structure is not None and self.structure.fingerprint != structure.fingerprint:
             raise SensitivityError("the calibrated model changed its structure between calls; calibrate one model")
         if not structure.regions:
             raise SensitivityError("no region was found in this model; soda_compile.inspect(model, ...) says why")
         self.structure = structure
-        self._heads = cut_to_branch_graphs(structure)
-        self._regions = structure.regions
-        self._carries = region_carries(structure) if self.wants_carries else (None,) * len(structure.regions)
+        if structure not in self._observed:
+            self._observed[structure] = ObservedRegions.of(structure, self.wants_carries)
 
     def begin(self, seed: int) -> None:
         """Begin a generation; the random score draws the same for the same seed."""
@@ -96,9 +91,6 @@ class ErrorAccumulator:
         self._call = call
         self._branches.add(call.branch)
         self.calls_in_a_step = max(self.calls_in_a_step, call.number + 1)
-        self._rows = next(
-            (len(value) for value in inputs.values() if isinstance(value, torch.Tensor) and value.ndim > 1), 1
-        )
         self._fit_stride()
         if call.number == 0:
             self.inputs.append(
@@ -116,6 +108,11 @@ class ErrorAccumulator:
         return len(self.entries.weights) + math.prod(self._prune_shape)
 
     @property
+    def _regions(self) -> ObservedRegions:
+        assert self.structure is not None, "start comes before the calls"
+        return self._observed[self.structure]
+
+    @property
     def _prune_shape(self) -> tuple[int, int, int]:
         return len(self.prune_scores), self.entries.max_interval, len(PRUNE_RATES)
 
@@ -128,7 +125,7 @@ class ErrorAccumulator:
 
     def _fit_stride(self) -> None:
         """Subsample the tokens until the histories of all branches fit; done again where a new call needs more."""
-        needs = (self.structure, self._rows, len(self._branches))
+        needs = (self.structure, len(self._branches))
         if needs == self._fitted:
             return
         self._fitted = needs
@@ -146,54 +143,48 @@ class ErrorAccumulator:
 
     def _peak_bytes(self, stride: int) -> int:
         history = self._empty_history()
-        total = sum(
-            history.peak_bytes(region, carries or (), self._samples_of(region.cuts), stride)
-            for region, carries in zip(self._regions, self._carries, strict=True)
-        )
+        regions = self._regions.regions
+        total = sum(history.peak_bytes(*region.shapes, region.samples, stride) for region in regions)
         return total * max(self.counter.calls_per_step, len(self._branches))
 
     def _empty_history(self) -> History:
         return History(self.entries.lags, self.entries.max_interval if "drift" in self.prune_scores else 0)
 
-    def _samples_of(self, cuts: Sequence[Cut] | Sequence[torch.Tensor]) -> int:
-        """Return the samples in values whose first axis counts them, alone or times frames; else all is one sample."""
-        return self._rows if all(cut.shape[0] % self._rows == 0 for cut in cuts) else 1
-
     def record(self, region: int, values: Mapping[str, torch.Tensor]) -> None:
         """Score all predictions of one region against its present value, and keep that value."""
         step, branch = self._call.step, self._call.branch
-        cuts = [values[cut.node] for cut in self._regions[region].cuts]
-        samples = self._samples_of(cuts)
+        observed = self._regions.regions[region]
+        cuts = [values[cut.node] for cut in observed.region.cuts]
 
         def subsample(group: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-            return [subsample_tokens(value, samples, self.stride) for value in group]
+            return [subsample_tokens(value, observed.samples, self.stride) for value in group]
 
-        present, carries = subsample(cuts), subsample([values[node.name] for node in self._carries[region] or ()])
+        present = subsample(observed.samples_first(cuts))
+        carries = subsample([values[node.name] for node in observed.carries])
         history = self.histories.setdefault((branch, region), self._empty_history())
         if history.reach(step):
-            head = self._heads[region]
-            weights = residual_weight(head, cuts, [values[name] for name in head.others]) or []
-            groups = history.token_groups(present, subsample(weights), carries)
+            head = observed.head
+            weights = residual_weight(head, cuts, [values[name] for name in head.others])
+            kept = subsample(observed.samples_first(weights)) if weights else ()
+            groups = history.token_groups(present, kept, carries)
             products, square = prediction_products(self.entries, groups)
             if self.prune_scores:
-                products = np.concatenate([products, self._prune(region, groups, samples)], axis=-1)
+                products = np.concatenate([products, self._prune(observed, groups)], axis=-1)
             share = sum(value.numel() for value in present) / sum(cut.numel() for cut in cuts)
-            sizes = [values[f"|{name}|"].reshape(samples, -1).sum(1).double() for name in self._regions[region].carries]
-            residual_square = np.sum([size.cpu().numpy() for size in sizes], axis=0) * share
-            errors = errors_of(products, square, residual_square)
+            errors = errors_of(products, square, observed.residual_square(values) * share)
             self.moments.setdefault((step, region), Moments(*errors.shape[1:])).add(errors)
         if region == 0 and step == 0:
-            self.samples += samples
+            self.samples += self._regions.batch
         history.keep(step, present, carries)
 
-    def _prune(self, region: int, groups: Sequence[TokenGroup], samples: int) -> Floats:
+    def _prune(self, observed: ObservedRegion, groups: Sequence[TokenGroup]) -> Floats:
         """Return products of the changes that pruning leaves, [3, samples, scores * W * rates]; NaN where it cannot."""
-        products = np.full((3, samples, *self._prune_shape), np.nan)
+        products = np.full((3, observed.samples, *self._prune_shape), np.nan)
         if all(group.carry is not None for group in groups):
-            longest = longest_groups(self._regions[region], groups)
+            longest = longest_groups(observed.region, groups)
             pruned = pruned_products(longest, self.prune_scores, self.entries.max_interval, self._draws)
             products[..., : pruned.shape[3], :] = pruned.cpu().numpy()
-        return products.reshape(3, samples, -1)
+        return products.reshape(3, observed.samples, -1)
 
 
 def _number(value: Any) -> float | None:

@@ -5,10 +5,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import torch
-from torch import fx
 
-from soda_compile.ir.aten_operators import tensor_of
-from soda_compile.ir.structure import Region
 from soda_compile.measure.token_subsampling import subsampled_size
 
 
@@ -72,9 +69,12 @@ class History:
             kept.insert(0, [value.clone() for value in values] if length else [])
             del kept[length:]
 
-    def peak_bytes(self, region: Region, carries: Sequence[fx.Node], samples: int, stride: int) -> int:
+    def peak_bytes(
+        self, cuts: Sequence[torch.Tensor], carries: Sequence[torch.Tensor], samples: int, stride: int
+    ) -> int:
         """Return the most memory it takes: one value more than it keeps, as a new one comes before the oldest goes."""
-        cuts = sum(subsampled_size(cut.shape, samples, stride) * cut.dtype.itemsize for cut in region.cuts)
-        values = [tensor_of(carry) for carry in carries] if self.carry_lags else []
-        carried = sum(subsampled_size(value.shape, samples, stride) * value.dtype.itemsize for value in values)
-        return cuts * (self.lags + 1) + carried * (self.carry_lags + 1)
+        cut, carry = (
+            sum(subsampled_size(value.shape, samples, stride) * value.dtype.itemsize for value in values)
+            for values in (cuts, carries)
+        )
+        return cut * (self.lags + 1) + (carry * (self.carry_lags + 1) if self.carry_lags else 0)

@@ -54,6 +54,17 @@ class Sequence(Block):
         return h + out[:, 3:], c + out[:, :3]
 
 
+class Channels(nn.Module):
+    """A convolution over tokens: axis 1 holds its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(5, 5, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.conv(h)
+
+
 C = torch.randn(2, 3, 4)
 
 
@@ -66,8 +77,9 @@ C = torch.randn(2, 3, 4)
         (Shared(), (H,), ["h", "h"]),
         (Sequence(), (H, C), [None]),
         (Plain(), (H[0],), [None]),
+        (Channels(), (H,), [None]),
     ],
-    ids=["plain", "cast", "joint", "added in turn", "one cut for two streams", "no batch"],
+    ids=["plain", "cast", "joint", "added in turn", "one cut for two streams", "no batch", "channels first"],
 )
 def test_the_carry_of_each_cut(model: nn.Module, inputs: tuple[Tensor, ...], expected: list[str | None]):
     graph = trace(model, *inputs).graph

@@ -58,6 +58,13 @@ class OneCut(nn.Module):
         return h + out[:, :11], c + out[:, 11:]
 
 
+class Frames(Gated):
+    """Frames of a video become samples for the region."""
+
+    def forward(self, h: Tensor, gate: Tensor) -> Tensor:
+        return super().forward(h.flatten(0, 1), gate)
+
+
 class Flat(nn.Module):
     """Its values have no batch, so that no axis is known to run over tokens."""
 
@@ -81,7 +88,7 @@ def structure_of(name: str) -> Structure:
     if name == "gated":
         return inspect(Gated(), h, gate(ROWS))
     if name == "frames":
-        return inspect(Gated(), h.repeat(FRAMES, 1, 1), gate(ROWS * FRAMES))
+        return inspect(Frames(), h[:, None].repeat(1, FRAMES, 1, 1), gate(ROWS * FRAMES))
     return inspect({"joint": Joint, "one cut": OneCut}[name](), h, c, gate(ROWS))
 
 
