@@ -24,6 +24,7 @@ from soda_compile.measure.profile_store import default_folder, device_name, prof
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.pruning import Pruning
 from soda_compile.runtime.clock import trajectory
+from soda_compile.storage.cache import keep
 from soda_compile.storage.progress import progress_bar
 
 Inputs = Mapping[str, Any] | Sequence[Any] | Callable[[int], Any]
@@ -83,8 +84,9 @@ def profile(
     settings = {"pruning": pruning, "mode": mode, "inductor": inductor or {}}
     device = device_name(structure.regions[0].cuts[0].device)
     key = profile_key(structure, device, settings)
-    path = (Path(folder) if folder is not None else default_folder()) / f"{key}.json"
-    if path.exists() and not refresh:
+    folder = Path(folder) if folder is not None else default_folder()
+    path = folder / f"{key}.json"
+    if not refresh and os.path.exists(path):
         kept = Profile.load(path)
         if kept.key != key:
             raise ProfileError(f"{path}: it belongs to {kept.key}; delete the file or pass refresh=True")
@@ -97,8 +99,7 @@ def profile(
             "uses the device. Measure again with refresh=True when it is idle, or take more rounds",
             stacklevel=2,
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.save(path)
+    keep(folder, lambda: made.save(path))
     return made
 
 

@@ -4,9 +4,11 @@ Dynamo and Inductor are imported where they are used: they take seconds, and a p
 ``soda_compile.load`` needs neither.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -16,6 +18,7 @@ from torch._logging._internal import trace_structured
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.weak import WeakIdKeyDictionary as WeakIdKeyDictionary
 
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 BUILT_IN = ("aten", "prims")  # namespaces of operators that mean the same in every process
 
 
@@ -131,11 +134,12 @@ def refused_by_caches(module: fx.GraphModule) -> str:
     return ""
 
 
-def inductor_cache_folder() -> str:
-    """Return where Inductor keeps its caches."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+def inductor_cache_folder() -> Path:
+    """Return where Inductor keeps its caches, without making the folder as Inductor's own function does."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    return cache_dir()
+    folder = os.environ.get(CACHE_VARIABLE)
+    return Path(default_cache_dir() if folder is None else folder).absolute()
 
 
 def known_float(value: Any) -> float | None:
