@@ -3,6 +3,9 @@
 May import ``runtime`` and the rooms below it.
 """
 
-from soda_compile.backend.entry import soda
+from soda_compile.backend import entry
+from soda_compile.torch_internals.backend_errors import errors_unwrapped
 
 __all__ = ["soda"]
+
+soda = errors_unwrapped(entry.soda)

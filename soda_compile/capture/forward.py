@@ -11,6 +11,7 @@ import torch
 
 from soda_compile.capture.stand_ins import StandIn, keep_in_copies, leave_out_of_copies
 from soda_compile.errors import OptionError
+from soda_compile.torch_internals.backend_errors import errors_unwrapped
 from soda_compile.torch_internals.tracing import capture_failures
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,8 @@ class CompiledForward:
             function.__closure__,
         )
         own.__kwdefaults__ = function.__kwdefaults__
-        return torch.compile(MethodType(own, self.module), backend=self.backend, fullgraph=whole, dynamic=False)
+        backend = errors_unwrapped(self.backend)
+        return torch.compile(MethodType(own, self.module), backend=backend, fullgraph=whole, dynamic=False)
 
 
 def _own_forward(module: torch.nn.Module) -> FunctionType:

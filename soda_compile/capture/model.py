@@ -88,14 +88,9 @@ def capture_model(
         OptionError: If hooks are to be run, but the model's forward is replaced already.
     """
     runs: list[GraphRun] = []
-    errors: list[CaptureError] = []
 
     def backend(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        captured = None
-        try:
-            captured = capture_graph(module, inputs)
-        except CaptureError as error:
-            errors.append(error)  # raised when the call is over: Dynamo would wrap it
+        captured = capture_graph(module, inputs)
 
         def run(*values: Any) -> Any:
             outputs = module.forward(*values)
@@ -110,8 +105,6 @@ def capture_model(
             result = (model if holders else compiled)(*args, **kwargs)
         except capture_failures() as error:
             raise CaptureError(f"{type(model).__name__} cannot be captured: {error}") from error
-    if errors:
-        raise errors[0]
     if not runs:
         raise CaptureError(f"{type(model).__name__} calls no operator, so there is no graph")
     return CapturedCall(tuple(runs), result, compiled.reason)
