@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from torch import fx
 
 from soda_compile.analysis.blocks import numbered
+from soda_compile.analysis.data_sizes import refuse_data_sizes
 from soda_compile.analysis.mincut import minimum_cut
 from soda_compile.analysis.residuals import Residual, find_residuals, innermost_module
 from soda_compile.ir.ancestry import Ancestry, ancestors_of
@@ -66,6 +67,7 @@ def _group(residuals: Sequence[Residual], ancestry: Ancestry) -> list[list[Resid
 def _cut(group: Group, ancestry: Ancestry) -> list[fx.Node]:
     heavy = {node for residual in group for node in residual.heavy}
     branches = {residual.branch for residual in group}
+    refuse_data_sizes(branches)
     between = [
         node
         for node in ancestry.position

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from soda_compile.analysis.data_sizes import refuse_data_sizes
 from soda_compile.analysis.outline import Outlined, outline_blocks
 from soda_compile.analysis.regions import find_regions
 from soda_compile.analysis.token_axes import join_streams
@@ -76,11 +77,17 @@ def is_graph_of(model: torch.nn.Module, structure: Structure) -> bool:
 
 
 def analyse(captured: Captured) -> Structure:
-    """Outline the blocks of a captured denoiser and find the regions of each distinct block graph once."""
+    """Outline the blocks of a captured denoiser and find the regions of each distinct block graph once.
+
+    Raises:
+        CaptureError: If the size of the residual stream, or of another value between blocks, depends on data.
+    """
     notes = Pipeline((MakeContiguous(),)).run(captured.graph).skipped
     blocks: dict[str, BlockGraph] = {}
     calls = []
+    nodes = {node.name: node for node in captured.graph.nodes}
     for outlined in outline_blocks(captured.graph, captured.outputs):
+        refuse_data_sizes(nodes[name] for name in outlined.inputs)
         if outlined.key not in blocks:
             blocks[outlined.key] = _analyse_block(outlined)
         calls.append(BlockCall(outlined.name, blocks[outlined.key], outlined.inputs, outlined.outputs))

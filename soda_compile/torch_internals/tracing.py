@@ -25,8 +25,9 @@ BUILT_IN = ("aten", "prims")  # namespaces of operators that mean the same in ev
 def capture_failures() -> tuple[type[Exception], ...]:
     """Return the errors of Dynamo where it cannot capture a model as one graph; for an ``except`` clause."""
     from torch._dynamo.exc import Unsupported, UserError
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-    return Unsupported, UserError
+    return Unsupported, UserError, GuardOnDataDependentSymNode
 
 
 def source_name(placeholder: fx.Node) -> str:
@@ -209,6 +210,17 @@ def fake_mode_of(values: Any) -> AbstractContextManager[Any]:
     from torch._guards import detect_fake_mode
 
     return detect_fake_mode(values) or nullcontext()
+
+
+def sizes_of_data_forgotten(values: Any) -> AbstractContextManager[Any]:
+    """Return a context to run a graph in for a look at its outputs: a trace that comes later would miss its sizes.
+
+    An operator such as ``nonzero``, whose output has a size that depends on data, leaves a new symbol for it, which
+    whatever is traced next must return.
+    """
+    mode: Any = fake_mode_of(values)
+    shape_env = getattr(mode, "shape_env", None)
+    return shape_env.ignore_fresh_unbacked_symbols() if shape_env is not None else nullcontext()
 
 
 def log_artifact(name: str, text: Callable[[], str]) -> None:
