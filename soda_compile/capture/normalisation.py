@@ -3,7 +3,7 @@
 import operator
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from soda_compile.torch_internals.tracing import known_float, refake, source_nam
 
 aten = torch.ops.aten
 
+_STORES = "_(?:modules|parameters|buffers)"  # where a module keeps what it holds
+
 
 def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
     """Normalise a graph from Dynamo over plain tensors, or read what it gave in an earlier process.
@@ -28,15 +30,16 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
         CaptureError: If the graph changes its inputs in place or cannot be exported.
     """
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    sources = [clean_path(source_name(node) or node.name) for node in placeholders]
     parameters = tuple(_belongs_to_model(node, value) for node, value in zip(placeholders, inputs, strict=True))
+    root = _root(source_name(node) for node, mine in zip(placeholders, parameters, strict=True) if mine)
+    sources = [clean_path(source_name(node) or node.name, root) for node in placeholders]
     _detach_data(module.graph)
     _fix_floats(module)
     with specialised(inputs) as static:
         key = capture_key(module, static, parameters)
     captured = load_capture(key)
     if captured is None:
-        captured = _normalise(_export(module, inputs), sources, parameters)
+        captured = _normalise(_export(module, inputs), sources, parameters, root)
         store_capture(key, captured)
     return captured
 
@@ -56,7 +59,7 @@ def _export(module: fx.GraphModule, inputs: Sequence[Any]) -> torch.export.Expor
 
 
 def _normalise(
-    exported: torch.export.ExportedProgram, sources: Sequence[str], parameters: tuple[bool, ...]
+    exported: torch.export.ExportedProgram, sources: Sequence[str], parameters: tuple[bool, ...], root: str
 ) -> Captured:
     signature = exported.graph_signature
     _refuse_mutation(signature, dict(zip(signature.user_inputs, sources, strict=True)))
@@ -67,7 +70,7 @@ def _normalise(
         for spec in signature.input_specs
         if spec.kind != InputKind.USER_INPUT
     }
-    _clean(graph)
+    _clean(graph, root)
     outputs = tuple(_output_name(value) for value in next(iter(reversed(graph.nodes))).args[0])
     names = _name_inputs(graph, [spec.arg.name for spec in arguments], sources, parameters)
     constants = {names.get(name, name): value for name, value in constants.items()}
@@ -81,14 +84,26 @@ def _normalise(
     )
 
 
-def clean_path(source: str) -> str:
-    """Return ``L['self']._modules['blocks']._modules['0']`` and its relatives as ``blocks.0``."""
-    stores = "_(?:modules|parameters|buffers)"
-    path = re.sub(rf"\.__dict__\[['\"]{stores}['\"]\]|\.{stores}(?=\[)", "", source)
+def clean_path(source: str, root: str = "") -> str:
+    """Return ``L['self']._modules['blocks']._modules['0']`` and its relatives as ``blocks.0``.
+
+    Args:
+        source: Where Dynamo found a value or a module.
+        root: Where it found the denoiser: a variable, an attribute, the cell of a closure.
+    """
+    if root and (source == root or source.startswith((f"{root}.", f"{root}["))):
+        source = "L['self']" + source.removeprefix(root)
+    path = re.sub(rf"\.__dict__\[['\"]{_STORES}['\"]\]|\.{_STORES}(?=\[)", "", source)
     path = re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", path)
     path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
     # fn is a root that has no forward of its own, a Sequential, or that forward; on the stack is super().forward
     return re.sub(r"^(?:self|kwargs|(?:fn|___stack\d+)\.__self__|fn)\.", "", path)
+
+
+def _root(sources: Iterable[str]) -> str:
+    """Return where the module is whose parts hold all these parameters; empty if they are of several modules."""
+    roots = {re.split(rf"\.__dict__\[['\"]{_STORES}|\.{_STORES}\[", source)[0] for source in sources}
+    return roots.pop() if len(roots) == 1 else ""
 
 
 def _addcmul(carry: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *, value: float = 1) -> torch.Tensor:
@@ -153,7 +168,7 @@ def _output_name(value: Any) -> str | None:
     return value.name
 
 
-def _clean(graph: fx.Graph) -> None:
+def _clean(graph: fx.Graph, root: str) -> None:
     """Drop export's checks, put every getitem right after its producer, and note the module path."""
     for node in list(graph.nodes):
         if node.target in (aten._assert_tensor_metadata.default, aten._assert_scalar.default):
@@ -165,7 +180,7 @@ def _clean(graph: fx.Graph) -> None:
     for node in graph.nodes:
         node.meta["val"] = refake(node.meta.get("val"))
         modules = [frame[:2] for frame in (node.meta.get("nn_module_stack") or {}).values()]  # outermost first
-        node.meta["paths"] = tuple(clean_path(str(path)) for path, _ in modules)
+        node.meta["paths"] = tuple(clean_path(str(path), root) for path, _ in modules)
         node.meta["classes"] = tuple(str(getattr(kind, "__qualname__", kind)) for _, kind in modules)
     graph.eliminate_dead_code()
     graph.lint()
