@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,11 @@ def capture_graph(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured | N
 
 
 def capture_model(
-    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], holders: Holders | None = None
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    holders: Holders | None = None,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> CapturedCall:
     """Capture one call of a model as the backend would; run it in eager mode, without gradients.
 
@@ -82,6 +86,7 @@ def capture_model(
         args: Arguments of the call by position.
         kwargs: Arguments of the call by name.
         holders: Where the model's forward may be kept, to run it within the hooks on it; None leaves hooks out.
+        around: Makes the context of the call.
 
     Raises:
         CaptureError: If Dynamo cannot capture the model, or a graph is not supported.
@@ -99,8 +104,8 @@ def capture_model(
 
         return run
 
-    alone = nullcontext(CompiledForward(model, backend))
-    with torch.no_grad(), compile_forward(model, backend, holders=holders) if holders else alone as compiled:
+    alone = nullcontext(CompiledForward(model, backend, around))
+    with torch.no_grad(), compile_forward(model, backend, around, holders) if holders else alone as compiled:
         try:
             result = (model if holders else compiled)(*args, **kwargs)
         except capture_failures() as error:

@@ -1,7 +1,8 @@
 """From a captured graph to the structure of the denoiser: outlined blocks with their regions."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -25,7 +26,11 @@ log = logging.getLogger(__name__)
 
 
 def analyse_model(
-    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], holders: Holders | None = None
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    holders: Holders | None = None,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Structure:
     """Return the structure of a model, from one call of it: of the whole graph, or else of the one with its regions.
 
@@ -34,7 +39,7 @@ def analyse_model(
     Raises:
         CaptureError: If the model's regions are not all in one graph, with the reason why it breaks.
     """
-    call = capture_model(model, args, kwargs, holders)
+    call = capture_model(model, args, kwargs, holders, around)
     found = [analyse(graph) for graph in dict.fromkeys(run.captured for run in call.runs) if graph is not None]
     if call.reason is not None:
         found = [structure for structure in found if structure.region_names]

@@ -6,6 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,9 @@ def profile(
     framework = framework or framework_of(model)
     denoiser = denoiser_of(model, framework)
     holders = framework.holders if framework else own_holder
+    around = framework.around_calls(denoiser) if framework else nullcontext
     call = _first_call(denoiser, inputs)
-    structure = analyse_model(denoiser, *call, holders)
+    structure = analyse_model(denoiser, *call, holders, around)
     if not structure.regions:
         raise CaptureError(f"{type(denoiser).__name__} has no region, so there is nothing to time")
     settings = {"pruning": pruning, "mode": mode, "inductor": inductor or {}}
@@ -92,7 +94,7 @@ def profile(
             raise ProfileError(f"{path}: it belongs to {kept.key}; delete the file or pass refresh=True")
         return kept
     probing = Probing.build(structure, pruning)
-    made = probing.profile(_time(denoiser, call, holders, probing, rounds, mode, inductor), device, key)
+    made = probing.profile(_time(denoiser, call, (around, holders), probing, rounds, mode, inductor), device, key)
     if made.spread > NOISY:
         warnings.warn(
             f"the times of equal steps differ by {made.spread:.0%} (interquartile range over median): something else "
@@ -132,7 +134,7 @@ def _first_call(denoiser: torch.nn.Module, inputs: Inputs) -> Call:
 def _time(
     denoiser: torch.nn.Module,
     call: Call,
-    holders: Holders,
+    hosted: tuple[Callable[[], AbstractContextManager[None]], Holders],
     probing: Probing,
     rounds: int,
     mode: str | None,
@@ -142,7 +144,7 @@ def _time(
     backend = functools.partial(soda, options={"plan": probing.plan, "inductor": inductor or {}}, mode=mode)
     timer = _cuda_timer if probing.structure.regions[0].cuts[0].device.type == "cuda" else _host_timer
     times = []
-    with compile_forward(denoiser, backend, holders=holders), torch.no_grad(), progress_bar() as progress:
+    with compile_forward(denoiser, backend, *hosted), torch.no_grad(), progress_bar() as progress:
         for _ in progress.track(range(WARM_UP_ROUNDS + rounds), description="profiling"):
             with trajectory(denoiser):
                 times.append(timer(lambda: denoiser(*call[0], **call[1]), len(probing.steps)))
