@@ -3,7 +3,7 @@
 import operator
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,12 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from soda_compile.capture.capture_cache import capture_key, load_capture, store_capture
 from soda_compile.capture.higher_order import bind_operators
+from soda_compile.capture.sources import clean_path, root_of
 from soda_compile.errors import CaptureError
 from soda_compile.ir.captured import Captured
 from soda_compile.torch_internals.tracing import known_float, refake, source_name, specialised
 
 aten = torch.ops.aten
-
-_STORES = "_(?:modules|parameters|buffers)"  # where a module keeps what it holds
 
 
 def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
@@ -31,7 +30,7 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
     """
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     parameters = tuple(_belongs_to_model(node, value) for node, value in zip(placeholders, inputs, strict=True))
-    root = _root(source_name(node) for node, mine in zip(placeholders, parameters, strict=True) if mine)
+    root = root_of(source_name(node) for node, mine in zip(placeholders, parameters, strict=True) if mine)
     sources = [clean_path(source_name(node) or node.name, root) for node in placeholders]
     _detach_data(module.graph)
     _fix_floats(module)
@@ -82,28 +81,6 @@ def _normalise(
         constants=constants,
         outputs=tuple(names.get(name, name) if name else None for name in outputs),
     )
-
-
-def clean_path(source: str, root: str = "") -> str:
-    """Return ``L['self']._modules['blocks']._modules['0']`` and its relatives as ``blocks.0``.
-
-    Args:
-        source: Where Dynamo found a value or a module.
-        root: Where it found the denoiser: a variable, an attribute, the cell of a closure.
-    """
-    if root and (source == root or source.startswith((f"{root}.", f"{root}["))):
-        source = "L['self']" + source.removeprefix(root)
-    path = re.sub(rf"\.__dict__\[['\"]{_STORES}['\"]\]|\.{_STORES}(?=\[)", "", source)
-    path = re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", path)
-    path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
-    # fn is a root that has no forward of its own, a Sequential, or that forward; on the stack is super().forward
-    return re.sub(r"^(?:self|kwargs|(?:fn|___stack\d+)\.__self__|fn)\.", "", path)
-
-
-def _root(sources: Iterable[str]) -> str:
-    """Return where the module is whose parts hold all these parameters; empty if they are of several modules."""
-    roots = {re.split(rf"\.__dict__\[['\"]{_STORES}|\.{_STORES}\[", source)[0] for source in sources}
-    return roots.pop() if len(roots) == 1 else ""
 
 
 def _addcmul(carry: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *, value: float = 1) -> torch.Tensor:
