@@ -1,6 +1,7 @@
 """What users do with pipelines: schedules, stages, guidance, offloading, adapters, dtypes. No Inductor here."""
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,18 @@ def test_a_copied_denoiser_or_scheduler_is_not_tied() -> None:
     same(SD3.draw(clean), original)
     with pytest.raises(OptionError, match="cannot be copied"):
         copy.deepcopy(pipe)
+
+
+def test_a_shallow_or_pickled_copy_of_a_denoiser_is_not_tied_either() -> None:
+    pipe = SD3.build()
+    original = SD3.draw(pipe)
+    soda_compile.accelerate(pipe, sd3_plan())
+    fast = SD3.draw(pipe)
+    for model in (copy.copy(pipe.transformer), pickle.loads(pickle.dumps(pipe.transformer))):
+        clean = SD3.build()
+        clean.transformer = model
+        same(SD3.draw(clean), original)
+    same(SD3.draw(pipe), fast)
 
 
 # Where the weights are, and what is done to them
