@@ -65,7 +65,7 @@ def planned_by_hooks(
 ) -> Iterator[list[int]]:
     """Lets a model follow a plan in eager mode, each call of a step by itself; yields a list with one entry a call."""
     branches = [EagerReference(model, regions, plan) for _ in range(calls_per_step)]
-    forward, calls = model.forward, []
+    forward, hooked, calls = model.forward, vars(model).get("forward"), []
 
     def planned(*arguments: Any, **options: Any) -> Any:
         step, branch = divmod(len(calls), calls_per_step)
@@ -78,6 +78,8 @@ def planned_by_hooks(
         yield calls
     finally:
         del model.forward
+        if hooked is not None:
+            model.forward = hooked
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Sources of plans: the user's, or those stored for the pipeline's present setting."""
 
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from soda_compile.acceleration.plan_store import PlanStore, Request, Setting
+from soda_compile.acceleration.plan_store import Measurement, PlanStore, Request, Setting
 from soda_compile.errors import PlanError, SensitivityError
 from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, calibration_runs
 from soda_compile.integrations.diffusers.denoisers import model_digest, signature
@@ -111,8 +112,8 @@ class SearchedPlans:
         if setting.key not in self._found:
             plans: Mapping[str, Plan] | None = self.store.plans(setting, self.request)
             if plans is None:
-                measured = self.store.sensitivities(setting)
-                if measured is None or min(each.info.max_interval for each in measured.values()) < self.max_interval:
+                measured = self.store.measurement(setting)
+                if measured is None or _longest_interval(measured) < self.max_interval:
                     return None
                 plans = self._plan(setting, measured)
             self._keep(setting, plans, "stored")
@@ -130,8 +131,8 @@ class SearchedPlans:
         if ran != setting.steps:
             setting = replace(setting, steps=int(ran))
             _say(f"calibrate_with ran {ran} steps; pass num_inference_steps={ran} so that this is found next time")
-        self.store.save_sensitivities(setting, measured)
-        self._keep(setting, self._plan(setting, measured), "new")
+        stored = self.store.save_measurement(setting, measured)
+        self._keep(setting, self._plan(setting, stored), "new")
 
     def _require_all(self, measured: Mapping[str, Sensitivity]) -> None:
         missing = [name for name in self.denoisers if name not in measured]
@@ -141,23 +142,28 @@ class SearchedPlans:
                 "which every denoiser has a part, or take it out of the pipeline"
             )
 
-    def _plan(self, setting: Setting, measured: Mapping[str, Sensitivity]) -> dict[str, Plan]:
+    def _plan(self, setting: Setting, measured: Measurement) -> dict[str, Plan]:
         plans = {}
-        for name, sensitivity in measured.items():
+        for name, sensitivity in measured.sensitivities.items():
             try:
                 plan = make_plan(sensitivity, self.request.goal, self.request.strategy)
             except PlanError as error:
                 raise PlanError(f"pipe.{name}: {error}") from None
             where = {key: int(sensitivity.info.notes[key]) for key in _PLACE if key in sensitivity.info.notes}
             plans[name] = replace(plan, method=tuple({**dict(plan.method), **where}.items()))
-        self.store.save_plans(setting, self.request, plans)
+        self.store.save_plans(setting, self.request, measured.name, plans)
         return plans
 
     def _keep(self, setting: Setting, plans: Mapping[str, Plan], kind: str) -> None:
         self._found[setting.key] = plans
         ratios = [plan.flop_ratio for plan in plans.values() if plan.flop_ratio is not None]
         flops = f", {100 * sum(ratios) / len(ratios):.0f}% of the FLOPs" if ratios else ""
-        _say(f"{kind} plan for {setting.steps} steps{flops}, in {self.store.folder_of(setting)}")
+        folder = self.store.folder_of(setting)
+        _say(f"{kind} plan for {setting.steps} steps{flops}" + (f", in {folder}" if os.path.exists(folder) else ""))
+
+
+def _longest_interval(measured: Measurement) -> int:
+    return min(each.info.max_interval for each in measured.sensitivities.values())
 
 
 _PLACE = ("first_step", "schedule_steps")

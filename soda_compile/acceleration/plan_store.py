@@ -3,26 +3,33 @@
 import hashlib
 import json
 import logging
+import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from soda_compile.errors import PlanError, SensitivityError
 from soda_compile.planner import Goal, Strategy
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.sensitivity import Sensitivity
+from soda_compile.storage.cache import keep
 from soda_compile.storage.files import write_atomic
 from soda_compile.storage.json_reader import read_json
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # of the layout and of what a key means
+SETTING = "setting.json"
+_VERSION = 2  # of the layout and of what a key means
 
 
 class _SettingFile(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     measured: list[str]
+    name: str
 
 
 @dataclass(frozen=True)
@@ -64,19 +71,34 @@ class Request:
         return f"{numbers}-{hashlib.sha256(repr(self).encode()).hexdigest()[:6]}"
 
 
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What was measured at one go, under the name that its files and those of its plans share.
+
+    Attributes:
+        name: The name, different for each measurement.
+        sensitivities: By component name.
+    """
+
+    name: str
+    sensitivities: Mapping[str, Sensitivity]
+
+
 @dataclass(frozen=True)
 class PlanStore:
     """A folder with one subfolder for each setting.
 
-    In it ``setting.json`` says what it is for and is written last: without it the measurement is not complete.
+    In it ``setting.json`` says what it is for and which measurement holds, and is written last. Files of another
+    measurement, which another process may just be writing, are as good as absent: nothing is ever read of two.
     """
 
     folder: Path
 
     def plans(self, setting: Setting, request: Request) -> dict[str, Plan] | None:
         """Return the plans stored for this request by component name, or None."""
-        paths = {name: self._plan_path(setting, request, name) for name in self._measured(setting)}
-        if not paths or not all(path.exists() for path in paths.values()):
+        about = self._about(setting)
+        paths = {name: self._plan_path(setting, request, about.name, name) for name in about.measured} if about else {}
+        if not paths or not all(map(os.path.exists, paths.values())):
             return None
         try:
             return {name: Plan.load(path) for name, path in paths.items()}
@@ -84,56 +106,70 @@ class PlanStore:
             log.warning("a stored plan is damaged and is made again: %s", error)
             return None
 
-    def sensitivities(self, setting: Setting) -> dict[str, Sensitivity] | None:
-        """Return what was measured for this setting by component name, or None."""
-        try:
-            found = {name: Sensitivity.load(self._table_path(setting, name)) for name in self._measured(setting)}
-        except SensitivityError as error:
-            log.warning("a stored measurement is damaged and is made again: %s", error)
-            return None
-        return found or None
+    def measurement(self, setting: Setting) -> Measurement | None:
+        """Return what was measured for this setting, or None."""
+        about = self._about(setting)
+        while about is not None:
+            try:
+                tables = {
+                    name: Sensitivity.load(self._table_path(setting, about.name, name)) for name in about.measured
+                }
+                return Measurement(about.name, tables)
+            except SensitivityError as error:
+                former, about = about, self._about(setting)
+                if about == former:  # else another process has just replaced it
+                    log.warning("a stored measurement is damaged and is made again: %s", error)
+                    return None
+        return None
 
-    def save_sensitivities(self, setting: Setting, measured: Mapping[str, Sensitivity]) -> None:
-        """Store a measurement, in place of an older one.
-
-        Raises:
-            OSError: The folder cannot be written.
-        """
+    def save_measurement(self, setting: Setting, sensitivities: Mapping[str, Sensitivity]) -> Measurement:
+        """Store a measurement, in place of an older one; where the folder cannot be written, say so and go on."""
+        made = Measurement(secrets.token_hex(4), sensitivities)
         folder = self.folder_of(setting)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "setting.json").unlink(missing_ok=True)
-        for old in folder.glob("*.plan.json"):
-            old.unlink()
-        for name, sensitivity in measured.items():
-            sensitivity.save(self._table_path(setting, name))
-        described = {**asdict(setting), "measured": sorted(measured)}
-        write_atomic(folder / "setting.json", json.dumps(described, indent=1).encode())
+        described = {**asdict(setting), "measured": sorted(sensitivities), "name": made.name}
 
-    def save_plans(self, setting: Setting, request: Request, plans: Mapping[str, Plan]) -> None:
-        """Store the plans for a request beside the measurement.
+        def save() -> None:
+            folder.mkdir(exist_ok=True)
+            for name, sensitivity in sensitivities.items():
+                sensitivity.save(self._table_path(setting, made.name, name))
+            former = self._about(setting)
+            write_atomic(folder / SETTING, json.dumps(described, indent=1).encode())
+            for old in folder.glob(f"*.{former.name}.*") if former else ():
+                old.unlink(missing_ok=True)
 
-        Raises:
-            OSError: The folder cannot be written.
-        """
-        for name, plan in plans.items():
-            plan.save(self._plan_path(setting, request, name))
+        keep(self.folder, save)
+        return made
+
+    def save_plans(self, setting: Setting, request: Request, measurement: str, plans: Mapping[str, Plan]) -> None:
+        """Store the plans that were made from a measurement; where the folder cannot be written, say so and go on."""
+
+        def save() -> None:
+            self.folder_of(setting).mkdir(exist_ok=True)
+            for name, plan in plans.items():
+                plan.save(self._plan_path(setting, request, measurement, name))
+
+        keep(self.folder, save)
 
     def folder_of(self, setting: Setting) -> Path:
         """Return the folder of a setting's files."""
         return self.folder / setting.key
 
-    def _measured(self, setting: Setting) -> list[str]:
+    def _about(self, setting: Setting) -> _SettingFile | None:
+        path = self.folder_of(setting) / SETTING
         try:
-            text = (self.folder_of(setting) / "setting.json").read_bytes()
-            return read_json(_SettingFile, text, SensitivityError, "calibrate again").measured
-        except FileNotFoundError:
-            return []
+            found = read_json(_SettingFile, path.read_bytes(), SensitivityError, "calibrate again", str(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         except (OSError, SensitivityError) as error:
-            log.warning("%s is damaged, so it is measured again: %s", self.folder_of(setting), error)
-            return []
+            log.warning("a stored measurement cannot be read and is made again: %s", error)
+            return None
+        if set(found.measured) != set(setting.models):
+            log.warning("%s is of the denoisers %s, so it is measured again", path, ", ".join(found.measured))
+            return None
+        return found
 
-    def _table_path(self, setting: Setting, name: str) -> Path:
-        return self.folder_of(setting) / f"{name}.sensitivity.safetensors"
+    def _table_path(self, setting: Setting, measurement: str, name: str) -> Path:
+        return self.folder_of(setting) / f"{name}.{measurement}.sensitivity.safetensors"
 
-    def _plan_path(self, setting: Setting, request: Request, name: str) -> Path:
-        return self.folder_of(setting) / f"{name}.{request.name}.plan.json"
+    def _plan_path(self, setting: Setting, request: Request, measurement: str, name: str) -> Path:
+        return self.folder_of(setting) / f"{name}.{measurement}.{request.name}.plan.json"

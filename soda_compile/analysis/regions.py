@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from soda_compile.analysis.blocks import numbered
+from soda_compile.analysis.data_sizes import refuse_data_sizes
 from soda_compile.analysis.mincut import minimum_cut
 from soda_compile.analysis.residuals import Residual, find_residuals, innermost_module
 from soda_compile.analysis.side_outputs import Sides, side_outputs
@@ -82,6 +83,7 @@ def _separate(graph: fx.Graph, group: Group, residuals: Sequence[Residual], ance
     sides = side_outputs(group, _between(heavy, branches, ancestry), residuals, ancestry)
     heavy |= set(sides.heavy)
     branches |= {output.value for output in sides.outputs}
+    refuse_data_sizes(branches)
     cut = minimum_cut(heavy, branches, _between(heavy, branches, ancestry))
     return _Part(group, sides, cut, _dying(graph, cut))
 

@@ -29,6 +29,7 @@ from soda_compile.runtime.memory import keep_freed_memory
 from soda_compile.runtime.misses import Miss
 from soda_compile.runtime.plain import PlainDenoiser
 from soda_compile.runtime.slots import SlotPool
+from soda_compile.torch_internals.backend_errors import errors_unwrapped
 from soda_compile.torch_internals.inductor import compiler_probed, plain_inductor
 from soda_compile.torch_internals.tracing import log_artifact
 from soda_compile.torch_internals.wrapped_tensors import flatten_inputs, has_wrapped
@@ -36,6 +37,7 @@ from soda_compile.torch_internals.wrapped_tensors import flatten_inputs, has_wra
 log = logging.getLogger(__name__)
 
 
+@errors_unwrapped
 def soda(
     module: fx.GraphModule,
     inputs: Sequence[Any],
@@ -69,6 +71,7 @@ def soda(
     return (lambda *wrapped: denoiser(*flatten_inputs(wrapped))) if has_wrapped(inputs) else denoiser
 
 
+@errors_unwrapped
 def soda_plain(
     module: fx.GraphModule, inputs: Sequence[Any], *, options: Mapping[str, Any], miss: Miss
 ) -> Callable[..., Any]:

@@ -12,9 +12,11 @@ from torch import fx
 
 from soda_compile.capture.graph_file import NotPortable, decode, encode
 from soda_compile.ir.captured import Captured
+from soda_compile.storage.cache import keep
 from soda_compile.storage.files import write_atomic
 from soda_compile.torch_internals.tracing import (
     BUILT_IN,
+    CACHE_VARIABLE,
     inductor_cache_folder,
     refused_by_caches,
     source_name,
@@ -50,10 +52,13 @@ def capture_key(module: fx.GraphModule, inputs: Sequence[Any], parameters: Seque
 
 def load_capture(key: str | None) -> Captured | None:
     """Return the capture that was kept under a key, if there is one; a damaged file is as good as none."""
-    if key is None or not (path := _path(key)).exists():
+    if key is None:
         return None
+    path = _path(key)
     try:
         return decode(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError) as error:
         log.warning("the capture kept in %s cannot be used, the model is traced again: %s", path, error)
         return None
@@ -64,15 +69,21 @@ def store_capture(key: str | None, captured: Captured) -> None:
     if key is None:
         return
     try:
-        path = _path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, encode(captured))
-    except (OSError, NotPortable) as error:
+        data = encode(captured)
+    except NotPortable as error:
         log.info("the capture is not kept for the next start: %s", error)
+        return
+    path = _path(key)
+
+    def save() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+
+    keep(path.parents[1], save, CACHE_VARIABLE)
 
 
 def _path(key: str) -> Path:
-    return Path(inductor_cache_folder()) / "soda" / key[:2] / f"{key}.capture"
+    return inductor_cache_folder() / "soda" / key[:2] / f"{key}.capture"
 
 
 @functools.cache

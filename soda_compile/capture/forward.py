@@ -1,6 +1,5 @@
 """One module's forward, compiled or replaced for a while, without touching its class or the hooks around it."""
 
-import functools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +10,9 @@ from typing import Any
 
 import torch
 
+from soda_compile.capture.stand_ins import StandIn, keep_in_copies, leave_out_of_copies
 from soda_compile.errors import OptionError
+from soda_compile.torch_internals.backend_errors import errors_unwrapped
 from soda_compile.torch_internals.tracing import capture_failures, limit_hit, recompile_limit
 
 log = logging.getLogger(__name__)
@@ -42,33 +43,16 @@ def own_holder(module: torch.nn.Module) -> tuple[Holder, ...]:
     return (Holder(module, "forward"),)
 
 
-@dataclass(eq=False)
-class ReplacedForward:
-    """The function that stands in for a module's forward.
-
-    A copy of the module gets the original forward back, on the copy: it must not run this module's.
+class ReplacedForward(StandIn):
+    """The function that stands in for a module's forward; copies of the module run the original, on the copy.
 
     Attributes:
-        module: The module.
-        original: Its own forward.
-        function: What runs instead.
         holders: Where the module's forward may be kept.
     """
 
-    module: torch.nn.Module
-    original: MethodType
-    function: Callable[..., Any]
-    holders: Holders
-
-    def __post_init__(self) -> None:
-        functools.update_wrapper(self, self.original)  # pipelines look at the signature
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Call the function."""
-        return self.function(*arguments, **options)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
-        return MethodType(self.original.__func__, memo.get(id(self.module), self.module))
+    def __init__(self, original: MethodType, function: Callable[..., Any], holders: Holders) -> None:
+        super().__init__(original, function)
+        self.holders = holders
 
 
 def replace_forward(
@@ -84,8 +68,9 @@ def replace_forward(
     for holder in holders(module):
         value = holder.value
         if isinstance(value, MethodType) and value.__self__ is module and value.__func__ is _own_forward(module):
-            replaced = ReplacedForward(module, value, function, holders)
+            replaced = ReplacedForward(value, function, holders)
             holder.set(replaced)
+            leave_out_of_copies(module)
             return replaced
     raise OptionError(
         f"the forward of this {type(module).__name__} is replaced already; if soda_compile did it, call "
@@ -100,7 +85,8 @@ def restore_forward(module: torch.nn.Module, replaced: ReplacedForward) -> None:
             if holder.owner is module and holder.name == "forward":
                 del module.forward
             else:
-                holder.set(replaced.original)
+                holder.set(replaced.method)
+    keep_in_copies(module)
 
 
 @contextmanager
@@ -206,7 +192,8 @@ class CompiledForward:
             function.__closure__,
         )
         own.__kwdefaults__ = function.__kwdefaults__
-        return torch.compile(MethodType(own, self.module), backend=self.backend, fullgraph=whole, dynamic=self.dynamic)
+        backend = errors_unwrapped(self.backend)
+        return torch.compile(MethodType(own, self.module), backend=backend, fullgraph=whole, dynamic=self.dynamic)
 
 
 def _own_forward(module: torch.nn.Module) -> FunctionType:

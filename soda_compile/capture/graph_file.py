@@ -59,7 +59,7 @@ def decode(data: bytes) -> Captured:
     try:
         found = json.loads(metadata_of(data)["captured"])
         graph = _graph(found["nodes"])
-        devices = {node.name: node.meta["val"].device for node in graph.find_nodes(op="placeholder")}
+        devices = {node.name: getattr(node.meta["val"], "device", None) for node in graph.find_nodes(op="placeholder")}
         constants = {name: value.to(devices[name]) for name, value in load_tensors(data).items()}
         names = {entry: tuple(found[entry]) for entry in ("inputs", "paths", "parameters", "outputs")}
     except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as error:

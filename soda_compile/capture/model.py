@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,11 @@ def capture_graph(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured | N
 
 
 def capture_model(
-    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], holders: Holders | None = None
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    holders: Holders | None = None,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> CapturedCall:
     """Capture one call of a model as the backend would; run it in eager mode, without gradients.
 
@@ -82,20 +86,16 @@ def capture_model(
         args: Arguments of the call by position.
         kwargs: Arguments of the call by name.
         holders: Where the model's forward may be kept, to run it within the hooks on it; None leaves hooks out.
+        around: Makes the context of the call.
 
     Raises:
         CaptureError: If Dynamo cannot capture the model, or a graph is not supported.
         OptionError: If hooks are to be run, but the model's forward is replaced already.
     """
     runs: list[GraphRun] = []
-    errors: list[CaptureError] = []
 
     def backend(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        captured = None
-        try:
-            captured = capture_graph(module, inputs)
-        except CaptureError as error:
-            errors.append(error)  # raised when the call is over: Dynamo would wrap it
+        captured = capture_graph(module, inputs)
 
         def run(*values: Any) -> Any:
             outputs = module.forward(*values)
@@ -104,14 +104,12 @@ def capture_model(
 
         return run
 
-    alone = nullcontext(CompiledForward(model, backend))
-    with torch.no_grad(), compile_forward(model, backend, holders=holders) if holders else alone as compiled:
+    alone = nullcontext(CompiledForward(model, backend, around))
+    with torch.no_grad(), compile_forward(model, backend, around, holders) if holders else alone as compiled:
         try:
             result = (model if holders else compiled)(*args, **kwargs)
         except capture_failures() as error:
             raise CaptureError(f"{type(model).__name__} cannot be captured: {error}") from error
-    if errors:
-        raise errors[0]
     if not runs:
         raise CaptureError(f"{type(model).__name__} calls no operator, so there is no graph")
     return CapturedCall(tuple(runs), result, compiled.reason)

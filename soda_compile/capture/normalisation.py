@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from soda_compile.capture.capture_cache import capture_key, load_capture, store_capture
 from soda_compile.capture.higher_order import bind_operators
 from soda_compile.capture.scalars import keep_floats
+from soda_compile.capture.sources import clean_path, root_of
 from soda_compile.errors import CaptureError
 from soda_compile.ir.captured import Captured
 from soda_compile.torch_internals.tracing import known_float, refake, source_name, specialised
@@ -29,8 +30,9 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
         CaptureError: If the graph changes its inputs in place or cannot be exported.
     """
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    sources = [clean_path(source_name(node) or node.name) for node in placeholders]
     parameters = tuple(_belongs_to_model(node, value) for node, value in zip(placeholders, inputs, strict=True))
+    root = root_of(source_name(node) for node, mine in zip(placeholders, parameters, strict=True) if mine)
+    sources = [clean_path(source_name(node) or node.name, root) for node in placeholders]
     _detach_data(module.graph)
     keep_floats(module)
     _fix_floats(module)
@@ -38,7 +40,7 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
         key = capture_key(module, static, parameters)
     captured = load_capture(key)
     if captured is None:
-        captured = _normalise(_export(module, inputs), sources, parameters)
+        captured = _normalise(_export(module, inputs), sources, parameters, root)
         store_capture(key, captured)
     return captured
 
@@ -58,7 +60,7 @@ def _export(module: fx.GraphModule, inputs: Sequence[Any]) -> torch.export.Expor
 
 
 def _normalise(
-    exported: torch.export.ExportedProgram, sources: Sequence[str], parameters: tuple[bool, ...]
+    exported: torch.export.ExportedProgram, sources: Sequence[str], parameters: tuple[bool, ...], root: str
 ) -> Captured:
     signature = exported.graph_signature
     _refuse_mutation(signature, dict(zip(signature.user_inputs, sources, strict=True)))
@@ -69,7 +71,7 @@ def _normalise(
         for spec in signature.input_specs
         if spec.kind != InputKind.USER_INPUT
     }
-    _clean(graph)
+    _clean(graph, root)
     outputs = tuple(_output_name(value) for value in next(iter(reversed(graph.nodes))).args[0])
     names = _name_inputs(graph, [spec.arg.name for spec in arguments], sources, parameters)
     constants = {names.get(name, name): value for name, value in constants.items()}
@@ -81,16 +83,6 @@ def _normalise(
         constants=constants,
         outputs=tuple(names.get(name, name) if name else None for name in outputs),
     )
-
-
-def clean_path(source: str) -> str:
-    """Return ``L['self']._modules['blocks']._modules['0']`` and its relatives as ``blocks.0``."""
-    stores = "_(?:modules|parameters|buffers)"
-    path = re.sub(rf"\.__dict__\[['\"]{stores}['\"]\]|\.{stores}(?=\[)", "", source)
-    path = re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", path)
-    path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
-    # fn is a root that has no forward of its own, a Sequential, or that forward; on the stack is super().forward
-    return re.sub(r"^(?:self|kwargs|(?:fn|___stack\d+)\.__self__|fn)\.", "", path)
 
 
 def _addcmul(carry: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *, value: float = 1) -> torch.Tensor:
@@ -155,7 +147,7 @@ def _output_name(value: Any) -> str | None:
     return value.name
 
 
-def _clean(graph: fx.Graph) -> None:
+def _clean(graph: fx.Graph, root: str) -> None:
     """Drop export's checks, put every getitem right after its producer, and note the module path."""
     for node in list(graph.nodes):
         if node.target in (aten._assert_tensor_metadata.default, aten._assert_scalar.default):
@@ -167,7 +159,7 @@ def _clean(graph: fx.Graph) -> None:
     for node in graph.nodes:
         node.meta["val"] = refake(node.meta.get("val"))
         modules = [frame[:2] for frame in (node.meta.get("nn_module_stack") or {}).values()]  # outermost first
-        node.meta["paths"] = tuple(clean_path(str(path)) for path, _ in modules)
+        node.meta["paths"] = tuple(clean_path(str(path), root) for path, _ in modules)
         node.meta["classes"] = tuple(str(getattr(kind, "__qualname__", kind)) for _, kind in modules)
     graph.eliminate_dead_code()
     graph.lint()

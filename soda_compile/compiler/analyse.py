@@ -1,12 +1,14 @@
 """From a captured graph to the structure of the denoiser: outlined blocks with their regions."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import fx
 
+from soda_compile.analysis.data_sizes import refuse_data_sizes
 from soda_compile.analysis.outline import Outlined, outline_blocks
 from soda_compile.analysis.regions import find_regions
 from soda_compile.analysis.token_axes import join_streams
@@ -24,7 +26,11 @@ log = logging.getLogger(__name__)
 
 
 def analyse_model(
-    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], holders: Holders | None = None
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    holders: Holders | None = None,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Structure:
     """Return the structure of a model, from one call of it: of the whole graph, or else of the one with its regions.
 
@@ -33,7 +39,7 @@ def analyse_model(
     Raises:
         CaptureError: If the model's regions are not all in one graph, with the reason why it breaks.
     """
-    call = capture_model(model, args, kwargs, holders)
+    call = capture_model(model, args, kwargs, holders, around)
     found = [analyse(graph) for graph in dict.fromkeys(run.captured for run in call.runs) if graph is not None]
     if call.reason is not None:
         found = [structure for structure in found if structure.region_names]
@@ -76,11 +82,17 @@ def is_graph_of(model: torch.nn.Module, structure: Structure) -> bool:
 
 
 def analyse(captured: Captured) -> Structure:
-    """Outline the blocks of a captured denoiser and find the regions of each distinct block graph once."""
+    """Outline the blocks of a captured denoiser and find the regions of each distinct block graph once.
+
+    Raises:
+        CaptureError: If the size of the residual stream, or of another value between blocks, depends on data.
+    """
     notes = Pipeline((MakeContiguous(),)).run(captured.graph).skipped
     blocks: dict[str, BlockGraph] = {}
     calls = []
+    nodes = {node.name: node for node in captured.graph.nodes}
     for outlined in outline_blocks(captured.graph, captured.outputs):
+        refuse_data_sizes(nodes[name] for name in outlined.inputs)
         if outlined.key not in blocks:
             blocks[outlined.key] = _analyse_block(outlined)
         calls.append(BlockCall(outlined.name, blocks[outlined.key], outlined.inputs, outlined.outputs))

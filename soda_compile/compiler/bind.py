@@ -9,12 +9,12 @@ from soda_compile.plans.plan import Plan
 
 
 def require_fit(plan: Plan, structure: Structure) -> None:
-    """Check that a plan was made for this model.
+    """Check that a plan was made for this model, or for what a module passes its calls to, or the other way round.
 
     Raises:
         PlanError: Naming the regions that differ, or that the weights' shapes do.
     """
-    if plan.regions != structure.region_names:
+    if not _same_but_for_wrapper(plan.regions, structure.region_names):
         missing = [name for name in plan.regions if name not in structure.region_names]
         extra = [name for name in structure.region_names if name not in plan.regions]
         raise PlanError(
@@ -24,11 +24,30 @@ def require_fit(plan: Plan, structure: Structure) -> None:
             + (f"; not in the plan: {_some(extra)}" if extra else "")
             + ". Calibrate this model; if it is the same model, look for a graph break with fullgraph=True"
         )
-    if plan.fingerprint and plan.fingerprint != structure.fingerprint:
+    fingerprint = structure.fingerprint_under(plan.regions)
+    if plan.fingerprint and plan.fingerprint != fingerprint:
         raise PlanError(
             f"the plan is for a model with the same region names but other weights' shapes (fingerprint "
-            f"{plan.fingerprint}, this model {structure.fingerprint}). Calibrate this model"
+            f"{plan.fingerprint}, this model {fingerprint}). Calibrate this model"
         )
+
+
+def _same_but_for_wrapper(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Return whether names are equal, but for the path of the model in a wrapper, in front of all on one side."""
+    if len(names) != len(others):
+        return False
+    pairs = list(zip(names, others, strict=True))
+    in_front = ({_in_front(*pair) for pair in pairs}, {_in_front(*pair[::-1]) for pair in pairs})
+    return any(len(paths) == 1 and None not in paths for paths in in_front)
+
+
+def _in_front(name: str, other: str) -> str | None:
+    """Return the path that the other name has in front of this one, inside the same call; None if it is another's."""
+    (call, _, path), (other_call, _, longer) = name.rpartition(")"), other.rpartition(")")  # "(head).embed"
+    path, longer = path.lstrip("."), longer.lstrip(".")
+    if call != other_call or (path and not f".{longer}".endswith(f".{path}")):
+        return None
+    return longer.removesuffix(path).rstrip(".")
 
 
 def _some(names: Sequence[str]) -> str:

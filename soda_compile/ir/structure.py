@@ -1,7 +1,7 @@
 """The structure of a captured denoiser: blocks, and in each block its regions."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -185,8 +185,12 @@ class Structure:
     @cached_property
     def fingerprint(self) -> str:
         """Identify the model's regions and weights, whatever the batch size, resolution and dtype."""
+        return self.fingerprint_under(self.region_names)
+
+    def fingerprint_under(self, names: Sequence[str]) -> str:
+        """Return the fingerprint that the model has where its regions have these names, as inside a wrapper."""
         parts = [
             f"{name}|{region.kind}|{len(region.cuts)}|{region.weights}"
-            for name, region in zip(self.region_names, self.regions, strict=True)
+            for name, region in zip(names, self.regions, strict=True)
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -6,6 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from soda_compile.measure.profile_store import default_folder, device_name, prof
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.pruning import Pruning
 from soda_compile.runtime.generation import trajectory
+from soda_compile.storage.cache import keep
 from soda_compile.storage.progress import progress_bar
 
 Inputs = Mapping[str, Any] | Sequence[Any] | Callable[[int], Any]
@@ -76,29 +78,30 @@ def profile(
     framework = framework or framework_of(model)
     denoiser = denoiser_of(model, framework)
     holders = framework.holders if framework else own_holder
+    around = framework.around_calls(denoiser) if framework else nullcontext
     call = _first_call(denoiser, inputs)
-    structure = analyse_model(denoiser, *call, holders)
+    structure = analyse_model(denoiser, *call, holders, around)
     if not structure.regions:
         raise CaptureError(f"{type(denoiser).__name__} has no region, so there is nothing to time")
     settings = {"pruning": pruning, "mode": mode, "inductor": inductor or {}}
     device = device_name(structure.regions[0].cuts[0].device)
     key = profile_key(structure, device, settings)
-    path = (Path(folder) if folder is not None else default_folder()) / f"{key}.json"
-    if path.exists() and not refresh:
+    folder = Path(folder) if folder is not None else default_folder()
+    path = folder / f"{key}.json"
+    if not refresh and os.path.exists(path):
         kept = Profile.load(path)
         if kept.key != key:
             raise ProfileError(f"{path}: it belongs to {kept.key}; delete the file or pass refresh=True")
         return kept
     probing = Probing.build(structure, pruning)
-    made = probing.profile(_time(denoiser, call, holders, probing, rounds, mode, inductor), device, key)
+    made = probing.profile(_time(denoiser, call, (around, holders), probing, rounds, mode, inductor), device, key)
     if made.spread > NOISY:
         warnings.warn(
             f"the times of equal steps differ by {made.spread:.0%} (interquartile range over median): something else "
             "uses the device. Measure again with refresh=True when it is idle, or take more rounds",
             stacklevel=2,
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.save(path)
+    keep(folder, lambda: made.save(path))
     return made
 
 
@@ -131,7 +134,7 @@ def _first_call(denoiser: torch.nn.Module, inputs: Inputs) -> Call:
 def _time(
     denoiser: torch.nn.Module,
     call: Call,
-    holders: Holders,
+    hosted: tuple[Callable[[], AbstractContextManager[None]], Holders],
     probing: Probing,
     rounds: int,
     mode: str | None,
@@ -141,7 +144,7 @@ def _time(
     backend = functools.partial(soda, options={"plan": probing.plan, "inductor": inductor or {}}, mode=mode)
     timer = _cuda_timer if probing.structure.regions[0].cuts[0].device.type == "cuda" else _host_timer
     times = []
-    with compile_forward(denoiser, backend, holders=holders), torch.no_grad(), progress_bar() as progress:
+    with compile_forward(denoiser, backend, *hosted), torch.no_grad(), progress_bar() as progress:
         for _ in progress.track(range(WARM_UP_ROUNDS + rounds), description="profiling"):
             with trajectory(denoiser):
                 times.append(timer(lambda: denoiser(*call[0], **call[1]), len(probing.steps)))

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from soda_compile.errors import OptionError
-from soda_compile.torch_internals.tracing import BUILT_IN, fake_mode_of
+from soda_compile.torch_internals.tracing import BUILT_IN, fake_mode_of, sizes_of_data_forgotten
 
 Compiled = Callable[..., Sequence[Any]]
 
@@ -123,7 +123,7 @@ def _is_plain(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> bool:
     results: Any = module.graph.output_node().args[0]
     if all(isinstance(result, fx.Node) and not _may_be_input(result) for result in results):
         return True
-    with fake_mode_of(inputs):
+    with fake_mode_of(inputs), sizes_of_data_forgotten(inputs):
         outputs = module(*inputs)
     storages = {value.untyped_storage()._cdata for value in inputs}
     return all(isinstance(value, torch.Tensor) and value.untyped_storage()._cdata not in storages for value in outputs)

@@ -4,9 +4,11 @@ Dynamo and Inductor are imported where they are used: they take seconds, and a p
 ``soda_compile.load`` needs neither.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -16,14 +18,16 @@ from torch._logging._internal import trace_structured
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.weak import WeakIdKeyDictionary as WeakIdKeyDictionary
 
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 BUILT_IN = ("aten", "prims")  # namespaces of operators that mean the same in every process
 
 
 def capture_failures() -> tuple[type[Exception], ...]:
     """Return the errors of Dynamo where it cannot capture a model as one graph; for an ``except`` clause."""
     from torch._dynamo.exc import Unsupported, UserError
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-    return Unsupported, UserError
+    return Unsupported, UserError, GuardOnDataDependentSymNode
 
 
 def limit_hit() -> type[Exception]:
@@ -147,11 +151,12 @@ def refused_by_caches(module: fx.GraphModule) -> str:
     return ""
 
 
-def inductor_cache_folder() -> str:
-    """Return where Inductor keeps its caches."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+def inductor_cache_folder() -> Path:
+    """Return where Inductor keeps its caches, without making the folder as Inductor's own function does."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    return cache_dir()
+    folder = os.environ.get(CACHE_VARIABLE)
+    return Path(default_cache_dir() if folder is None else folder).absolute()
 
 
 def known_float(value: Any) -> float | None:
@@ -221,6 +226,17 @@ def fake_mode_of(values: Any) -> AbstractContextManager[Any]:
     from torch._guards import detect_fake_mode
 
     return detect_fake_mode(values) or nullcontext()
+
+
+def sizes_of_data_forgotten(values: Any) -> AbstractContextManager[Any]:
+    """Return a context to run a graph in for a look at its outputs: a trace that comes later would miss its sizes.
+
+    An operator such as ``nonzero``, whose output has a size that depends on data, leaves a new symbol for it, which
+    whatever is traced next must return.
+    """
+    mode: Any = fake_mode_of(values)
+    shape_env = getattr(mode, "shape_env", None)
+    return shape_env.ignore_fresh_unbacked_symbols() if shape_env is not None else nullcontext()
 
 
 def log_artifact(name: str, text: Callable[[], str]) -> None:

@@ -139,7 +139,7 @@ def test_the_name_is_registered() -> None:
 def test_an_unknown_option_suggests_the_known_one(model: Denoiser) -> None:
     with pytest.raises(soda_compile.OptionError, match=r"'plam'.*did you mean 'plan'"):
         soda_compile.check_options({"plam": PLAN})
-    with pytest.raises(Exception, match=r"'plam'.*did you mean 'plan'"):
+    with pytest.raises(soda_compile.OptionError, match=r"'plam'.*did you mean 'plan'"):
         generate(compiled(model, plam=PLAN), calls())
 
 
@@ -157,15 +157,17 @@ def test_a_missing_plan_file_is_named(model: Denoiser, tmp_path: Path) -> None:
     path = tmp_path / "none.json"
     with pytest.raises(soda_compile.PlanError, match=r"none\.json"):
         soda_compile.check_options({"plan": path})
-    with pytest.raises(Exception, match=r"none\.json"):
+    with pytest.raises(soda_compile.PlanError, match=r"none\.json"):
         generate(compiled(model, plan=str(path)), calls())
 
 
 def test_a_plan_of_another_model_names_the_regions(model: Denoiser) -> None:
     names = ("blocks.0.mix", "blocks.0.other", "blocks.1.mix", "blocks.1.mlp")
-    with pytest.raises(Exception, match=r"not in this graph: blocks\.0\.other; not in the plan: blocks\.0\.mlp"):
+    with pytest.raises(
+        soda_compile.PlanError, match=r"not in this graph: blocks\.0\.other; not in the plan: blocks\.0\.mlp"
+    ):
         generate(compiled(model, plan=make_plan(regions=names)), calls())
-    with pytest.raises(Exception, match=r"fingerprint 0123"):
+    with pytest.raises(soda_compile.PlanError, match=r"fingerprint 0123"):
         generate(compiled(model, plan=make_plan(fingerprint="0123")), calls())
 
 
@@ -180,7 +182,7 @@ def test_without_a_plan_it_warns_once_and_is_plain(model: Denoiser) -> None:
 
 
 def test_gradients_run_plain_or_are_refused(model: Denoiser, timed: Callable[..., Any], clean: Tensor) -> None:
-    with pytest.raises(Exception, match=r"gradients enabled.*no_grad\(\)"):
+    with pytest.raises(soda_compile.OptionError, match=r"gradients enabled.*no_grad\(\)"):
         compiled(model, plan=PLAN, on_miss="error")(*calls()[0])
     before = statistics(model).total.misses["gradients"]
     timed(*calls()[0]).square().sum().backward()

@@ -1,6 +1,7 @@
 """What users do with pipelines: schedules, stages, guidance, offloading, adapters, dtypes. No Inductor here."""
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Generator, Tensor
 pytest.importorskip("diffusers")
 
 import diffusers
+from diffusers.hooks.layerwise_casting import apply_layerwise_casting_hook
 from families import FAMILIES
 from pipelines import NO_TEXT_3, PIPELINES, STEPS, attributes, close, planned_by_hooks, same, samples, sd3_plan, vae
 from pipelines import SMALL_SD3 as SD3
@@ -224,6 +226,18 @@ def test_a_copied_denoiser_is_not_tied_and_a_copied_scheduler_by_itself() -> Non
         copy.deepcopy(pipe)
 
 
+def test_a_shallow_or_pickled_copy_of_a_denoiser_is_not_tied_either() -> None:
+    pipe = SD3.build()
+    original = SD3.draw(pipe)
+    soda_compile.accelerate(pipe, sd3_plan())
+    fast = SD3.draw(pipe)
+    for model in (copy.copy(pipe.transformer), pickle.loads(pickle.dumps(pipe.transformer))):
+        clean = SD3.build()
+        clean.transformer = model
+        same(SD3.draw(clean), original)
+    same(SD3.draw(pipe), fast)
+
+
 # Where the weights are, and what is done to them
 
 
@@ -291,6 +305,78 @@ def test_quantised_weights() -> None:
     close(SD3.draw(pipe), expected)
     soda_compile.restore(pipe)
     same(SD3.draw(pipe), original)
+
+
+def cast_layers(pipe: Any, **options: Any) -> None:
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32, **options)
+
+
+def cast_with_norms(pipe: Any) -> None:
+    cast_layers(pipe, skip_modules_pattern=("pos_embed",))
+
+
+def cast_everything_at_once(pipe: Any) -> None:
+    """One hook, on the model itself."""
+    apply_layerwise_casting_hook(pipe.transformer, torch.float8_e4m3fn, torch.float32, non_blocking=False)
+
+
+def cast_a_block(pipe: Any) -> None:
+    """A hook on a module that holds others."""
+    block = pipe.transformer.transformer_blocks[0]
+    apply_layerwise_casting_hook(block, torch.float8_e4m3fn, torch.float32, non_blocking=False)
+
+
+def cast_offloaded(pipe: Any) -> None:
+    cast_layers(pipe)
+    offload_blocks(pipe)
+
+
+def cast_with_lora(pipe: Any) -> None:
+    add_lora(pipe)
+    cast_layers(pipe)
+
+
+@pytest.mark.parametrize(
+    "change", [cast_layers, cast_with_norms, cast_everything_at_once, cast_a_block, cast_offloaded, cast_with_lora]
+)
+def test_layerwise_casting(change: Callable[[Any], None]) -> None:
+    """Weights are stored in eight bits and cast for each call, here as a part of the graph."""
+    pipe = SD3.build()
+    uncast = SD3.draw(pipe)
+    change(pipe)
+    original = SD3.draw(pipe)
+    assert not torch.allclose(original, uncast, rtol=1e-3, atol=1e-3)
+    dtypes = [parameter.dtype for parameter in pipe.transformer.parameters()]
+    assert torch.float8_e4m3fn in dtypes
+    before = attributes(pipe, "transformer")
+
+    made = soda_compile.calibrate(pipe, lambda seed: SD3.draw(pipe, seed), generations=1, max_interval=2)
+    assert set(made.info.regions) == set(SD3.regions)
+    everything = compute_all_plan(made.info.regions, STEPS, fingerprint=made.info.fingerprint)
+    soda_compile.accelerate(pipe, everything)
+    same(SD3.draw(pipe), original)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        same(SD3.draw(pipe), original)
+    soda_compile.restore(pipe)
+
+    plan = sd3_plan()
+    expected = SD3.draw_by_hooks(pipe, plan)
+    soda_compile.accelerate(pipe, plan)
+    close(SD3.draw(pipe), expected)
+    soda_compile.restore(pipe)
+    assert attributes(pipe, "transformer") == before
+    assert [parameter.dtype for parameter in pipe.transformer.parameters()] == dtypes
+    same(SD3.draw(pipe), original)
+
+
+def test_layerwise_casting_that_begins_later() -> None:
+    pipe = SD3.build()
+    soda_compile.accelerate(pipe, sd3_plan())
+    SD3.draw(pipe)
+    cast_layers(pipe)
+    fast = SD3.draw(pipe)
+    soda_compile.restore(pipe)
+    close(fast, SD3.draw_by_hooks(pipe, sd3_plan()))
 
 
 def test_channels_last() -> None:

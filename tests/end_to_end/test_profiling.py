@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,3 +200,16 @@ def test_what_cannot_be_profiled_is_named(model, inputs, tmp_path):
         soda_compile.profile(model, lambda seed: None, folder=tmp_path)
     with pytest.raises(CaptureError, match="Nothing has no region"):
         soda_compile.profile(Nothing(), inputs, folder=tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    model: Denoiser, inputs: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    graphs_as_they_are(monkeypatch)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("SODA_COMPILE_CACHE", str(tmp_path / "file"))
+    torch._dynamo.reset()
+    assert soda_compile.profile(model, inputs, rounds=1).regions
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert str(tmp_path / "file" / "profiles") in record.getMessage()
+    assert "SODA_COMPILE_CACHE" in record.getMessage()

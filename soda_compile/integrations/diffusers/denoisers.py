@@ -8,9 +8,11 @@ import torch
 
 from soda_compile.errors import OptionError
 from soda_compile.integrations.diffusers.group_offload import hooks_of
+from soda_compile.integrations.diffusers.layerwise_casting import CASTING, LORA
 from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
 
 DENOISERS = ("transformer", "transformer_2", "unconditional_transformer", "unet", "prior")
+_SUPPORTED = ("layer_execution_tracker", CASTING, LORA)  # hooks, beside those of offloading
 _SAMPLED = 8  # values of each parameter that go into the digest
 
 
@@ -57,7 +59,7 @@ def require_supported(name: str, module: torch.nn.Module) -> None:
             "captured; use pipe.enable_model_cpu_offload() or pipe.enable_group_offload(...)"
         )
     for path, child in module.named_modules():
-        strange = [hook for hook in hooks_of(child) if "offloading" not in hook and hook != "layer_execution_tracker"]
+        strange = [hook for hook in hooks_of(child) if "offloading" not in hook and hook not in _SUPPORTED]
         if strange:
             raise OptionError(
                 f"pipe.{name}{'.' * bool(path)}{path} has diffusers' hook {strange[0]!r}; remove it first"

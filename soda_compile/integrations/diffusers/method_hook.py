@@ -1,38 +1,15 @@
 """Replaces a method on one object, for a while."""
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import MethodType
-from typing import Any
+from soda_compile.capture.stand_ins import StandIn, keep_in_copies, leave_out_of_copies
 
 
-@dataclass(eq=False)
-class MethodHook:
-    """Stands in for a method of one object; a deep copy of the object gets the method itself back.
-
-    Attributes:
-        method: The bound method.
-        function: What is called in its place.
-    """
-
-    method: MethodType
-    function: Callable[..., Any]
-
-    def __post_init__(self) -> None:
-        functools.update_wrapper(self, self.method)  # pipelines look at signatures
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Call the function."""
-        return self.function(*arguments, **options)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
-        owner = self.method.__self__
-        return MethodType(self.method.__func__, memo.get(id(owner), owner))
+class MethodHook(StandIn):
+    """Stands in for a method of one object; copies of the object have the method itself."""
 
     def attach(self) -> "MethodHook":
         """Put it on the object; the class stays as it is."""
         setattr(self.method.__self__, self.method.__name__, self)
+        leave_out_of_copies(self.method.__self__)
         return self
 
     def detach(self) -> None:
@@ -40,3 +17,4 @@ class MethodHook:
         owner, name = self.method.__self__, self.method.__name__
         if owner.__dict__.get(name) is self:
             delattr(owner, name)
+        keep_in_copies(owner)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from tracing import run, trace
 
-from soda_compile.capture.normalisation import capture, clean_path
+from soda_compile.capture.normalisation import capture
+from soda_compile.capture.sources import clean_path
 from soda_compile.errors import CaptureError
 from soda_compile.ir.captured import Captured
 

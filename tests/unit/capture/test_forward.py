@@ -1,6 +1,11 @@
 """A compiled forward comes and goes without a trace."""
 
 import copy
+import io
+import pickle
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
 
 import pytest
 import torch
@@ -112,3 +117,58 @@ def test_hooks_around_a_forward_stay_and_copies_are_not_replaced():
     assert copied._old_forward.__self__ is copied
     restore_forward(model, replaced)
     assert model._old_forward.__func__ is Model.forward
+
+
+def deep(model: torch.nn.Module) -> torch.nn.Module:
+    return copy.deepcopy(model)
+
+
+def pickled(model: torch.nn.Module) -> torch.nn.Module:
+    return pickle.loads(pickle.dumps(model))
+
+
+def saved(model: torch.nn.Module) -> torch.nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+class Stateful(Model):
+    """Has a state of its own."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "stated": True}
+
+
+@pytest.mark.parametrize("kind", [Model, Stateful])
+@pytest.mark.parametrize("duplicate", [copy.copy, deep, pickled, saved])
+def test_copies_run_their_own_forward(kind: type[Model], duplicate: Callable[..., Any]) -> None:
+    model, calls, hidden = kind(), [], torch.ones(1, 4)
+    expected = model(hidden)
+    before = set(vars(model))
+    with compile_forward(model, backend) as compiled:
+        replaced = vars(model)["forward"]
+        replaced.function = lambda *arguments, **options: (calls.append(1), compiled(*arguments, **options))[1]
+        copied = duplicate(model)
+        copied.linear = torch.nn.Linear(4, 4)
+        assert copied.forward.__self__ is copied
+        assert type(copied.forward) is MethodType
+        torch.testing.assert_close(copied(hidden), copied.linear(hidden) * 2)
+        assert not calls
+        assert set(vars(copied)) - {"stated"} <= before | {"forward"}
+        if duplicate is copy.copy:
+            assert copied._modules is model._modules
+            model.linear = torch.nn.Linear(4, 4)
+        else:
+            torch.testing.assert_close(model(hidden), expected)
+            assert calls
+    assert set(vars(model)) == before
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_the_function_itself_is_copied_as_the_method(duplicate: Callable[..., Any]) -> None:
+    model = Model()
+    with compile_forward(model, backend):
+        copied = duplicate(vars(model)["forward"])
+    assert copied == MethodType(Model.forward, model)

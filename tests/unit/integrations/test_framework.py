@@ -204,6 +204,7 @@ def test_a_pipeline_is_profiled(models: list[nn.Module], tmp_path: Path):
     toy, call = Toy(), inputs()
     models[0].forward = lambda **arguments: models[0].entry(**arguments)
     made = soda_compile.profile(Studio(models[0]), call, framework=toy, rounds=1, folder=tmp_path)
+    assert set(map(id, toy.held)) == {id(models[0])}, "calls were made without what the framework holds around them"
     plain = soda_compile.profile(models[1], call, rounds=1, folder=tmp_path)
     assert (made.regions, made.key) == (plain.regions, plain.key)
     assert models[0].entry.__func__ is Listed.forward
