@@ -269,6 +269,7 @@ def test_the_demo_prints_its_table_and_writes_its_files(folder, monkeypatch):
     from soda_compile.demo.report import COLUMNS
 
     monkeypatch.setattr("soda_compile.demo.measure.STEPS", 12)
+    graphs_as_they_are(monkeypatch)  # all but those of plain torch.compile
     options = ["--samples", 3, "--generations", 1, "--rounds", 1, "--seed", 5, "--speedups", 1.5, 3]
     text = succeed("demo", "--out", "here/demo", *options)
 

@@ -1,4 +1,7 @@
-"""Five models: a package in a process without diffusers and without a compiler gives what the JIT gives."""
+"""Five models: a package in a process without diffusers and without a compiler gives what the JIT gives.
+
+For three of them bit for bit what Inductor's code gives, for the others up to rounding what their graphs give.
+"""
 
 import json
 import subprocess
@@ -19,6 +22,8 @@ from families import FAMILIES
 import soda_compile
 from soda_compile.digits.example import example
 from soda_compile.packages.loading import open_package
+
+BIT_FOR_BIT = ("digits", "flux", "wan")
 
 # A process that only serves: it must neither find diffusers nor start the compiler.
 SERVE = """
@@ -76,9 +81,12 @@ def test_a_fresh_process_gives_what_the_jit_gives(name: str, tmp_path: Path) -> 
     structure = soda_compile.inspect(model, **calls[0])
     plan = toy.structure_plan(["CC1"] * len(structure.region_names), structure)
     package = soda_compile.export(model, calls[0], plan=plan, path=tmp_path / f"{name}.soda.pt2")
-    jit = torch.compile(model, backend="soda", options={"plan": plan}, fullgraph=True, dynamic=False)
+    exact = name in BIT_FOR_BIT
+    options = {"plan": plan, "lowering": "inductor" if exact else "eager"}
+    jit = torch.compile(model, backend="soda", options=options, fullgraph=True, dynamic=False)
+    most = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 1e-5}
     for ours, wanted in zip(serve(package, calls, tmp_path), toy.outputs(jit, calls), strict=True):
-        assert torch.equal(ours, wanted)
+        torch.testing.assert_close(ours, wanted, **most)
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     members = open_package(package).members
     code = sum(len(data) for member, data in members.items() if not member.endswith(".safetensors"))

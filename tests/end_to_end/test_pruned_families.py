@@ -53,6 +53,7 @@ def without_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs_as_they_are(monkeypatch)
 
 
+@pytest.mark.usefixtures("without_inductor")
 @pytest.mark.parametrize(("share", "pickers"), [("block", {1: 0, 3: 2, 5: 4}), (2, {1: 0, 2: 0, 3: 0, 5: 4})])
 def test_a_choice_is_shared(share: str | int, pickers: dict[int, int]) -> None:
     model, inputs, structure = subject("dit")
