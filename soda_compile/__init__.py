@@ -6,6 +6,7 @@ time, into one file that ``load`` runs.
 """
 
 from soda_compile.acceleration.accelerate import accelerate
+from soda_compile.acceleration.compile_ahead import compile_ahead
 from soda_compile.acceleration.handle import restore
 from soda_compile.acceleration.install import install
 from soda_compile.acceleration.stats import Stats, stats
@@ -75,6 +76,7 @@ __all__ = [
     "accelerate",
     "calibrate",
     "check_options",
+    "compile_ahead",
     "compute_all_plan",
     "explain",
     "export",

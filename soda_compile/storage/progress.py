@@ -7,13 +7,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def progress_bar() -> Progress:
-    """Return a transient progress bar on standard error, disabled unless that is a terminal."""
+    """Return a transient progress bar on standard error, disabled unless that is a terminal or a notebook."""
+    console = Console(file=sys.stderr)
     return Progress(
         TextColumn("soda: {task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(file=sys.stderr),
+        console=console,
         transient=True,
-        disable=not sys.stderr.isatty(),
+        disable=not (sys.stderr.isatty() or console.is_jupyter),
     )

@@ -11,7 +11,7 @@ import soda_compile
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["one line", "pipeline", "loop"])
+@pytest.mark.parametrize("name", ["one line", "pipeline", "loop", "serving"])
 def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     code = re.search(rf"<!-- example: {name} -->\n```python\n(.*?)```", README, re.DOTALL)
     assert code is not None
@@ -24,6 +24,10 @@ def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert scope["images"].shape == (2, 8, 8, 1)
         (stored,) = tmp_path.glob("cache/*/*.plan.json")
         assert soda_compile.Plan.load(stored).flop_ratio <= 1 / 2.5
+        return
+    if name == "serving":
+        counted = soda_compile.stats(scope["pipe"])["transformer"]
+        assert (counted["calls"], counted["misses"], counted["slot_bytes"]) == (40, {}, 0)
         return
     assert scope["plan"].flop_ratio <= 1 / 2.5
     if name == "pipeline":
