@@ -99,5 +99,11 @@ class Acceleration:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         raise OptionError(
-            f"an accelerated {type(self.pipe).__name__} cannot be copied; call soda_compile.restore(pipe) first"
+            f"an accelerated {type(self.pipe).__name__} cannot be copied with its denoisers; call "
+            "soda_compile.restore(pipe) first. For a request, copy.copy(pipe) and give the copy a copy of the scheduler"
+        )
+
+    def __reduce__(self) -> Any:
+        raise OptionError(
+            f"an accelerated {type(self.pipe).__name__} cannot be pickled; call soda_compile.restore(pipe) first"
         )

@@ -17,10 +17,15 @@ def restore(pipe: Any) -> Any:
     """Take back what ``accelerate`` or ``install`` did.
 
     Raises:
-        OptionError: If the pipeline is not accelerated.
+        OptionError: If the pipeline is not accelerated, or is a copy of one that is.
     """
     if not hasattr(pipe, HANDLE):
         raise OptionError(f"this {type(pipe).__name__} is not accelerated: there is nothing to restore")
-    getattr(pipe, HANDLE).remove()
+    handle = getattr(pipe, HANDLE)
+    if handle.pipe is not pipe:
+        raise OptionError(
+            f"this {type(pipe).__name__} is a copy of an accelerated one; restore that, which concerns all copies"
+        )
+    handle.remove()
     delattr(pipe, HANDLE)
     return pipe

@@ -137,13 +137,14 @@ class PlannedDenoiser:
 
     def starting_at(self, step: int) -> PlannedProgram:
         """Return the program of a branch of guidance that begins at a later step, compiled when first asked for."""
-        with self._lock:
-            if step not in self._programs:
-                assert self.build is not None
-                plan = resume_at(self.plan, step)
-                with torch.inference_mode(False):
-                    self._programs[step] = PlannedProgram.of(self.build(plan), plan)
-            return self._programs[step]
+        if step not in self._programs:
+            with self._lock:  # held while it compiles, which other generations need not wait for
+                if step not in self._programs:
+                    assert self.build is not None
+                    plan = resume_at(self.plan, step)
+                    with torch.inference_mode(False):
+                        self._programs[step] = PlannedProgram.of(self.build(plan), plan)
+        return self._programs[step]
 
     def _counted(self, parameter: torch.Tensor, timestep: float | None, statistics: ModelStatistics) -> Counted:
         plan = self.plan

@@ -101,6 +101,17 @@ def test_both_pipelines_are_accelerated_each_by_its_plan() -> None:
         soda_compile.restore(other)
 
 
+def test_an_accelerated_pipeline_is_not_copied_with_its_denoisers() -> None:
+    pipe = soda_compile.accelerate(SD3.build(), sd3_plan())
+    with pytest.raises(OptionError, match=r"cannot be pickled; call soda_compile\.restore"):
+        pickle.dumps(pipe)
+    with pytest.raises(OptionError, match=r"cannot be copied.*copy\.copy\(pipe\)"):
+        copy.deepcopy(pipe)
+    with pytest.raises(OptionError, match="a copy of an accelerated one"):
+        soda_compile.restore(copy.copy(pipe))
+    soda_compile.restore(pipe)
+
+
 COPIES = [
     copy.copy,
     copy.deepcopy,

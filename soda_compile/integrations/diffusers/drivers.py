@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from soda_compile.integrations.diffusers.scheduler_ties import METHODS
+_SCHEDULES = ("set_timesteps", "step")
 
 
 def driver(is_tied: Callable[[Any], bool]) -> Any:
@@ -30,9 +30,9 @@ def driver(is_tied: Callable[[Any], bool]) -> Any:
 def _schedulers(frame: FrameType) -> Iterator[Any]:
     for value in frame.f_locals.values():
         kind = type(value)
-        if all(hasattr(kind, name) for name in ("set_timesteps", "step")):
+        if all(hasattr(kind, name) for name in _SCHEDULES):
             yield value
-        elif getattr(kind, "__dictoffset__", 0):
-            held = value.__dict__.get("scheduler") if isinstance(getattr(value, "__dict__", None), dict) else None
-            if held is not None and all(hasattr(type(held), name) for name in METHODS[::3]):
+        elif kind.__dictoffset__:
+            held = object.__getattribute__(value, "__dict__").get("scheduler")  # asks no proxy what it stands for
+            if all(hasattr(type(held), name) for name in _SCHEDULES):
                 yield held
