@@ -159,16 +159,7 @@ class Plan:
         legend |= {action.symbol: asdict(action) for action in self._prunes}
         data = {
             "schema": plan_file.SCHEMA,
-            "fingerprint": self.fingerprint,
-            "steps": self.steps,
-            "timesteps": self.timesteps,
-            "timestep_input": self.timestep_input,
-            "scheduler": self.scheduler,
-            "scheduler_digest": self.scheduler_digest,
-            "guidance": self.guidance,
-            "calls_per_step": self.calls_per_step,
-            "flop_ratio": self.flop_ratio,
-            "predicted_error": self.predicted_error,
+            **{name: getattr(self, name) for name in plan_file.PLAIN},
             "pruning": asdict(self.pruning) if self.pruning else None,
             "method": dict(self.method),
             "legend": {symbol: entry for symbol, entry in legend.items() if symbol in used},

@@ -35,6 +35,12 @@ class PlanFile(BaseModel):
     actions: dict[str, str]
 
 
+PLAIN = tuple(
+    name for name in PlanFile.model_fields if name not in ("schema_version", "pruning", "method", "legend", "actions")
+)
+"""Fields that a file holds as the plan does, in the order of the file."""
+
+
 def parse(text: str | bytes) -> PlanFile:
     """Read the JSON form.
 
