@@ -127,7 +127,6 @@ def _plain(module: fx.GraphModule, inputs: Sequence[Any], options: Options, miss
 
 def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lowering) -> PlannedDenoiser:
     require_fit(plan, structure)
-    remember(plan, structure)
     log_artifact("soda_plan", lambda: str(plan))
     if True not in structure.parameters:
         raise CaptureError("the denoiser has no parameters, so its calls cannot be told from another model's")
@@ -144,8 +143,10 @@ def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lower
         program = build_program(structure, plan, lowering, options.granularity)
         return replace(program, prepared=len(structure.inputs) - given)
 
+    program = build(plan)
+    remember(plan, structure)
     return PlannedDenoiser(
-        program=build(plan),
+        program=program,
         plan=plan,
         model_key=model_key,
         timestep=timestep,
