@@ -96,6 +96,8 @@ def _compile(module: fx.GraphModule, inputs: Sequence[Any], options: Options) ->
             return build_observed(structure, options.observer, lowering)
         assert plan is not None
         return _planned(structure, plan, options, lowering)
+    except Miss as miss:  # an observer's
+        return _plain(module, inputs, options, miss)
     except (PlanError, CaptureError, OptionError) as error:
         if plan is None or options.on_miss == "error" or not _is_miss(plan, structure, error):
             raise

@@ -21,6 +21,7 @@ from soda_compile.measure.token_subsampling import subsample_tokens
 from soda_compile.plans.actions import PRUNE_RATES
 from soda_compile.runtime.call_counter import Branch, CallCounter, CountedCall
 from soda_compile.runtime.clock import Clock
+from soda_compile.runtime.misses import Miss
 
 _DRAWS = 0x50DA  # keeps the draws of the random score apart from what ``generate`` draws with the same seed
 _NO_CALL = CountedCall(0, -1, Branch(None, 0), 0)
@@ -66,11 +67,19 @@ class ErrorAccumulator:
         return bool(self.prune_scores)
 
     def start(self, structure: Structure) -> None:
-        """Learn the regions that are seen from here on; another shape must be of the same model."""
+        """Learn the regions that are seen from here on, in another shape as well.
+
+        Raises:
+            Miss: The call has another structure, as where guidance leaves layers out: it is not measured.
+        """
         if structure is self.structure:
             return
         if self.structure is not None and self.structure.fingerprint != structure.fingerprint:
-            raise SensitivityError("the calibrated model changed its structure between calls; calibrate one model")
+            raise Miss(
+                "structure",
+                f"a call has {len(structure.regions)} regions where the first had {len(self.structure.regions)} "
+                "(layers that are left out, an adapter?); it is not measured, and runs without a plan later too",
+            )
         if not structure.regions:
             raise SensitivityError("no region was found in this model; soda_compile.inspect(model, ...) says why")
         self.structure = structure

@@ -145,3 +145,17 @@ def test_what_is_compiled_ahead_is_found_by_requests() -> None:
         soda_compile.compile_ahead(pipe, {"num_inference_steps": 3})
     with pytest.raises(OptionError, match="pass generate="):
         soda_compile.compile_ahead(pipe.transformer, calls)
+
+
+def test_calls_of_another_structure_are_not_measured(tmp_path: Any) -> None:
+    """The plan is that of the other calls; accelerated, the pipeline draws with it and without as it should."""
+    inputs = [SD3.inputs(torch.Generator().manual_seed(0), 1)]
+    pipes = [SD3.build(), SD3.build()]
+    for pipe, more in zip(pipes, (SKIPPED, {"guidance_scale": 5.0}), strict=True):
+        options = {"calibrate_with": inputs, "cache": tmp_path / str(len(more)), "pipeline_options": more}
+        soda_compile.accelerate(pipe, anchors=3, num_inference_steps=STEPS, **options)
+    plain = [SD3.draw(pipe, guidance_scale=5.0) for pipe in pipes]
+    assert (SD3.draw(pipes[0], **SKIPPED) - plain[0]).abs().max() > 1e-3
+    counted = stats(pipes[0])["transformer"]
+    assert set(counted["misses"]) == {"structure"}
+    assert counted["calls"] == 2 * STEPS
