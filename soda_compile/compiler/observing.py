@@ -28,7 +28,11 @@ class Observer(Protocol):
         """Return whether the values of carries are to be handed over as well, where regions can be pruned."""
 
     def start(self, structure: Structure) -> None:
-        """Take the structure of the calls that follow; each shape that the model is called with has one of its own; a ``Miss`` lets such calls run unseen."""
+        """Take the structure of the calls that follow; each shape that the model is called with has one of its own.
+
+        Raises:
+            Miss: Such calls are not to be seen; they run as they are.
+        """
 
     def begin_call(self, inputs: Mapping[str, Any]) -> None:
         """Take the caller's inputs by name, parameters left out, before each denoiser call."""
