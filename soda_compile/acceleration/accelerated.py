@@ -62,7 +62,7 @@ class Acceleration:
 
     def driven(self, scheduler: Any) -> Driven | None:
         """Return what a scheduler drives; None if it is not the pipeline's, nor a copy of it."""
-        return self._ties.follower(scheduler) if self._ties.owns(scheduler) else None
+        return self._ties.follower(scheduler)
 
     def _driven(self, scheduler: Any) -> Driven:
         return Driven(SchedulerHook.following(scheduler, Clock(), self._prepare))

@@ -19,11 +19,11 @@ class _Part:
 
     Attributes:
         stage: Its part of the schedule.
-        generation: The present generation.
+        generation: The present generation; None before its first call.
     """
 
     stage: Stage
-    generation: Generation
+    generation: Generation | None = None
 
     def renewed(self) -> Generation:
         """Return the generation of the call that comes now.
@@ -31,8 +31,9 @@ class _Part:
         Raises:
             TrajectoryError: See ``Stage.place``.
         """
-        if self.stage.clock.trajectory != self.stage.hook.clock.trajectory:
-            self.generation.end()
+        if self.generation is None or self.stage.clock.trajectory != self.stage.hook.clock.trajectory:
+            if self.generation is not None:
+                self.generation.end()
             self.stage.clock = Clock(restarts=True)
             self.generation = Generation(self.stage.clock)
         self.stage.place()
@@ -64,8 +65,7 @@ class Driven:
         """Take the plans of the trajectory that begins now, and the step of the schedule where each begins."""
         for name, step in first.items():
             if name not in self.parts:
-                clock = Clock(restarts=True)
-                self.parts[name] = _Part(Stage(self.hook, clock), Generation(clock))
+                self.parts[name] = _Part(Stage(self.hook, Clock()))
             self.parts[name].stage.first = step
         self.plans = dict(plans)
 

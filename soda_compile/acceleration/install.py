@@ -67,8 +67,7 @@ class Installation:
 
     @contextmanager
     def _around(self) -> Iterator[None]:
-        scheduler = driver(self._ties.owns)
-        driven = self._ties.follower(scheduler) if self._ties.owns(scheduler) else None
+        driven = self._ties.follower(driver(self._ties.owns))
         generation = driven.call(self.component, self.denoiser.on_miss)[1] if driven else Outside(_NO_CALLER)
         with calling(generation):
             yield

@@ -19,7 +19,6 @@ from soda_compile.integrations.diffusers.framework import holders
 from soda_compile.integrations.diffusers.group_offload import around_calls
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.current import BRANCH, Outside, calling
-from soda_compile.runtime.generation import Generation
 from soda_compile.runtime.misses import Miss
 
 
@@ -125,12 +124,11 @@ class SharedDenoiser:
         member, drives = self._caller()
         signature = signature_of((arguments, options))
         plan, generation = drives.call(member.name, member.on_miss) if drives else (None, Outside(_NO_CALLER))
-        if plan is not None and not isinstance(generation, Outside):
-            compiled: CompiledForward | None = member.compiled(self.module, plan, signature)
+        if isinstance(generation, Outside):
+            compiled = member.any_compiled(signature) or self._compiled_plain(member, signature, generation.reason)
         else:
-            compiled = member.any_compiled(signature)
-        if compiled is None:
-            compiled = self._compiled_plain(member, signature, generation)
+            assert plan is not None
+            compiled = member.compiled(self.module, plan, signature)
         with calling(generation), self._around():
             return compiled(*arguments, **options)
 
@@ -144,8 +142,7 @@ class SharedDenoiser:
                     return member, drives
         return self.members[0], None
 
-    def _compiled_plain(self, member: Member, signature: Hashable, generation: Generation | Outside) -> CompiledForward:
-        reason = generation.reason if isinstance(generation, Outside) else "it has no plan"
+    def _compiled_plain(self, member: Member, signature: Hashable, reason: str) -> CompiledForward:
         if member.on_miss == "error":
             raise TrajectoryError(reason)
         if signature not in self._plain:

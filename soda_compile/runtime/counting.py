@@ -6,11 +6,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-import torch
-
 from soda_compile.runtime.clock import Clock
 from soda_compile.runtime.generation import Generation
-from soda_compile.torch_internals.tracing import WeakIdKeyDictionary
+from soda_compile.runtime.per_model import PerModel
 
 
 class _Anchor:
@@ -79,13 +77,5 @@ def _owner() -> object:
     return anchor
 
 
-# They end with their model: they hang, weakly, on one of its parameters.
-_counted: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
-def counted_generations(parameter: torch.Tensor) -> CountedGenerations:
-    """Return the counted generations of the model that owns ``parameter``."""
-    found: CountedGenerations | None = _counted.get(parameter)  # type: ignore[no-untyped-call]
-    if found is None:
-        found = _counted.setdefault(parameter, CountedGenerations())  # type: ignore[no-untyped-call]
-    return found
+counted_generations = PerModel(CountedGenerations).of
+"""Return the counted generations of the model that owns a parameter."""

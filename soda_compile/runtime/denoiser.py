@@ -110,7 +110,7 @@ class PlannedDenoiser:
         if call.step == self.plan.steps - 1:
             branches.drop(call.branch)
         regions = self.starting_at(branch.start).regions[call.step - branch.start]
-        statistics.count(generation.trajectory, generation.tally, regions)
+        statistics.count(generation, regions)
         return outputs
 
     def _run(self, branch: BranchState, step: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
@@ -127,10 +127,7 @@ class PlannedDenoiser:
         """Compute everything: the first step of a plan does, and what it keeps is thrown away."""
         if self.on_miss == "error":
             raise TrajectoryError(str(miss)) from None
-        if isinstance(generation, Outside):
-            statistics.miss(0, None, miss)
-        else:
-            statistics.miss(generation.trajectory, generation.tally, miss)
+        statistics.miss(generation, miss)
         if self.conditioning is not None:
             inputs = (*inputs, *run_once(self.conditioning.one_step, inputs))
         return run_owned(self.program, 0, new_registers(self.program, only_first=True), inputs)

@@ -8,7 +8,7 @@ from soda_compile.runtime.call_counter import CountedCall
 from soda_compile.runtime.clock import Clock
 from soda_compile.runtime.conditioning_cache import ConditioningCache
 from soda_compile.runtime.misses import Miss
-from soda_compile.runtime.slots import Budget, adopt
+from soda_compile.runtime.slots import Budget, Slots, adopt
 
 if TYPE_CHECKING:
     from soda_compile.runtime.denoiser import PlannedDenoiser
@@ -49,7 +49,8 @@ def find_branch(
     elif state is not None and state.planned is not denoiser.program:
         state = _moved(denoiser, branches, state, call, budget, inputs)
     if state is None:
-        state = branches.states[call.branch] = _begun(denoiser, clock, call, budget, inputs)
+        state = _begun(denoiser, clock, call, budget, inputs)
+    branches.states[call.branch] = state
     state.step = call.step
     return call, state
 
@@ -112,8 +113,7 @@ def _begun(
             f"more, which slot_memory_bytes={denoiser.pool.limit_bytes} does not allow; raise it, or run fewer "
             "generations at once",
         )
-    conditioning = ConditioningCache(denoiser.conditions, (call.branch, call.step))
-    return BranchState(denoiser.program, call.step, slots, conditioning)
+    return _state(denoiser, call, call.step, slots)
 
 
 def _moved(
@@ -127,13 +127,13 @@ def _moved(
     """Return the branch under a program that was compiled anew in the middle of it; None if it must begin anew."""
     program = denoiser.starting_at(old.start).program
     slots = denoiser.pool.take(program, budget, inputs)
-    moved = slots is not None and adopt(slots, old.slots)
+    if slots is not None and not adopt(slots, old.slots):
+        slots.release()
+        slots = None
     branches.drop(call.branch)
-    if slots is None or not moved:
-        if slots is not None:
-            slots.release()
-        return None
-    conditioning = ConditioningCache(denoiser.conditions, (call.branch, old.start))
-    state = BranchState(denoiser.program, old.start, slots, conditioning)
-    branches.states[call.branch] = state
-    return state
+    return None if slots is None else _state(denoiser, call, old.start, slots)
+
+
+def _state(denoiser: "PlannedDenoiser", call: CountedCall, start: int, slots: Slots) -> BranchState:
+    conditioning = ConditioningCache(denoiser.conditions, (call.branch, start))
+    return BranchState(denoiser.program, start, slots, conditioning)

@@ -31,10 +31,6 @@ class PlainDenoiser:
             parameter = inputs[self.model_key]
             statistics = statistics_of(parameter)
             generation = current_generation(parameter)
-            if isinstance(generation, Outside):
-                statistics.miss(0, None, Miss("outside", generation.reason))
-            elif generation is None:
-                statistics.miss(0, None, self.miss)
-            else:
-                statistics.miss(generation.trajectory, generation.tally, self.miss)
+            miss = Miss("outside", generation.reason) if isinstance(generation, Outside) else self.miss
+            statistics.miss(generation, miss)
         return self.run(*inputs)

@@ -5,13 +5,17 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from soda_compile.runtime.current import Outside
 from soda_compile.runtime.misses import Miss
+from soda_compile.runtime.per_model import PerModel
 from soda_compile.runtime.slots import Budget
-from soda_compile.torch_internals.tracing import WeakIdKeyDictionary
+
+if TYPE_CHECKING:
+    from soda_compile.runtime.generation import Generation
 
 log = logging.getLogger(__name__)
 
@@ -63,20 +67,20 @@ class ModelStatistics:
     reasons: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self, number: int, tally: Tally, regions: Mapping[str, int]) -> None:
+    def count(self, generation: "Generation", regions: Mapping[str, int]) -> None:
         """Add a call of a generation that followed the plan."""
         with self._lock:
-            self._list(number, tally)
-            for each in (tally, self.total):
+            self._list(generation)
+            for each in (generation.tally, self.total):
                 each.calls += 1
                 each.regions.update(regions)
 
-    def miss(self, number: int, tally: Tally | None, miss: Miss) -> None:
+    def miss(self, generation: "Generation | Outside | None", miss: Miss) -> None:
         """Count a call without the plan, of a generation or of none; warn at the first of its kind."""
         with self._lock:
-            if tally is not None:
-                self._list(number, tally)
-                tally.misses[miss.kind] += 1
+            if generation is not None and not isinstance(generation, Outside):
+                self._list(generation)
+                generation.tally.misses[miss.kind] += 1
             self.total.misses[miss.kind] += 1
             first = miss.kind not in self.reasons
             self.reasons[miss.kind] = str(miss)
@@ -97,9 +101,9 @@ class ModelStatistics:
             self.compilations += 1
             self.compile_seconds += seconds
 
-    def _list(self, number: int, tally: Tally) -> None:
-        if not tally.calls and not tally.misses:
-            self.generations.append((number, tally))
+    def _list(self, generation: "Generation") -> None:
+        if not generation.tally.calls and not generation.tally.misses:
+            self.generations.append((generation.trajectory, generation.tally))
 
     def as_dict(self) -> dict[str, Any]:
         """Return all statistics as plain values."""
@@ -114,19 +118,11 @@ class ModelStatistics:
         }
 
 
-# They end with their model: they hang, weakly, on one of its parameters.
-_statistics: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
-def statistics_of(parameter: torch.Tensor) -> ModelStatistics:
-    """Return the statistics of the model that owns ``parameter``, by which its compiled calls know it."""
-    found: ModelStatistics | None = _statistics.get(parameter)  # type: ignore[no-untyped-call]
-    if found is None:
-        found = _statistics.setdefault(parameter, ModelStatistics())  # type: ignore[no-untyped-call]
-    return found
+_statistics = PerModel(ModelStatistics)
+statistics_of = _statistics.of
+"""Return the statistics of the model that owns a parameter."""
 
 
 def recorded(parameters: Iterable[torch.Tensor]) -> list[ModelStatistics]:
     """Return the statistics that hang on these parameters."""
-    found = (_statistics.get(parameter) for parameter in parameters)  # type: ignore[no-untyped-call]
-    return [each for each in found if each is not None]
+    return [found for parameter in parameters if (found := _statistics.find(parameter)) is not None]

@@ -63,8 +63,8 @@ class SchedulerTies(Generic[Kind]):
         return ties_of(scheduler) is self
 
     def follower(self, scheduler: Any) -> Kind | None:
-        """Return what follows a scheduler of these; None once they are untied."""
-        if not self._tied:
+        """Return what follows a scheduler; None if it is not one of these, or they are untied."""
+        if not self.owns(scheduler):
             return None
         if scheduler not in self._followers:
             self._followers[scheduler] = self.make(scheduler)
