@@ -6,6 +6,7 @@ time, into one file that ``load`` runs.
 """
 
 from soda_compile.acceleration.accelerate import accelerate
+from soda_compile.acceleration.batched_generations import BatchedGenerations
 from soda_compile.acceleration.compile_ahead import compile_ahead
 from soda_compile.acceleration.handle import restore
 from soda_compile.acceleration.install import install
@@ -51,6 +52,7 @@ from soda_compile.runtime.generation import Generation, new_generation, trajecto
 __all__ = [
     "Action",
     "AnchorSchedule",
+    "BatchedGenerations",
     "CaptureError",
     "Clock",
     "FixedInterval",

@@ -1,5 +1,6 @@
 """The backend "soda" of torch.compile: the road from Dynamo's graph to a planned denoiser."""
 
+import functools
 import logging
 import time
 import warnings
@@ -20,6 +21,7 @@ from soda_compile.compiler.conditioning_stage import ConditioningStage, build_st
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.observing import build_observed
 from soda_compile.compiler.program import Program, build_program
+from soda_compile.compiler.slot_samples import slot_samples
 from soda_compile.errors import CaptureError, OptionError, PlanError
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.plan import Plan
@@ -157,6 +159,7 @@ def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lower
         pool=SlotPool(options.slot_memory_bytes, recording),
         conditioning=stage,
         compile_seconds=time.perf_counter() - started,
+        samples=functools.cache(functools.partial(slot_samples, structure, program)),
     )
 
 

@@ -32,6 +32,11 @@ class Call:
     results: tuple[int, ...]
     release: tuple[int, ...]
 
+    @property
+    def ends(self) -> tuple[tuple[int, ...], ...]:
+        """Return all registers that it touches."""
+        return self.arguments, self.results, self.release
+
 
 @dataclass(frozen=True)
 class SharedMemory:
@@ -43,6 +48,19 @@ class SharedMemory:
     """
 
     outputs: tuple[int, ...]
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """What a step does, whatever slots it does it on.
+
+    Attributes:
+        number: That of the first step that makes the same calls, with the same constants.
+        slots: Registers of the slots it touches, in the order of its calls: those of steps of one kind correspond.
+    """
+
+    number: int
     slots: tuple[int, ...]
 
 
@@ -81,11 +99,23 @@ class Program:
     def distinct_steps(self) -> tuple[int, ...]:
         """Return for each step the number of the first that makes the same calls on the same registers."""
         kinds: dict[object, int] = {}
-        calls = [
-            tuple((id(call.function), call.arguments, call.results, call.release) for call in step)
-            for step in self.steps
-        ]
+        calls = [tuple((id(call.function), *call.ends) for call in step) for step in self.steps]
         return tuple(kinds.setdefault(made, number) for number, made in enumerate(calls))
+
+    @cached_property
+    def step_kinds(self) -> tuple[StepKind, ...]:
+        """Return the kind of each step: samples at steps of one kind can share a call, each with slots of its own."""
+        numbers: dict[object, int] = {}
+        kinds = []
+        for number, step in enumerate(self.steps):
+            touched = [index for call in step for index in (*call.arguments, *call.results) if index in self.slots]
+            place = {index: -1 - order for order, index in enumerate(dict.fromkeys(touched))}
+            calls = tuple(
+                (id(call.function), *(tuple(place.get(index, index) for index in ends) for ends in call.ends))
+                for call in step
+            )
+            kinds.append(StepKind(numbers.setdefault(calls, number), tuple(place)))
+        return tuple(kinds)
 
     @property
     def slot_memory_bytes(self) -> int:

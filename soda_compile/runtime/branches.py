@@ -1,11 +1,22 @@
 """The branches of guidance of one generation under one plan: where each stands, and what it keeps."""
 
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 from soda_compile.compiler.program import Program
 from soda_compile.runtime.call_counter import Branch, CallCounter
 from soda_compile.runtime.conditioning_cache import ConditioningCache
 from soda_compile.runtime.slots import Slots
+
+
+class Kept(Protocol):
+    """What a branch of guidance keeps."""
+
+    def release(self) -> None:
+        """Give its memory back."""
+
+
+State = TypeVar("State", bound=Kept)
 
 
 @dataclass(eq=False)
@@ -26,9 +37,13 @@ class BranchState:
     conditioning: ConditioningCache
     step: int = -1
 
+    def release(self) -> None:
+        """Give its slots back."""
+        self.slots.release()
+
 
 @dataclass(eq=False)
-class Branches:
+class Branches(Generic[State]):
     """All branches of guidance of a generation under one plan.
 
     Attributes:
@@ -39,7 +54,7 @@ class Branches:
 
     calls_per_step: int
     counter: CallCounter = field(init=False)
-    states: dict[Branch, BranchState] = field(default_factory=dict)
+    states: dict[Branch, State] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.counter = CallCounter(self.calls_per_step)
@@ -48,7 +63,7 @@ class Branches:
         """Give back what a branch keeps."""
         state = self.states.pop(branch, None)
         if state is not None:
-            state.slots.release()
+            state.release()
 
     def release(self) -> None:
         """Give back what all branches keep."""

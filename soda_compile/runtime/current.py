@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from soda_compile.runtime.batching import Together
     from soda_compile.runtime.generation import Generation
 
 
@@ -30,7 +31,7 @@ class Outside:
     reason: str
 
 
-_given: ContextVar["Generation | Outside | None"] = ContextVar("soda_compile_given", default=None)
+_given: ContextVar["Generation | Outside | Together | None"] = ContextVar("soda_compile_given", default=None)
 _branch: ContextVar[str | None] = ContextVar("soda_compile_branch", default=None)
 _open: ContextVar[tuple["Generation", ...]] = ContextVar("soda_compile_open", default=())
 _by_frame: dict[int, list["Generation"]] = {}  # by identity of a generator's frame, which lives as long as it is open
@@ -42,8 +43,8 @@ _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 @contextmanager
-def calling(generation: "Generation | Outside") -> Iterator[None]:
-    """Let the denoiser calls inside belong to a generation, or to none: an integration knows it."""
+def calling(generation: "Generation | Outside | Together") -> Iterator[None]:
+    """Let the denoiser calls inside belong to a generation, to several, or to none: an integration knows it."""
     token = _given.set(generation)
     try:
         yield
@@ -99,7 +100,7 @@ def leave(generation: "Generation") -> None:
         _open.set(tuple(opened))
 
 
-def current_generation(parameter: torch.Tensor) -> "Generation | Outside | None":
+def current_generation(parameter: torch.Tensor) -> "Generation | Outside | Together | None":
     """Return the generation of a call that comes now, of the model that owns ``parameter``; None if none is open."""
     given = _given.get()
     if given is not None:

@@ -10,10 +10,12 @@ import torch
 
 from soda_compile.compiler.conditioning_stage import ConditioningStage
 from soda_compile.compiler.program import Program
+from soda_compile.compiler.slot_samples import SampleSlot
 from soda_compile.errors import TrajectoryError
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.resume import resume_at
-from soda_compile.runtime.branches import BranchState
+from soda_compile.runtime.batching import Together
+from soda_compile.runtime.branches import Branches, BranchState
 from soda_compile.runtime.conditioning_cache import Conditions
 from soda_compile.runtime.counting import Counted, counted_generations
 from soda_compile.runtime.current import Outside, current_generation
@@ -60,6 +62,7 @@ class PlannedDenoiser:
         pool: Hands out slots.
         conditioning: Computes further inputs of the program; None if it takes those of the captured graph alone.
         compile_seconds: Time that compiling took; None for what was compiled ahead of time.
+        samples: Tells where the samples of a batch lie in the slots of ``program``.
     """
 
     program: Program
@@ -71,6 +74,7 @@ class PlannedDenoiser:
     pool: SlotPool = field(default_factory=SlotPool)
     conditioning: ConditioningStage | None = None
     compile_seconds: float | None = None
+    samples: Callable[[], Mapping[int, SampleSlot]] = dict
     conditions: dict[Hashable, Conditions] = field(default_factory=dict, init=False)
     _programs: dict[int, PlannedProgram] = field(default_factory=dict, init=False)  # by the step where they begin
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -84,16 +88,19 @@ class PlannedDenoiser:
         parameter = inputs[self.model_key]
         statistics = statistics_of(parameter)
         self._report(statistics)
-        timestep = self._read_timestep(inputs)
+        timestep = self.read_timestep(inputs)
         generation = current_generation(parameter)
         counted = None
+        if isinstance(generation, Together):
+            return generation.run(self, inputs)
         if generation is None:
             counted = self._counted(parameter, timestep, statistics)
             generation = counted.generation
         try:
             if isinstance(generation, Outside):
                 raise Miss("outside", generation.reason)
-            branches = generation.branches((id(parameter), self.plan.digest), self.plan.calls_per_step)
+            key = (id(parameter), self.plan.digest)
+            branches: Branches[BranchState] = generation.branches(key, self.plan.calls_per_step)
             with generation.lock:
                 call, branch = find_branch(self, generation.clock, branches, timestep, statistics.budget, inputs)
         except Miss as miss:
@@ -124,10 +131,13 @@ class PlannedDenoiser:
     def _run_plain(
         self, miss: Miss, generation: Generation | Outside, statistics: ModelStatistics, inputs: Sequence[Any]
     ) -> list[Any]:
-        """Compute everything: the first step of a plan does, and what it keeps is thrown away."""
         if self.on_miss == "error":
             raise TrajectoryError(str(miss)) from None
         statistics.miss(generation, miss)
+        return self.compute_all(inputs)
+
+    def compute_all(self, inputs: Sequence[Any]) -> list[Any]:
+        """Compute everything: the first step of a plan does, and what it keeps is thrown away."""
         if self.conditioning is not None:
             inputs = (*inputs, *run_once(self.conditioning.one_step, inputs))
         return run_owned(self.program, 0, new_registers(self.program, only_first=True), inputs)
@@ -167,11 +177,16 @@ class PlannedDenoiser:
         """Return the plan's timesteps; none if it knows none."""
         return self.plan.timesteps or ()
 
-    def _read_timestep(self, inputs: Sequence[Any]) -> float | None:
-        """Return the timestep among the inputs, where the host can read it without waiting for a device."""
+    def read_timestep(self, inputs: Sequence[Any], part: float = 0) -> float | None:
+        """Return the timestep among the inputs, where the host can read it without waiting for a device.
+
+        Args:
+            inputs: Inputs of the captured graph.
+            part: Where in the batch to read, from 0 to 1: generations that share a call may each have their own.
+        """
         if self.timestep is None or not self.timesteps:
             return None
         value = inputs[self.timestep]
         if isinstance(value, torch.Tensor):
-            return float(value.flatten()[0]) if value.device.type == "cpu" else None
+            return float(value.flatten()[int(part * value.numel())]) if value.device.type == "cpu" else None
         return float(value)

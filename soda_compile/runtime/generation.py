@@ -39,7 +39,7 @@ class Generation:
         self.lock = threading.Lock()
         self.entered = 0
         self._parameters = frozenset(map(id, parameters))
-        self._branches: dict[Hashable, Branches] = {}
+        self._branches: dict[Hashable, Branches[Any]] = {}
         self._end = weakref.finalize(self, _end, self._branches)
 
     @property
@@ -60,7 +60,7 @@ class Generation:
         """Return whether calls of the model that owns ``parameter`` belong to it."""
         return id(parameter) in self._parameters and not self.ended
 
-    def branches(self, key: Hashable, calls_per_step: int) -> Branches:
+    def branches(self, key: Hashable, calls_per_step: int) -> Branches[Any]:
         """Return the branches of guidance under one plan; ``key`` names the model and the plan."""
         found = self._branches.get(key)
         return self._branches.setdefault(key, Branches(calls_per_step)) if found is None else found
@@ -81,7 +81,7 @@ class Generation:
         return f"Generation({self.trajectory}, {state}, {self.tally})"
 
 
-def _end(branches: dict[Hashable, Branches]) -> None:
+def _end(branches: dict[Hashable, Branches[Any]]) -> None:
     for each in list(branches.values()):
         each.release()
     branches.clear()

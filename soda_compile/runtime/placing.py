@@ -20,7 +20,7 @@ MOST_CALLS = 8
 def find_branch(
     denoiser: "PlannedDenoiser",
     clock: Clock,
-    branches: Branches,
+    branches: Branches[BranchState],
     timestep: float | None,
     budget: Budget,
     inputs: Sequence[Any],
@@ -39,7 +39,7 @@ def find_branch(
         Miss: The plan does not cover the call.
     """
     call = branches.counter.place(clock)
-    _require_covered(denoiser, call, clock, timestep)
+    require_covered(denoiser, call, clock, timestep)
     branches.counter.count(clock)
     state = branches.states.get(call.branch)
     if state is not None and state.step != call.step - 1:
@@ -55,7 +55,8 @@ def find_branch(
     return call, state
 
 
-def _require_covered(denoiser: "PlannedDenoiser", call: CountedCall, clock: Clock, timestep: float | None) -> None:
+def require_covered(denoiser: "PlannedDenoiser", call: CountedCall, clock: Clock, timestep: float | None) -> None:
+    """Raise Miss if a call is none of the plan's; ``timestep`` is its own, where it is known."""
     plan = denoiser.plan
     if call.step >= plan.steps:
         raise Miss(
@@ -118,7 +119,7 @@ def _begun(
 
 def _moved(
     denoiser: "PlannedDenoiser",
-    branches: Branches,
+    branches: Branches[BranchState],
     old: BranchState,
     call: CountedCall,
     budget: Budget,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from soda_compile.runtime.batching import Together
 from soda_compile.runtime.current import Outside, current_generation
 from soda_compile.runtime.misses import Miss
 from soda_compile.runtime.statistics import statistics_of
@@ -32,5 +33,6 @@ class PlainDenoiser:
             statistics = statistics_of(parameter)
             generation = current_generation(parameter)
             miss = Miss("outside", generation.reason) if isinstance(generation, Outside) else self.miss
-            statistics.miss(generation, miss)
+            for each in generation.generations if isinstance(generation, Together) else (generation,):
+                statistics.miss(each, miss)
         return self.run(*inputs)

@@ -16,6 +16,8 @@ import torch
 from torch import fx
 from torch._logging._internal import trace_structured
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_flatten as tree_flatten
+from torch.utils._pytree import tree_unflatten as tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary as WeakIdKeyDictionary
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
