@@ -1,23 +1,26 @@
 """The one line for a diffusers pipeline. Nothing is patched on classes, and nothing is global."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from soda_compile.acceleration.accelerated import Acceleration
 from soda_compile.acceleration.handle import HANDLE, require_free
+from soda_compile.acceleration.measuring import Measurer, Watch
 from soda_compile.acceleration.plan_sources import GivenPlans, SearchedPlans
 from soda_compile.acceleration.plan_store import PlanStore, Request
 from soda_compile.backend.options import Conditioning, check_options
 from soda_compile.errors import OptionError
-from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, default_of
+from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, default_of, generations_of
 from soda_compile.integrations.diffusers.denoisers import denoisers_of, require_supported
+from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
 from soda_compile.planner import AnchorSchedule, Goal, Strategy
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.denoiser import OnMiss
 from soda_compile.storage.cache import cache_folder
 
+Missing = OnMiss | Literal["measure"]
 _PlanLike = Plan | str | os.PathLike[str]
 
 
@@ -37,7 +40,7 @@ def accelerate(
     mode: str | None = None,
     inductor: Mapping[str, Any] | None = None,
     conditioning: Conditioning = "step",
-    on_miss: OnMiss = "plain",
+    on_miss: Missing = "plain",
     slot_memory_bytes: int | None = None,
 ) -> Any:
     """Compile a pipeline's denoisers by a plan and tie the step clock to the pipeline's scheduler.
@@ -76,7 +79,9 @@ def accelerate(
         inductor: Settings for Inductor.
         conditioning: ``trajectory`` computes modulations for all steps at once, see ``Options``.
         on_miss: What denoiser calls do that no plan covers: ``plain`` runs them compiled without it and warns once
-            for each kind, ``error`` raises. ``soda_compile.stats(pipe)`` counts them.
+            for each kind, ``error`` raises. ``soda_compile.stats(pipe)`` counts them. ``measure`` is ``plain``, and
+            the first generations of a setting without a plan (another number of steps, guidance, LoRA) are measured:
+            as many as ``calibrate_with`` says, one at a time; later ones follow a plan for ``speedup``.
         slot_memory_bytes: Bound on the memory of kept values, for all generations under way; see ``Options``.
 
     Returns:
@@ -92,8 +97,10 @@ def accelerate(
     if sum(option is not None for option in (plan, speedup, anchors)) != 1:
         raise OptionError(f"give exactly one of plan, speedup={speedup} and anchors={anchors}")
     options: dict[str, Any] = {"mode": mode, "inductor": dict(inductor or {}), "conditioning": conditioning}
-    options |= {"on_miss": on_miss, "slot_memory_bytes": slot_memory_bytes}
+    options |= {"on_miss": "plain" if on_miss == "measure" else on_miss, "slot_memory_bytes": slot_memory_bytes}
     check_options(options)
+    if on_miss == "measure" and plan is not None:
+        raise OptionError("on_miss='measure' needs something to plan for: pass speedup= or anchors= instead of a plan")
     denoisers = denoisers_of(pipe)
     for name, module in denoisers.items():
         require_supported(name, module)
@@ -110,8 +117,17 @@ def accelerate(
         source = SearchedPlans(pipe, denoisers, request, store, guidance, max_interval)
         call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         _find_or_measure(source, calibrate_with, call, pipeline_options or {})
-    setattr(pipe, HANDLE, Acceleration(pipe, source, denoisers, options).install())
+    measure = _measurer(source, calibrate_with) if on_miss == "measure" else None
+    setattr(pipe, HANDLE, Acceleration(pipe, source, denoisers, options, measure).install())
     return pipe
+
+
+def _measurer(source: Any, calibrate_with: CalibrateWith) -> Callable[[SchedulerHook], Watch]:
+    """Return what begins to measure settings without a plan, for the generations that begin under a scheduler."""
+    assert isinstance(source, SearchedPlans)
+    generations = generations_of(calibrate_with)
+    measurer = Measurer(source.denoisers, generations, source.max_interval, source.add)
+    return lambda hook: measurer.begin(source.present(hook.scheduler), hook)
 
 
 def _find_or_measure(

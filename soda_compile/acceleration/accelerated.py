@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from soda_compile.acceleration.driven import Driven
+from soda_compile.acceleration.measuring import Watch
 from soda_compile.acceleration.shared_denoiser import Member, shared_denoiser
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.integrations.diffusers.denoisers import require_supported
@@ -26,12 +27,15 @@ class Acceleration:
         plans_for: Gives the plans for a scheduler as it is set, by component name, or says why there are none.
         denoisers: Those of the pipeline when it was accelerated, by component name.
         options: Of the backend.
+        measure: Begins to measure a setting without a plan, in the generation that begins under a scheduler; None where
+            such settings stay without one.
     """
 
     pipe: Any
     plans_for: Callable[[Any], Mapping[str, Plan]]
     denoisers: Mapping[str, torch.nn.Module]
     options: Mapping[str, Any]
+    measure: Callable[[SchedulerHook], Watch] | None = None
     members: dict[str, Member] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,7 +80,7 @@ class Acceleration:
         """
         driven = self.driven(scheduler)
         assert driven is not None
-        driven.plans = {}
+        driven.plans, driven.watch = {}, None
         self._require_denoisers()
         try:
             plans = self.plans_for(scheduler)
@@ -85,6 +89,9 @@ class Acceleration:
             if self.options.get("on_miss") == "error":
                 raise
             driven.reason = str(error)
+            if self.measure is not None:
+                driven.watch = self.measure(driven.hook)
+                driven.reason = driven.watch.reason
             return
         driven.take(plans, first)
 

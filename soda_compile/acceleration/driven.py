@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from soda_compile.acceleration.measuring import Watch
 from soda_compile.errors import TrajectoryError
 from soda_compile.integrations.base import Stage
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
@@ -50,12 +51,14 @@ class Driven:
         plans: By component name.
         reason: Why there are none.
         parts: By component name.
+        watch: The present generation, if it is measured as it has no plan.
     """
 
     hook: SchedulerHook
     plans: Mapping[str, Plan] = field(default_factory=dict)
     reason: str = ""
     parts: dict[str, _Part] = field(default_factory=dict)
+    watch: Watch | None = None
 
     def around(self, name: str, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call a method of the scheduler, see ``SchedulerHook.around``."""

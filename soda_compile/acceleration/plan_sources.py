@@ -72,17 +72,21 @@ class SearchedPlans:
         Raises:
             PlanError: Nothing was measured for its number of steps.
         """
-        steps = getattr(scheduler, "num_inference_steps", None) or len(scheduler.timesteps)
-        scale_now = getattr(self.pipe, "_guidance_scale", None)
-        setting = self.setting(steps, scale_now if isinstance(scale_now, int | float) else self.guidance)
+        setting = self.present(scheduler)
         usual = replace(setting, guidance=self.guidance)
         plans = self.stored(setting)
         if plans is None and (plans := self.stored(usual)) is not None:
-            log.warning("no plan was measured at guidance %s; using the one for %s", scale_now, self.guidance)
+            log.warning("no plan was measured at guidance %s; using the one for %s", setting.guidance, self.guidance)
             self._found[setting.key] = plans
         if plans is None:
             raise PlanError(self._nothing(setting))
         return plans
+
+    def present(self, scheduler: Any) -> Setting:
+        """Return the setting of a generation that begins."""
+        steps = getattr(scheduler, "num_inference_steps", None) or len(scheduler.timesteps)
+        scale = getattr(self.pipe, "_guidance_scale", None)
+        return self.setting(steps, scale if isinstance(scale, int | float) else self.guidance)
 
     def _nothing(self, setting: Setting) -> str:
         changed = [name for name, digest in setting.models.items() if digest not in self._first]
@@ -126,11 +130,20 @@ class SearchedPlans:
         measured = calibrate_denoisers(
             self.pipe, generate, generations=generations, guidance=setting.guidance, max_interval=self.max_interval
         )
-        self._require_all(measured)
         ran = getattr(self.pipe.scheduler, "num_inference_steps", None) or setting.steps
         if ran != setting.steps:
             setting = replace(setting, steps=int(ran))
             _say(f"calibrate_with ran {ran} steps; pass num_inference_steps={ran} so that this is found next time")
+        self.add(setting, measured)
+
+    def add(self, setting: Setting, measured: Mapping[str, Sensitivity]) -> None:
+        """Store what was measured for a setting, and the plans.
+
+        Raises:
+            SensitivityError: A denoiser was never called.
+            PlanError: No plan can be made of it.
+        """
+        self._require_all(measured)
         stored = self.store.save_measurement(setting, measured)
         self._keep(setting, self._plan(setting, stored), "new")
 

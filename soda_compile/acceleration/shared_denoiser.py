@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import torch
 
 from soda_compile.acceleration.driven import Driven
+from soda_compile.acceleration.measuring import RELAY, Watch, observing
 from soda_compile.backend.entry import soda, soda_plain
 from soda_compile.capture.forward import CompiledForward, ReplacedForward, replace_forward, restore_forward
-from soda_compile.errors import TrajectoryError
+from soda_compile.errors import SodaError, TrajectoryError
 from soda_compile.integrations.diffusers.branch_names import name_branches
 from soda_compile.integrations.diffusers.drivers import driver
 from soda_compile.integrations.diffusers.framework import holders
@@ -20,6 +21,7 @@ from soda_compile.integrations.diffusers.group_offload import around_calls
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.current import BRANCH, Outside, calling
 from soda_compile.runtime.misses import Miss
+from soda_compile.runtime.statistics import statistics_of
 
 
 class Caller(Protocol):
@@ -83,6 +85,7 @@ class SharedDenoiser:
     module: torch.nn.Module
     members: list[Member] = field(default_factory=list)
     _plain: dict[Hashable, CompiledForward] = field(default_factory=dict)
+    _observing: dict[Hashable, CompiledForward] = field(default_factory=dict)
     _forward: ReplacedForward | None = None
     _unname: Callable[[], None] | None = None
     _around: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -124,6 +127,12 @@ class SharedDenoiser:
         member, drives = self._caller()
         signature = signature_of((arguments, options))
         plan, generation = drives.call(member.name, member.on_miss) if drives else (None, Outside(_NO_CALLER))
+        if drives is not None and drives.watch is not None and drives.watch.observation(member.name) is not None:
+            try:
+                return self._observed(member, drives.watch, signature)(*arguments, **options)
+            except SodaError as error:  # whatever cannot be measured runs all the same
+                drives.watch.give_up(str(error))
+                drives.watch = None
         if isinstance(generation, Outside):
             compiled = member.any_compiled(signature) or self._compiled_plain(member, signature, generation.reason)
         else:
@@ -141,6 +150,21 @@ class SharedDenoiser:
                 if drives is not None:
                     return member, drives
         return self.members[0], None
+
+    def _observed(self, member: Member, watch: Watch, signature: Hashable) -> Callable[..., Any]:
+        """Return the forward of a generation that is measured, as its calls are."""
+        if signature not in self._observing:
+            backend = functools.partial(soda, options={"observer": RELAY})
+            self._observing.setdefault(signature, CompiledForward(self.module, backend, dynamic=None))
+
+        def observed(*arguments: Any, **options: Any) -> Any:
+            statistics_of(next(self.module.parameters())).miss(None, Miss("measured", watch.reason))
+            observation = watch.observation(member.name)
+            assert observation is not None
+            with observing(observation), self._around():
+                return self._observing[signature](*arguments, **options)
+
+        return observed
 
     def _compiled_plain(self, member: Member, signature: Hashable, reason: str) -> CompiledForward:
         if member.on_miss == "error":

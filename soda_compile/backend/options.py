@@ -99,6 +99,8 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
     if lowering == "eager" and (idle := sorted(settings.keys() - {CUDA_GRAPHS})):
         log.warning("graphs run without Inductor, so its settings do nothing: %s", ", ".join(idle))
     standard_observers()  # refuses wrong environment variables before work starts
+    if values.get("on_miss") == "measure":
+        raise OptionError("on_miss='measure' is for pipelines: accelerate(pipe, speedup=2, on_miss='measure')")
     on_miss = _one_of("on_miss", values.get("on_miss", "plain"), get_args(OnMiss))
     bound = values.get("slot_memory_bytes")
     _require_type("slot_memory_bytes", bound, int, "a number of bytes, or None")

@@ -4,22 +4,19 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from soda_compile.backend.entry import soda
 from soda_compile.capture.forward import compile_forward, own_holder
-from soda_compile.compiler.prune_flops import prune_flops
 from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.integrations.base import Framework, SamplerHook, Stage, denoiser_of, denoisers_of, framework_of
 from soda_compile.measure.error_accumulator import ErrorAccumulator
 from soda_compile.measure.gram import ErrorEntries, Floats
-from soda_compile.measure.profile_store import versions
+from soda_compile.measure.observation import Observation
 from soda_compile.plans.pruning import SCORES
-from soda_compile.plans.sensitivity import METRICS, Sensitivity, SensitivityInfo, merge
+from soda_compile.plans.sensitivity import Sensitivity, merge
 from soda_compile.runtime.call_counter import CallCounter
 from soda_compile.runtime.clock import Clock
 from soda_compile.storage.progress import progress_bar
@@ -78,7 +75,7 @@ def calibrate(
     errors = ErrorAccumulator(Clock(automatic=sampler is None), counter, entries, memory_bytes, scores)
     first = max(resume.info.seeds) + 1 if resume else 0
     seeds = range(first, first + generations)
-    measured = _measure({"model": _Observed(denoiser, errors)}, sampler, framework, generate, seeds, guidance)
+    measured = _measure({"model": Observation(denoiser, errors)}, sampler, framework, generate, seeds, guidance)
     if not measured:
         raise SensitivityError("generate(seed) did not call the model; it must call the very object that is calibrated")
     return merge(resume, measured["model"]) if resume else measured["model"]
@@ -109,7 +106,7 @@ def calibrate_denoisers(
     sampler = _sampler_of(pipe, framework)
     entries, share = ErrorEntries(max_interval), memory_bytes // len(denoisers)
     observed = {
-        name: _Observed(
+        name: Observation(
             denoiser, ErrorAccumulator(Clock(automatic=sampler is None), CallCounter(1), entries, share, scores)
         )
         for name, denoiser in denoisers.items()
@@ -120,17 +117,8 @@ def calibrate_denoisers(
     return measured
 
 
-@dataclass(eq=False)
-class _Observed:
-    """A denoiser, its errors, and its part of the schedule where there is one."""
-
-    module: torch.nn.Module
-    errors: ErrorAccumulator
-    stage: Stage | None = None
-
-
 def _measure(
-    observed: Mapping[str, _Observed],
+    observed: Mapping[str, Observation],
     sampler: Any,
     framework: Framework | None,
     generate: Callable[[int], Any],
@@ -170,7 +158,7 @@ def _measure(
             weights = hook.step_weights()
     seconds = time.perf_counter() - started
     return {
-        name: _assemble(denoiser, hook, weights, seeds, guidance, seconds)
+        name: denoiser.sensitivity(hook, weights, seeds, guidance, seconds)
         for name, denoiser in observed.items()
         if denoiser.errors.steps
     }
@@ -204,7 +192,7 @@ def _check_scores(scores: Sequence[str], resume: Sensitivity | None) -> tuple[st
     return ordered
 
 
-def _compiled(denoiser: _Observed, framework: Framework | None) -> AbstractContextManager[Any]:
+def _compiled(denoiser: Observation, framework: Framework | None) -> AbstractContextManager[Any]:
     """Compile the denoiser's forward in observe mode for a while."""
     backend = functools.partial(soda, options={"observer": denoiser.errors})
     hosted = framework.around_calls(denoiser.module) if framework else nullcontext
@@ -218,84 +206,3 @@ def _compiled(denoiser: _Observed, framework: Framework | None) -> AbstractConte
             yield
 
     return compile_forward(denoiser.module, backend, around, holders)
-
-
-def _assemble(
-    denoiser: _Observed,
-    hook: SamplerHook | None,
-    weights: Floats | None,
-    seeds: range,
-    guidance: float | None,
-    seconds: float,
-) -> Sensitivity:
-    errors, structure = denoiser.errors, denoiser.errors.structure
-    assert structure is not None
-    first = denoiser.stage.called_at if denoiser.stage else 0
-    part = slice(first, first + errors.steps)
-    notes = {"seconds": f"{seconds:.1f}", "device": str(structure.regions[0].cuts[0].device)}
-    if hook is not None and errors.steps < (whole := len(hook.timesteps)):
-        notes |= {"first_step": str(first), "schedule_steps": str(whole)}
-    mean, variance = _tables(errors, errors.steps, len(structure.regions))
-    timestep_input, timesteps = _find_timestep(errors.inputs, None if hook is None else hook.timesteps[part])
-    info = SensitivityInfo(
-        fingerprint=structure.fingerprint,
-        regions=structure.region_names,
-        steps=errors.steps,
-        max_interval=errors.entries.max_interval,
-        generations=len(seeds),
-        samples=errors.samples,
-        seeds=tuple(seeds),
-        timesteps=timesteps,
-        timestep_input=timestep_input,
-        scheduler=hook.name if hook is not None else None,
-        scheduler_config=hook.config if hook is not None else None,
-        scheduler_digest=hook.digest if hook is not None else None,
-        guidance=guidance,
-        calls_per_step=errors.calls_in_a_step,
-        tokens={"stride": errors.stride},
-        versions=versions(),
-        notes=notes,
-    )
-    step_weights = np.ones(errors.steps) if weights is None else weights[part]
-    region_flops = np.array([region.flops for region in structure.regions], dtype=np.float64)
-    removed = prune_flops(structure) if errors.prune_scores else None
-    return Sensitivity(info, mean, variance, step_weights, region_flops, float(structure.flops), removed)
-
-
-def _tables(errors: ErrorAccumulator, steps: int, regions: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return mean and variance of the errors by metric and operator, float32 [steps, regions, ...]."""
-    values = np.full((2, len(METRICS), steps, regions, errors.width), np.nan)
-    for (step, region), moments in errors.moments.items():
-        counted = moments.count > 0
-        values[0, :, step, region][counted] = moments.mean[counted]
-        values[1, :, step, region][counted] = moments.deviation[counted] / moments.count[counted]
-    mean, variance = (
-        {
-            f"{metric}.{operator}": np.ascontiguousarray(table, dtype=np.float32)
-            for metric, rows in zip(METRICS, statistic, strict=True)
-            for operator, table in errors.split(rows).items()
-        }
-        for statistic in values
-    )
-    return mean, variance
-
-
-def _find_timestep(
-    inputs: Sequence[Mapping[str, float]], timesteps: list[float] | None
-) -> tuple[str | None, tuple[float, ...] | None]:
-    """Return the input that carries the timestep: the one that follows the scheduler, or else runs one way."""
-    for name in inputs[0]:
-        if not all(name in numbers for numbers in inputs):
-            continue
-        values = tuple(numbers[name] for numbers in inputs)
-        rises = np.diff(values)
-        if timesteps is not None:
-            if len(values) == len(timesteps) and np.allclose(values, timesteps, rtol=1e-2, atol=1e-3):
-                return name, values
-        elif len(rises) and (bool((rises > 0).all()) or bool((rises < 0).all())):
-            return name, values
-        elif len(rises) > 1 and not rises[::2].any() and rises[1::2].any():
-            raise SensitivityError(
-                f"input {name!r} has each value twice in a row: if guidance makes a second call, pass calls_per_step=2"
-            )
-    return None, tuple(timesteps) if timesteps is not None else None

@@ -11,7 +11,7 @@ import soda_compile
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["one line", "pipeline", "loop", "serving"])
+@pytest.mark.parametrize("name", ["one line", "pipeline", "loop", "serving", "batching"])
 def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     code = re.search(rf"<!-- example: {name} -->\n```python\n(.*?)```", README, re.DOTALL)
     assert code is not None
@@ -28,6 +28,11 @@ def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     if name == "serving":
         counted = soda_compile.stats(scope["pipe"])["transformer"]
         assert (counted["calls"], counted["misses"], counted["slot_bytes"]) == (40, {}, 0)
+        return
+    if name == "batching":
+        assert scope["noise"].isfinite().all()
+        counted = soda_compile.stats(scope["pipe"])["transformer"]
+        assert (counted["calls"], counted["misses"]) == (3, {})
         return
     assert scope["plan"].flop_ratio <= 1 / 2.5
     if name == "pipeline":

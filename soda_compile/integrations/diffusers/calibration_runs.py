@@ -62,6 +62,13 @@ def calibration_runs(
     return generate, len(inputs)
 
 
+def generations_of(calibrate_with: CalibrateWith) -> int:
+    """Return how many generations make a measurement."""
+    if callable(calibrate_with):
+        return GENERATIONS
+    return calibrate_with if isinstance(calibrate_with, int) else len(calibrate_with)
+
+
 def _items(pipe: Any, calibrate_with: int | Sequence[Any], parameters: Mapping[str, Any]) -> Sequence[Any]:
     if not isinstance(calibrate_with, int):
         if isinstance(calibrate_with, str) or not len(calibrate_with):

@@ -29,11 +29,13 @@ class SchedulerHook:
         clock: The clock.
         check: Called with the scheduler after its timesteps are set, before the trajectory begins.
         arguments: Arguments of the last ``set_timesteps`` call, positional and by keyword.
+        ended: Called after the last step of a trajectory.
     """
 
     clock: Clock
     check: Callable[[Any], None] | None = None
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    ended: Callable[[], None] | None = None
     _scheduler: Callable[[], Any] = lambda: None
     _ties: "SchedulerTies[SchedulerHook] | None" = None
     _at_start: bool = False
@@ -123,6 +125,8 @@ class SchedulerHook:
         result = method(*arguments, **options)
         self._at_start = False
         self.clock.advance()
+        if self.ended is not None and self.clock.step == self.clock.steps:
+            self.ended()
         return result
 
     def _start_at(self, method: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from soda_compile.errors import SensitivityError
+from soda_compile.integrations.diffusers.scheduler_ties import untied_class
 
 
 def probe_step_weights(
@@ -69,8 +70,7 @@ def _noised(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor, timestep: 
 def _run(scheduler: Any, arguments: Sequence[Any], options: Mapping[str, Any], outputs: torch.Tensor) -> torch.Tensor:
     """Return the samples after each step, [steps, samples, 1, 2, 2], for given model outputs of that shape."""
     copied = copy.deepcopy(scheduler)
-    for name in ("set_timesteps", "step"):
-        copied.__dict__.pop(name, None)  # an integration may have hooked the instance
+    copied.__class__ = untied_class(copied)  # its steps are nobody's
     copied.set_timesteps(*(arguments or (len(outputs),)), **options)
     if not torch.equal(torch.as_tensor(copied.timesteps).cpu(), torch.as_tensor(scheduler.timesteps).cpu()):
         raise ValueError(f"set_timesteps({len(outputs)}) gives other timesteps than the ones in use")
