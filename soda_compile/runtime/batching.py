@@ -107,8 +107,8 @@ class Together:
                     each.counter.count(one.clock)
             return denoiser.compute_all(inputs)
         self._require_timesteps(denoiser, calls, inputs)
-        for each, one in zip(branches, self.generations, strict=True):
-            each.counter.count(one.clock)
+        for each, one, call in zip(branches, self.generations, calls, strict=True):
+            each.counter.count(one.clock, call)
         try:
             return self._run(denoiser, branches, calls, statistics, inputs)
         except BaseException:

@@ -56,9 +56,9 @@ class CallCounter:
         branch = Branch(clock.branch, self._named[clock.branch] if same else 0)
         return CountedCall(clock.trajectory, clock.step, branch, self.calls if same else 0)
 
-    def count(self, clock: Clock) -> CountedCall:
-        """Count the call that comes now, and return its place."""
-        call = self.place(clock)
+    def count(self, clock: Clock, placed: CountedCall | None = None) -> CountedCall:
+        """Count the call that comes now, and return its place, which may be known already."""
+        call = placed or self.place(clock)
         if call.trajectory != self._trajectory or (not clock.automatic and call.step != self._step):
             self.calls = 0
             self._named.clear()

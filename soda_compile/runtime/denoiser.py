@@ -24,7 +24,7 @@ from soda_compile.runtime.generation import Generation
 from soda_compile.runtime.misses import Miss
 from soda_compile.runtime.placing import find_branch, is_at
 from soda_compile.runtime.slots import SlotPool, new_registers
-from soda_compile.runtime.statistics import ModelStatistics, statistics_of
+from soda_compile.runtime.statistics import ModelStatistics, RegionCounts, statistics_of
 
 OnMiss = Literal["plain", "error"]
 
@@ -35,16 +35,17 @@ class PlannedProgram:
 
     Attributes:
         program: The compiled plan.
-        regions: For each step the number of regions by kind of action.
+        regions: For each step.
     """
 
     program: Program
-    regions: tuple[Mapping[str, int], ...]
+    regions: tuple[RegionCounts, ...]
 
     @classmethod
     def of(cls, program: Program, plan: Plan) -> "PlannedProgram":
         """Count the actions of a plan."""
-        return cls(program, tuple(Counter(action.kind for action in step) for step in zip(*plan.actions, strict=True)))
+        steps = zip(*plan.actions, strict=True)
+        return cls(program, tuple(tuple(Counter(action.kind for action in step).items()) for step in steps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,5 +189,7 @@ class PlannedDenoiser:
             return None
         value = inputs[self.timestep]
         if isinstance(value, torch.Tensor):
-            return float(value.flatten()[int(part * value.numel())]) if value.device.type == "cpu" else None
+            if value.device.type != "cpu":
+                return None
+            return float(value if value.numel() == 1 else value.view(-1)[int(part * value.numel())])
         return float(value)

@@ -40,7 +40,7 @@ def find_branch(
     """
     call = branches.counter.place(clock)
     require_covered(denoiser, call, clock, timestep)
-    branches.counter.count(clock)
+    branches.counter.count(clock, call)
     state = branches.states.get(call.branch)
     if state is not None and state.step != call.step - 1:
         _require_restart(denoiser, clock, call, f"last ran step {state.step}")

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,20 +21,35 @@ log = logging.getLogger(__name__)
 
 LISTED = 32  # generations that are listed one by one
 
+RegionCounts = tuple[tuple[str, int], ...]
+"""The regions of a denoiser call by what they do: kinds of action with their numbers."""
+
 
 @dataclass(eq=False)
 class Tally:
     """Counts of one generation, or of all of a model.
 
     Attributes:
-        calls: Denoiser calls that followed the plan.
-        regions: Regions by what they did in these calls, by the kind of action.
+        planned: Denoiser calls that followed the plan, by what their regions did.
         misses: Calls that ran without the plan, by kind.
     """
 
-    calls: int = 0
-    regions: Counter[str] = field(default_factory=Counter)
+    planned: dict[RegionCounts, int] = field(default_factory=dict)
     misses: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def calls(self) -> int:
+        """Return the number of denoiser calls that followed the plan."""
+        return sum(self.planned.values())
+
+    @property
+    def regions(self) -> Counter[str]:
+        """Return the regions in these calls by the kind of action."""
+        total: Counter[str] = Counter()
+        for regions, calls in list(self.planned.items()):
+            for kind, count in regions:
+                total[kind] += count * calls
+        return total
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counts as plain values."""
@@ -67,13 +82,12 @@ class ModelStatistics:
     reasons: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self, generation: "Generation", regions: Mapping[str, int]) -> None:
+    def count(self, generation: "Generation", regions: RegionCounts) -> None:
         """Add a call of a generation that followed the plan."""
         with self._lock:
             self._list(generation)
-            for each in (generation.tally, self.total):
-                each.calls += 1
-                each.regions.update(regions)
+            for tally in (generation.tally.planned, self.total.planned):
+                tally[regions] = tally.get(regions, 0) + 1
 
     def miss(self, generation: "Generation | Outside | None", miss: Miss) -> None:
         """Count a call without the plan, of a generation or of none; warn at the first of its kind."""
@@ -102,7 +116,7 @@ class ModelStatistics:
             self.compile_seconds += seconds
 
     def _list(self, generation: "Generation") -> None:
-        if not generation.tally.calls and not generation.tally.misses:
+        if not generation.tally.planned and not generation.tally.misses:
             self.generations.append((generation.trajectory, generation.tally))
 
     def as_dict(self) -> dict[str, Any]:
