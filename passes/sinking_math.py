@@ -10,6 +10,12 @@ from soda_compile.passes.sinking import Sinker, Unsinkable, aligned, arguments, 
 aten = torch.ops.aten
 
 
+def through(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
+    """Sink through an operator that treats each token of its first argument alike."""
+    source, *rest = arguments(node)
+    return sinker.call(node.target, sinker.want(source, place), *rest, **node.kwargs)
+
+
 def elementwise(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     """Sink through an elementwise operator; what is broadcast over tokens stays."""
     rank = len(shape_of(node))
@@ -27,8 +33,7 @@ def linear(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     """Sink through a linear, which works on each token by itself."""
     if place.axis == len(shape_of(node)) - 1:
         raise Unsinkable("the tokens are the output features of a linear")
-    source, *rest = arguments(node)
-    return sinker.call(node.target, sinker.want(source, place), *rest)
+    return through(sinker, node, place)
 
 
 def product(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
@@ -64,39 +69,28 @@ def attention(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     if place.axis != rank - 2:
         raise Unsinkable("the tokens are not the queries of an attention")
     options = dict(zip(("attn_mask", "dropout_p", "is_causal"), rest, strict=False)) | node.kwargs
-    if options.get("is_causal"):
+    if options.pop("is_causal", False):
         raise Unsinkable("a causal attention counts its queries")
     sinker.keep_whole([key, value])
     mask = options.pop("attn_mask", None)
     if isinstance(mask, fx.Node):
         mask = aligned(sinker, mask, place, rank)
-    options = {name: option for name, option in options.items() if name not in ("dropout_p", "is_causal")}
-    return sinker.call(
-        node.target,
-        sinker.want(query, place),
-        key,
-        value,
-        mask,
-        options.pop("dropout_p", 0.0),
-        False,
-        **options,
-    )
+    options.pop("dropout_p", None)  # there is none outside training
+    return sinker.call(node.target, sinker.want(query, place), key, value, mask, 0.0, False, **options)
 
 
 def norm_over_features(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     """Sink through a norm over the last axes, which treats each token alike."""
-    source, normalized, *rest = arguments(node)
-    if place.axis >= len(shape_of(node)) - len(normalized):
+    if place.axis >= len(shape_of(node)) - len(arguments(node)[1]):
         raise Unsinkable("the norm runs over tokens")
-    return sinker.call(node.target, sinker.want(source, place), normalized, *rest, **node.kwargs)
+    return through(sinker, node, place)
 
 
 def along_axis(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     """Sink through an operator along one other axis (softmax, cumulative sum)."""
-    source, axis, *rest = arguments(node)
-    if wrap(axis, len(shape_of(node))) == place.axis:
+    if wrap(arguments(node)[1], len(shape_of(node))) == place.axis:
         raise Unsinkable("it runs over tokens")
-    return sinker.call(node.target, sinker.want(source, place), axis, *rest, **node.kwargs)
+    return through(sinker, node, place)
 
 
 def reduction(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
@@ -112,16 +106,15 @@ def reduction(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     inner = place.moved(kept[place.axis], kept[place.batch])
     if reduced & {inner.axis, inner.batch}:
         raise Unsinkable("it reduces over tokens")
-    return sinker.call(node.target, sinker.want(source, inner), *arguments(node)[1:], **node.kwargs)
+    return through(sinker, node, inner)
 
 
 def complex_numbers(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     """Sink through pairs of the last axis that become complex features or come from them, or their parts."""
-    source, *rest = arguments(node)
-    if node.target is aten.view_as_complex.default and place.axis == len(shape_of(source)) - 1:
+    if node.target is aten.view_as_complex.default and place.axis == len(shape_of(arguments(node)[0])) - 1:
         raise Unsinkable("the tokens are the parts of complex numbers")
     if node.target in (aten.view_as_complex.default, aten.view_as_real.default):
-        return sinker.call(node.target, sinker.want(source, place), *rest)
+        return through(sinker, node, place)
     return elementwise(sinker, node, place)
 
 
@@ -129,9 +122,3 @@ def cast_like(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     """Sink through a cast to the dtype of another tensor."""
     source, other = arguments(node)
     return sinker.call(aten._to_copy.default, sinker.want(source, place), dtype=tensor_of(other).dtype)
-
-
-def filled_like(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
-    """Make a new tensor of the shape of another for the wanted tokens alone."""
-    source, *rest = arguments(node)
-    return sinker.call(node.target, sinker.want(source, place), *rest, **node.kwargs)

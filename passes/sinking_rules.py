@@ -16,12 +16,12 @@ from soda_compile.passes.sinking_math import (
     cast_like,
     complex_numbers,
     elementwise,
-    filled_like,
     linear,
     norm_over_features,
     product,
     product_with_bias,
     reduction,
+    through,
 )
 from soda_compile.passes.sinking_shapes import (
     cat,
@@ -62,7 +62,7 @@ RULES: dict[Any, Rule] = {
     aten.stack: stack,
     aten.type_as: cast_like,
     **dict.fromkeys((aten.slice_scatter, aten.select_scatter), scatter_axis),
-    **dict.fromkeys((aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like), filled_like),
+    **dict.fromkeys((aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like), through),
     **dict.fromkeys(
         (aten._to_copy, aten.alias, aten.detach, aten.dropout, aten.contiguous, aten.copy),
         elementwise,

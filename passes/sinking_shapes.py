@@ -1,7 +1,7 @@
 """Rules for operators that move, select and join axes: one for each kind, which says how taking tokens commutes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +18,8 @@ def view(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     """Sink through a view that keeps the token axis whole: it splits or merges other axes only."""
     source = arguments(node)[0]
     inner, outer = shape_of(source), shape_of(node)
-    axis = _same_axis(inner, outer, place.axis)
-    batch = _same_start(inner, outer, place.batch)
+    axis = next((axis for axis in _same_start(inner, outer, place.axis) if inner[axis] == outer[place.axis]), None)
+    batch = next(_same_start(inner, outer, place.batch), None)
     samples = sinker.tokens.batch
     if axis is None:
         raise Unsinkable(f"the view {inner} to {outer} merges the token axis with another")
@@ -30,19 +30,10 @@ def view(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     return sinker.call(aten.reshape.default, fresh, outer)
 
 
-def _same_axis(inner: Sequence[int], outer: Sequence[int], axis: int) -> int | None:
-    """Return the axis of ``inner`` with the same size and as many elements before it."""
+def _same_start(inner: Sequence[int], outer: Sequence[int], axis: int) -> Iterator[int]:
+    """Yield the axes of ``inner`` with as many elements before them."""
     before = math.prod(outer[:axis])
-    for candidate, size in enumerate(inner):
-        if size == outer[axis] and math.prod(inner[:candidate]) == before:
-            return candidate
-    return None
-
-
-def _same_start(inner: Sequence[int], outer: Sequence[int], axis: int) -> int | None:
-    """Return the first axis of ``inner`` with as many elements before it."""
-    before = math.prod(outer[:axis])
-    return next((index for index in range(len(inner)) if math.prod(inner[:index]) == before), None)
+    return (index for index in range(len(inner)) if math.prod(inner[:index]) == before)
 
 
 def permute(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:

@@ -5,7 +5,7 @@ Text encoders are left out, their outputs are passed. Images stay latents where 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
@@ -124,11 +124,6 @@ def _changed(family: str, **changes: Any) -> nn.Module:
 def latte() -> nn.Module:
     """With the second half of the channels that the pipeline takes off."""
     return _changed("latte", out_channels=8)
-
-
-def small_sd3() -> nn.Module:
-    """Two blocks: one of both token groups, and the last one."""
-    return _changed("sd3", num_layers=2)
 
 
 def qwen() -> nn.Module:
@@ -278,17 +273,9 @@ _ALL = (
 )
 
 
-def _small_sd3_regions() -> dict[str, Region]:
-    last = {"transformer_blocks.1.attn": "attn.to_out.0", "transformer_blocks.1.ff": "ff.net.2"}
-    return {
-        **_joint("transformer_blocks.0", "ff", "ff_context"),
-        **{name: Region((f"transformer_blocks.1.{end}",)) for name, end in last.items()},
-    }
-
-
 PIPELINES: dict[str, TinyPipeline] = {pipeline.name: pipeline for pipeline in _ALL}
 
-SMALL_SD3 = replace(PIPELINES["sd3"], denoiser=_lively(small_sd3), regions=_small_sd3_regions())
+SMALL_SD3 = PIPELINES["sd3"]
 """For tests of what does not depend on the model."""
 
 

@@ -1,4 +1,7 @@
-"""Compares a pruned branch with the full branch at the same tokens, for every region of a model."""
+"""Compares a pruned branch with the full branch at the same tokens, for every region of a model.
+
+Run this file to print the table of docs/pruning.md.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -7,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from soda_compile.analysis.token_axes import carries_of
+from soda_compile.compiler.analyse import analyse
 from soda_compile.ir.aten_operators import graph_flops
 from soda_compile.ir.graphs import copy_graph
 from soda_compile.ir.structure import BlockGraph, Structure
@@ -16,6 +20,20 @@ from soda_compile.passes.prune_tokens import PruneTokens
 from soda_compile.passes.sink_gathers import SinkGathers
 from soda_compile.plans.actions import prune
 from soda_compile.plans.pruning import Pruning
+
+CLASSES = (
+    "DiTTransformer2DModel",
+    "PixArtTransformer2DModel",
+    "SD3Transformer2DModel",
+    "FluxTransformer2DModel",
+    "CogVideoXTransformer3DModel",
+    "WanTransformer3DModel",
+    "LatteTransformer3DModel",
+    "QwenImageTransformer2DModel",
+    "HunyuanVideoTransformer3DModel",
+    "LTXVideoTransformer3DModel",
+)
+MERGED = "token groups are put together here"  # those of a joint feed-forward, before its first linear
 
 
 @dataclass(frozen=True)
@@ -93,3 +111,20 @@ def _random(value: object, generator: torch.Generator) -> object:
     if value.dtype.is_complex:
         return torch.view_as_complex(torch.randn(*value.shape, 2, generator=generator)).to(value.dtype)
     return torch.zeros(value.shape, dtype=value.dtype)
+
+
+def table() -> str:
+    from models.catalogue import DENOISERS
+    from tracing import trace
+
+    lines = ["| model | region | work kept at half of the tokens | why sinking stopped |", "|---|---|---|---|"]
+    for name in CLASSES:
+        model, inputs = DENOISERS[name].build()
+        for branch in pruned_branches(analyse(trace(model, **inputs))):
+            lines.append(f"| {name} | {branch.region} | {branch.kept:.0%} | {'; '.join(branch.stops) or '-'} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    print(table())

@@ -17,16 +17,21 @@ from soda_compile.runtime.statistics import ModelStatistics, recorded
 
 def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Captured:
     """The graph that the backend would capture from this call."""
+    return traces(model, 1, *args, **kwargs)[0]
+
+
+def traces(model: nn.Module, times: int, *args: Any, **kwargs: Any) -> list[Captured]:
+    """The graph that the backend would capture from this call, captured several times from what Dynamo gives once."""
     found: list[Captured] = []
 
     def look(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        found.append(capture(module, inputs))
+        found.extend(capture(module, inputs) for _ in range(times))
         return module.forward
 
     torch._dynamo.reset()
     with torch.no_grad():
         torch.compile(model, backend=look, fullgraph=True, dynamic=False)(*args, **kwargs)
-    return found[0]
+    return found
 
 
 class _Function(nn.Module):

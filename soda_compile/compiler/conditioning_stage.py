@@ -94,5 +94,5 @@ def _stacked(subgraph: Subgraph, steps: int, varying: set[str]) -> Subgraph:
             f"{subgraph.name} cannot be computed for all steps at once: {error}. Compile with conditioning='step'"
         ) from error
     return replace(
-        subgraph, key=f"{subgraph.key} {steps} {batched}", name=f"{subgraph.name}, {steps} steps", module=module
+        subgraph, key=f"{subgraph.key} {steps} {batched}", name=f"{subgraph.name}, {steps} steps", graph=module.graph
     )

@@ -50,5 +50,5 @@ class Lowering:
 
 
 def _on_cpu(subgraphs: Iterable[Subgraph]) -> bool:
-    inputs = [node for subgraph in subgraphs for node in subgraph.module.graph.find_nodes(op="placeholder")]
+    inputs = [node for subgraph in subgraphs for node in subgraph.graph.find_nodes(op="placeholder")]
     return all(node.meta["val"].device.type == "cpu" for node in inputs)

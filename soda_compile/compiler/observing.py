@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import fx
 
 from soda_compile.analysis.cut_to_branch import CutToBranch, cut_to_branch
 from soda_compile.analysis.outline import canonical_key
@@ -113,8 +112,7 @@ def _observed_subgraph(
 ) -> tuple[Subgraph, tuple[str, ...]]:
     graph = copy_graph(block.module.graph)
     names = Pipeline((Observe(block.regions, carries, axes),)).run(graph).changed
-    module = fx.GraphModule(torch.nn.Module(), graph)
-    return Subgraph(canonical_key(graph), name, module, (), ()), names
+    return Subgraph(canonical_key(graph), name, graph, (), ()), names
 
 
 def cut_to_branch_graphs(structure: Structure) -> tuple[CutToBranch, ...]:

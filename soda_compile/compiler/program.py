@@ -153,7 +153,7 @@ def assemble(structure: Structure, steps: Sequence[StepSubgraphs], registers: Re
     lowering.compile(subgraph for step in steps for subgraph in step.subgraphs)
     resolved = tuple(_calls(structure, number, step, registers, lowering) for number, step in enumerate(steps))
     outputs = tuple(registers.value(name) if name else None for name in structure.outputs)
-    flops = tuple(sum(graph_flops(subgraph.module.graph) for subgraph in step.subgraphs) for step in steps)
+    flops = tuple(sum(graph_flops(subgraph.graph) for subgraph in step.subgraphs) for step in steps)
     return Program(
         resolved, outputs, registers.count, registers.tensors, registers.slots, flops, slot_keys=registers.slot_keys
     )
@@ -181,7 +181,7 @@ def _calls(
     calls = []
     for index, subgraph in enumerate(step.subgraphs):
         release = tuple(registers.value(name) for name, last in last_use.items() if last == index and name not in fixed)
-        arguments = resolve(subgraph.inputs, subgraph.module.graph.find_nodes(op="placeholder"))
-        results = resolve(subgraph.outputs, results_of(subgraph.module.graph))
+        arguments = resolve(subgraph.inputs, subgraph.graph.find_nodes(op="placeholder"))
+        results = resolve(subgraph.outputs, results_of(subgraph.graph))
         calls.append(Call(lowering.compiled[subgraph.key], arguments, results, release))
     return tuple(calls)

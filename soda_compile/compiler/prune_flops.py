@@ -32,5 +32,5 @@ def _of_region(block: BlockGraph, index: int) -> NDArray[np.float64]:
         modes = [RegionMode(COMPUTE)] * len(block.regions)
         modes[index] = RegionMode(prune(rate), pruning=Pruning("feature_mean"))
         variant = make_variant(block, modes, [True] * outputs)
-        saved[position] = max(0, block.flops - graph_flops(variant.module.graph))
+        saved[position] = max(0, block.flops - graph_flops(variant.graph))
     return saved

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import fx
@@ -31,13 +32,13 @@ class Variant:
     """A block graph for one tuple of modes and the outputs that are needed.
 
     Attributes:
-        module: The rewritten graph; outputs that nothing needs are gone.
+        graph: The rewritten graph; outputs that nothing needs are gone.
         inputs: For each placeholder the index of the block's input, or its role as slot or coefficients.
         outputs: For each result the index of the block's output, or its role as new content of a slot.
         skipped: What the passes left alone, and why.
     """
 
-    module: fx.GraphModule
+    graph: fx.Graph
     inputs: tuple[int | Role, ...]
     outputs: tuple[int | Role, ...]
     skipped: tuple[Note, ...]
@@ -58,16 +59,21 @@ class Subgraph:
     Attributes:
         key: Hash of the canonical text; subgraphs with equal keys share compiled code.
         name: What it covers, for messages.
-        module: The graph.
+        graph: The graph.
         inputs: For each placeholder the name of a value, or a slot or coefficients of a call.
         outputs: For each result the name of the value, or the slot of a call that takes it.
     """
 
     key: str
     name: str
-    module: fx.GraphModule
+    graph: fx.Graph
     inputs: tuple[str | CallRole, ...]
     outputs: tuple[str | CallRole, ...]
+
+    @cached_property
+    def module(self) -> fx.GraphModule:
+        """Return the graph with its Python code, which only what is compiled or run needs."""
+        return fx.GraphModule(self.graph.owning_module or torch.nn.Module(), self.graph)
 
 
 def pipeline(block: BlockGraph, modes: Sequence[RegionMode]) -> Pipeline:
@@ -122,7 +128,7 @@ def make_variant(block: BlockGraph, modes: Sequence[RegionMode], needed: Sequenc
     output.args = (tuple(value for value, keep in zip(results_of(graph), needed, strict=True) if keep),)
     skipped = pipeline(block, modes).run(graph).skipped
     return Variant(
-        module=fx.GraphModule(torch.nn.Module(), graph),
+        graph=graph,
         inputs=tuple(
             meta_of(node)["role"] if "role" in node.meta else sources[node]
             for node in graph.find_nodes(op="placeholder")
@@ -147,7 +153,7 @@ def join(calls: Sequence[tuple[int, BlockCall, Variant]], needed: set[str]) -> S
     inputs: dict[str | CallRole, fx.Node] = {}
     made: set[str] = set()
     for (_, call, variant), keys in zip(calls, sources, strict=True):
-        for key, node in zip(keys, variant.module.graph.find_nodes(op="placeholder"), strict=True):
+        for key, node in zip(keys, variant.graph.find_nodes(op="placeholder"), strict=True):
             if key not in made and key not in inputs:
                 inputs[key] = graph.placeholder(node.name)
                 inputs[key].target = inputs[key].name  # equal blocks have equal names; arguments must differ
@@ -155,16 +161,15 @@ def join(calls: Sequence[tuple[int, BlockCall, Variant]], needed: set[str]) -> S
         made |= {call.outputs[number] for number in variant.outputs if isinstance(number, int)}
     values: dict[str | CallRole, fx.Node] = dict(inputs)
     for (index, call, variant), keys in zip(calls, sources, strict=True):
-        placeholders = variant.module.graph.find_nodes(op="placeholder")
+        placeholders = variant.graph.find_nodes(op="placeholder")
         copies = {node: values[key] for key, node in zip(keys, placeholders, strict=True)}
-        results = graph.graph_copy(variant.module.graph, copies)
+        results = graph.graph_copy(variant.graph, copies)
         names = [call.outputs[to] if isinstance(to, int) else CallRole(index, to) for to in variant.outputs]
         values |= zip(names, results, strict=True)  # type: ignore[arg-type]
     stored = [CallRole(index, to) for index, _, variant in calls for to in variant.outputs if not isinstance(to, int)]
     outputs: list[str | CallRole] = [*(name for name in values if name in needed and name in made), *stored]
     graph.output(tuple(values[name] for name in outputs))
     name = calls[0][1].name if len(calls) == 1 else f"{calls[0][1].name} to {calls[-1][1].name}"
-    module = fx.GraphModule(torch.nn.Module(), graph)
-    key = canonical_key(graph)
-    log_artifact(f"soda_subgraph_{key}", lambda: f"# {name}\n{module.code}")
-    return Subgraph(key, name, module, tuple(inputs), tuple(outputs))
+    subgraph = Subgraph(canonical_key(graph), name, graph, tuple(inputs), tuple(outputs))
+    log_artifact(f"soda_subgraph_{subgraph.key}", lambda: f"# {name}\n{subgraph.module.code}")
+    return subgraph

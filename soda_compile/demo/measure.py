@@ -3,9 +3,9 @@
 import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,31 +76,19 @@ class Fidelity:
     accuracy: float
 
 
-class Stopwatch:
-    """Sums the wall time inside a module's calls, whatever its forward is; on the CPU, where calls do not return early.
+@contextmanager
+def timed_calls(module: torch.nn.Module) -> Iterator[list[float]]:
+    """Collect the wall time inside each call of a module, whatever its forward is.
 
-    Used as a context manager: it counts between enter and exit.
+    For the CPU, where calls do not return early.
     """
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.seconds = 0.0
-        self._module = module
-        self._started = 0.0
-
-    def _start(self, *_: Any) -> None:
-        self._started = time.perf_counter()
-
-    def _stop(self, *_: Any) -> None:
-        self.seconds += time.perf_counter() - self._started
-
-    def __enter__(self) -> "Stopwatch":
-        hooks = (self._module.register_forward_pre_hook(self._start), self._module.register_forward_hook(self._stop))
-        self._hooks = hooks
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
+    started: list[float] = []
+    seconds: list[float] = []
+    with (
+        module.register_forward_pre_hook(lambda *_: started.append(time.perf_counter())),
+        module.register_forward_hook(lambda *_: seconds.append(time.perf_counter() - started[-1])),
+    ):
+        yield seconds
 
 
 def draw(pipe: DigitsPipeline, count: int, seed: int) -> Tensor:
@@ -120,9 +108,9 @@ def labels(count: int) -> Tensor:
 
 def warm_up(method: Method, samples: int, seed: int) -> None:
     """Run the first generation, which compiles, and keep what it drew."""
-    with Stopwatch(method.pipe.transformer) as watch:
+    with timed_calls(method.pipe.transformer) as seconds:
         method.latents = draw(method.pipe, samples, seed)
-    method.first_s = watch.seconds
+    method.first_s = sum(seconds)
 
 
 def time_rounds(methods: Sequence[Method], rounds: Iterable[int], samples: int, seed: int) -> None:
@@ -130,9 +118,9 @@ def time_rounds(methods: Sequence[Method], rounds: Iterable[int], samples: int, 
     for number in rounds:
         start = number % len(methods)
         for method in (*methods[start:], *methods[:start]):
-            with Stopwatch(method.pipe.transformer) as watch:
+            with timed_calls(method.pipe.transformer) as seconds:
                 draw(method.pipe, samples, seed)
-            method.rounds_s.append(watch.seconds)
+            method.rounds_s.append(sum(seconds))
 
 
 def ratio(method: Method, baseline: Method) -> float:

@@ -120,14 +120,11 @@ def _first_call(denoiser: torch.nn.Module, inputs: Inputs) -> Call:
         calls.append((args, kwargs))
         raise _FirstCall
 
-    hook = denoiser.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        with torch.no_grad():
+        with denoiser.register_forward_pre_hook(note, with_kwargs=True), torch.no_grad():
             inputs(0)
     except _FirstCall:
         return calls[0]
-    finally:
-        hook.remove()
     raise OptionError("inputs(seed) did not call the model; it must call the very object that is profiled")
 
 

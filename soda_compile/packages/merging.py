@@ -66,10 +66,10 @@ def merge_subgraphs(
     """
     key = hashlib.sha256(repr([subgraph.key for subgraph in subgraphs]).encode()).hexdigest()[:16]
     try:
-        module, missing = _Merge([subgraph.module.graph for subgraph in subgraphs], points, carriers).run()
+        graph, missing = _Merge([subgraph.graph for subgraph in subgraphs], points, carriers).run()
     except PackageError as error:
         raise PackageError(f"{subgraphs[0].name}: {error}") from None
-    return replace(subgraphs[0], key=key, module=module), missing
+    return replace(subgraphs[0], key=key, graph=graph), missing
 
 
 class _Merge:
@@ -86,7 +86,7 @@ class _Merge:
         self.sizes: dict[Size, fx.Node] = {}
         self.fitted: dict[tuple[int, ...], int | Size | None] = {}
 
-    def run(self) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    def run(self) -> tuple[fx.Graph, tuple[str, ...]]:
         """Return the merged graph, and the dimensions whose carriers it takes after its own inputs."""
         if len({len(graph.nodes) for graph in self.graphs}) > 1:
             raise PackageError(f"another graph: {_differing([len(graph.nodes) for graph in self.graphs], self.points)}")
@@ -101,7 +101,7 @@ class _Merge:
             self.sizes[size] = self._compute(size)
         for nodes in rows[count:]:
             self._call(nodes)
-        return fx.GraphModule(torch.nn.Module(), self.graph), missing
+        return self.graph, missing
 
     def _placeholder(self, nodes: Sequence[fx.Node]) -> None:
         values = [node.meta["val"] for node in nodes]

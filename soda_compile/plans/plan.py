@@ -14,7 +14,7 @@ from soda_compile.plans import plan_file, plan_grid
 from soda_compile.plans.actions import ACTIONS, COMPUTE, DEFAULT_ACTIONS, Action
 from soda_compile.plans.plan_file import Scalar
 from soda_compile.plans.pruning import Pruning
-from soda_compile.storage.files import write_atomic
+from soda_compile.storage.files import named_errors, write_atomic
 
 _DECODED = {"schema_version", "steps", "timesteps", "pruning", "method", "legend", "actions"}
 
@@ -178,7 +178,7 @@ class Plan:
         Raises:
             PlanError: damaged JSON, unknown schema version or key, wrong type, or an invalid plan.
         """
-        try:
+        with named_errors(source, PlanError, "plan"):
             data = plan_file.parse(text)
             actions = tuple(_decode(region, row, data.legend, data.steps) for region, row in data.actions.items())
             return cls(
@@ -189,8 +189,6 @@ class Plan:
                 method=tuple(data.method.items()),
                 **data.model_dump(exclude=_DECODED),
             )
-        except PlanError as error:
-            raise PlanError(f"{source}: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON to `path` atomically.
@@ -207,10 +205,8 @@ class Plan:
         Raises:
             PlanError: the file is missing, unreadable or not a valid plan; the message has the path and the reason.
         """
-        try:
+        with named_errors(path, PlanError, "plan"):
             text = Path(path).read_bytes()
-        except OSError as error:
-            raise PlanError(f"{os.fspath(path)}: cannot read the plan: {error.strerror or error}") from None
         return cls.from_json(text, source=os.fspath(path))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from soda_compile.errors import ProfileError
 from soda_compile.plans import profile_file
 from soda_compile.plans.actions import ACTIONS, COMPUTE, PRUNE_RATES, REUSE, Action, prune
-from soda_compile.storage.files import write_atomic
+from soda_compile.storage.files import named_errors, write_atomic
 
 PROFILED: tuple[Action, ...] = (*ACTIONS, *(prune(rate) for rate in PRUNE_RATES))
 """The actions that can be measured: the columns of ``Profile.cost_us``."""
@@ -97,8 +97,7 @@ class Profile:
         Raises:
             ProfileError: missing, damaged, of another version, or with values that do not fit; names path and reason.
         """
-        source = os.fspath(path)
-        try:
+        with named_errors(path, ProfileError, "profile"):
             data = profile_file.parse(Path(path).read_bytes())
             names = [str(action) for action in PROFILED]
             if len(set(data.actions) & set(names)) != len(data.actions):
@@ -115,10 +114,6 @@ class Profile:
                 memory_bytes=np.array([entry.memory_bytes for entry in data.regions.values()], dtype=np.float64),
                 **{name: getattr(data, name) for name in profile_file.SCALARS},
             )
-        except OSError as error:
-            raise ProfileError(f"{source}: cannot read the profile: {error.strerror or error}") from None
-        except ProfileError as error:
-            raise ProfileError(f"{source}: {error}") from None
 
 
 def _nulls(row: NDArray[np.float64]) -> list[float | None]:

@@ -21,7 +21,7 @@ from soda_compile.plans import sensitivity_file
 from soda_compile.plans.actions import PRUNE_RATES
 from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.sensitivity_info import METRICS, PRUNE_OPERATORS, Metric, SensitivityInfo
-from soda_compile.storage.files import write_atomic
+from soda_compile.storage.files import named_errors, write_atomic
 from soda_compile.storage.json_reader import read_json
 
 __all__ = ["METRICS", "PRUNE_OPERATORS", "Metric", "Sensitivity", "SensitivityInfo", "merge"]
@@ -211,13 +211,8 @@ class Sensitivity:
         Raises:
             SensitivityError: missing, truncated, damaged or of another format; the message has the path and reason.
         """
-        source = os.fspath(path)
-        try:
+        with named_errors(path, SensitivityError, "sensitivity data"):
             return cls._from_parts(*sensitivity_file.decode(Path(path).read_bytes()))
-        except OSError as error:
-            raise SensitivityError(f"{source}: cannot read the sensitivity data: {error.strerror or error}") from None
-        except SensitivityError as error:
-            raise SensitivityError(f"{source}: {error}") from None
 
     @classmethod
     def _from_parts(cls, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> "Sensitivity":

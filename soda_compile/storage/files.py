@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from soda_compile.errors import SodaError
+
 
 @contextmanager
 def replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -33,3 +35,20 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def named_errors(path: str | os.PathLike[str], kind: type[SodaError], what: str) -> Iterator[None]:
+    """Let errors of this kind, and of reading a file, begin with its path.
+
+    Args:
+        path: The file.
+        kind: The class of the errors.
+        what: What the file holds, such as "plan".
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{os.fspath(path)}: cannot read the {what}: {error.strerror or error}") from None
+    except kind as error:
+        raise kind(f"{os.fspath(path)}: {error}") from None

@@ -1,10 +1,12 @@
 """Pipelines whose modulations are computed for all steps at once."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("diffusers")
 
@@ -13,6 +15,7 @@ from random_plans import random_plan
 from tracing import graphs_as_they_are
 
 import soda_compile
+from soda_compile.plans.plan import Plan
 from soda_compile.runtime import conditioning_cache
 from soda_compile.runtime.conditioning_cache import ConditioningCache
 
@@ -24,8 +27,23 @@ def eager_lowering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("readable", [True, False])
+SEEDS = (0, 0, 1)
+
+
+@cache
+def planned(name: str) -> tuple[Any, Plan, list[Tensor]]:
+    """A pipeline, a plan for it, and what it draws by this plan for each seed."""
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    plan = random_plan(3, tuple(tiny.regions), STEPS)
+    soda_compile.accelerate(pipe, plan)
+    drawn = [tiny.draw(pipe, seed=seed) for seed in SEEDS]
+    soda_compile.restore(pipe)
+    return pipe, plan, drawn
+
+
 @pytest.mark.parametrize("name", ["dit", "flux", "wan", "cogvideox"])
+@pytest.mark.parametrize("readable", [True, False])
 def test_generations_are_those_of_the_plan(name: str, readable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The noise scheduler tells which timesteps come, where the host cannot read them."""
     if not readable:
@@ -39,18 +57,13 @@ def test_generations_are_those_of_the_plan(name: str, readable: bool, monkeypatc
         return table
 
     monkeypatch.setattr(ConditioningCache, "_begin", noted)
-    tiny = PIPELINES[name]
-    pipe = tiny.build()
-    plan = random_plan(3, tuple(tiny.regions), STEPS)
-    seeds = (0, 0, 1)
-    soda_compile.accelerate(pipe, plan)
-    wanted = [tiny.draw(pipe, seed=seed) for seed in seeds]
-    soda_compile.restore(pipe)
+    pipe, plan, wanted = planned(name)
     assert not computed
+    draw = PIPELINES[name].draw
     soda_compile.accelerate(pipe, plan, conditioning="trajectory")
-    close(tiny.draw(pipe, seed=0), wanted[0])
+    close(draw(pipe, seed=SEEDS[0]), wanted[0])
     assert not computed, "nobody knows the timesteps of the first generation"
-    for seed, other in zip(seeds[1:], wanted[1:], strict=True):
-        close(tiny.draw(pipe, seed=seed), other)
+    for seed, other in zip(SEEDS[1:], wanted[1:], strict=True):
+        close(draw(pipe, seed=seed), other)
     assert computed
     soda_compile.restore(pipe)

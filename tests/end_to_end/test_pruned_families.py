@@ -16,8 +16,6 @@ from soda_compile.plans.actions import COMPUTE, REUSE, prune
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.pruning import Pruning
 
-COMPILED = ("dit",)  # by Inductor; the others run their graphs as they are
-
 
 def whole_cuts(name: str) -> list[bool]:
     """For each region whether its cuts are whole module outputs; hooks cannot mix a part of one."""
@@ -90,14 +88,22 @@ def test_what_cannot_be_pruned_is_refused() -> None:
         generate(compiled_with(plan, model), inputs)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_pruned_plan_does_what_hooks_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def does_what_hooks_do(name: str, plan: Plan) -> None:
     model, inputs, _ = subject(name)
-    plan = pruned_plan(name)
     assert sum(action.kind == "prune" for row in plan.actions for action in row) > STEPS
-    if name not in COMPILED:
-        graphs_as_they_are(monkeypatch)
     denoiser = compiled_with(plan, model)
     first = generate(denoiser, inputs)
     torch.testing.assert_close(first, EagerReference(model, FAMILIES[name].regions, plan).run(inputs), **ROUNDING)
     torch.testing.assert_close(generate_again(denoiser, inputs), first, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("without_inductor")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pruned_plan_does_what_hooks_do(name: str) -> None:
+    does_what_hooks_do(name, pruned_plan(name))
+
+
+def test_a_pruned_plan_as_compiled_by_inductor() -> None:
+    """With the same row for all regions, which asks for few different graphs."""
+    row = (COMPUTE, prune(0.5), REUSE, COMPUTE, prune(0.25))
+    does_what_hooks_do("dit", Plan("", subject("dit")[2].region_names, (row,) * 6, pruning=Pruning("random")))

@@ -12,5 +12,5 @@ def test_whatever_is_done_both_pipelines_draw_the_same(seed: int) -> None:
     pytest.importorskip("peft")
     with eager_graphs():
         walk = Walk(random.Random(seed))
-        walk.run(12)
-    assert walk.done.total() == 12
+        walk.run(8)
+    assert walk.done.total() == 8

@@ -34,6 +34,7 @@ def start(folder: Path, name: str) -> int:
     """Runs the plan in a process of its own; how often it traced the denoiser."""
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": paths}
+    environment["SODA_COMPILE_LOWERING"] = "eager"  # Inductor keeps its code by itself
     command = [sys.executable, "-c", SCRIPT, str(folder / name)]
     printed = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     return int(printed.splitlines()[-1])

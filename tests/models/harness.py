@@ -45,6 +45,7 @@ class Finding:
             model has no such conditioning.
         stale: Largest difference of that reference from the eager model: what ``reuse`` would be if nothing was reused.
         scale: Largest value in the outputs.
+        structure: What the compiler found.
     """
 
     captured: str
@@ -58,6 +59,7 @@ class Finding:
     ahead: float | None = None
     stale: float = float("nan")
     scale: float = float("nan")
+    structure: Structure | None = None
 
     @property
     def regions_right(self) -> bool:
@@ -120,6 +122,7 @@ def examine(subject: Denoiser) -> Finding:
         "found": names,
         "share": sum(region.flops for region in structure.regions) / structure.flops,
         "left": work_left(structure),
+        "structure": structure,
     }
     if set(names) != set(expected):
         return Finding(**finding)

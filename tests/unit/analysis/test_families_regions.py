@@ -1,28 +1,18 @@
 """The compiler finds the regions of seven diffusers families that were written down by hand."""
 
-import functools
 import re
 
 import diffusers
 import pytest
-from families import FAMILIES, HEAD_DIM, HEADS, Family
+from families import FAMILIES, HEAD_DIM, HEADS, Family, structure_of
 from torch import fx
 
 import soda_compile
 from soda_compile.ir.aten_operators import is_heavy
 from soda_compile.ir.graphs import find_node
-from soda_compile.ir.structure import BlockCall, Region, Structure
+from soda_compile.ir.structure import BlockCall, Region
 
 names = pytest.mark.parametrize("name", FAMILIES)
-
-
-@functools.cache
-def structure(name: str, batch: int = 2) -> Structure:
-    return inspect(FAMILIES[name], batch)
-
-
-def inspect(family: Family, batch: int) -> Structure:
-    return soda_compile.inspect(family.build(), **family.inputs(0, 4, batch))
 
 
 def expected_kind(region: str) -> str:
@@ -46,12 +36,12 @@ def cut_modules(call: BlockCall, region: Region) -> set[str]:
 
 @names
 def test_the_regions_are_those_written_by_hand_in_the_order_in_which_they_run(name: str):
-    assert structure(name).region_names == tuple(FAMILIES[name].regions)
+    assert structure_of(name).region_names == tuple(FAMILIES[name].regions)
 
 
 @names
 def test_the_kinds_are_right(name: str):
-    found = structure(name)
+    found = structure_of(name)
     kinds = {region: regions.kind for region, regions in zip(found.region_names, found.regions, strict=True)}
     assert kinds == {region: expected_kind(region) for region in FAMILIES[name].regions}
 
@@ -60,7 +50,7 @@ def test_the_kinds_are_right(name: str):
 def test_the_cuts_are_the_outputs_of_the_modules_written_by_hand(name: str):
     found = {
         full: cut_modules(call, region)
-        for call in structure(name).calls
+        for call in structure_of(name).calls
         for full, region in zip(call.region_names, call.block.regions, strict=True)
     }
     assert found == {full: set(region.cuts) for full, region in FAMILIES[name].regions.items()}
@@ -68,7 +58,7 @@ def test_the_cuts_are_the_outputs_of_the_modules_written_by_hand(name: str):
 
 @names
 def test_reusing_everything_saves_most_of_the_work_of_the_blocks(name: str):
-    found = structure(name)
+    found = structure_of(name)
     blocks = [call for call in found.calls if not call.name.startswith("(")]
     saved = sum(region.flops for region in found.regions)
     assert 0.85 * sum(call.block.flops for call in blocks) < saved < found.flops
@@ -76,14 +66,14 @@ def test_reusing_everything_saves_most_of_the_work_of_the_blocks(name: str):
 
 @names
 def test_no_work_on_the_stream_inside_a_block_is_left_over(name: str):
-    for call in structure(name).calls:
+    for call in structure_of(name).calls:
         if not call.name.startswith("("):
             assert [note.reason for note in call.block.notes if "conditioning" not in note.reason] == []
 
 
 @pytest.mark.parametrize("name", ["dit", "sd3", "latte"])
 def test_the_fingerprint_does_not_depend_on_the_batch_size(name: str):
-    assert structure(name, batch=1).fingerprint == structure(name).fingerprint
+    assert structure_of(name, batch=1).fingerprint == structure_of(name).fingerprint
 
 
 def test_fingerprints_tell_models_apart():
@@ -100,7 +90,7 @@ def test_fingerprints_tell_models_apart():
         ),
         *(getattr(FAMILIES["dit"], name) for name in ("sample_shape", "timestep", "conditioning", "regions")),
     )
-    wide = inspect(wider, batch=2)
-    assert wide.region_names == structure("dit").region_names
-    known = [structure(name).fingerprint for name in FAMILIES]
+    wide = soda_compile.inspect(wider.build(), **wider.inputs(0, 4))
+    assert wide.region_names == structure_of("dit").region_names
+    known = [structure_of(name).fingerprint for name in FAMILIES]
     assert len({wide.fingerprint, *known}) == len(FAMILIES) + 1

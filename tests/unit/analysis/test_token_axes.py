@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from families import FAMILIES
+from families import structure_of
 from torch import Tensor, nn
 from tracing import trace
 
 from soda_compile.analysis.regions import find_regions
 from soda_compile.analysis.token_axes import carries_of, carry_of_cut, token_axis
-from soda_compile.backend.inspection import inspect
 
 H = torch.randn(2, 5, 4)
 attend = nn.functional.scaled_dot_product_attention
@@ -94,7 +93,7 @@ def test_the_carry_of_each_cut(model: nn.Module, inputs: tuple[Tensor, ...], exp
 @pytest.mark.parametrize("name", ["sd3", "flux", "cogvideox"])
 def test_every_region_of_joint_attention_has_carries(name: str):
     """CogVideoX has one cut for text and video, which are streams of their own: they are joined for it."""
-    structure = inspect(FAMILIES[name].build(), **FAMILIES[name].inputs(0, 4))
+    structure = structure_of(name)
     for block in {call.block.key: call.block for call in structure.calls}.values():
         for region in block.regions:
             carries = carries_of(block.module.graph, region)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import FAMILIES
 from torch import Tensor, fx, nn
-from tracing import trace
+from tracing import trace, traces
 
 from soda_compile.ir.captured import Captured
 
@@ -77,8 +77,7 @@ class Model(nn.Module):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_traced_once(name: str, folder: Path, traced: list[int]):
     family = FAMILIES[name]
-    first = trace(family.build(), **family.inputs(0, 4))
-    second = trace(family.build(), **family.inputs(1, 4))
+    first, second = traces(family.build(), 2, **family.inputs(0, 4))
     assert sum(traced) == len(files(folder)) == 1
     assert described(second) == described(first)
 

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from eager_reference import EagerReference
 from families import Region
-from models.harness import compile_once, difference, generate
+from models.harness import Board, compile_once, difference, generate
 from plain_models import (
     Attributes,
     Breaks,
@@ -63,21 +64,30 @@ def build(name: str) -> nn.Module:
     return MODELS[name][0]().eval()
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_regions(name: str) -> None:
-    structure = soda_compile.inspect(build(name), **inputs())
+Traced = tuple[str, nn.Module, Board, Callable[..., Any]]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def traced(request: pytest.FixtureRequest) -> Traced:
+    """The name of a model, the model, its graph on a board, and the model compiled with this board."""
+    model = build(request.param)
+    board, compiled, reason = compile_once(model, inputs())
+    assert reason == ""
+    return request.param, model, board, compiled
+
+
+def test_regions(traced: Traced) -> None:
+    name, structure = traced[0], traced[2].structure
     _, expected, graphs = MODELS[name]
     assert sorted(structure.region_names) == sorted(expected)
     blocks = [call.block for call in structure.calls if not call.name.startswith("(")]
     assert len({block.key for block in blocks}) == graphs, "equal blocks share one graph"
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_plans_are_carried_out(name: str) -> None:
-    model, (_, regions, _) = build(name), MODELS[name]
+def test_plans_are_carried_out(traced: Traced) -> None:
+    name, model, board, compiled = traced
+    regions = MODELS[name][1]
     calls = [inputs(step) for step in range(STEPS)]
-    board, compiled, reason = compile_once(model, calls[0])
-    assert reason == ""
     names = board.structure.region_names
     board.install(soda_compile.compute_all_plan(names, STEPS, fingerprint=board.structure.fingerprint))
     eager = generate(model, calls)

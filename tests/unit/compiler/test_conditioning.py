@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, structure_of
+from plain_models import DitBlock, Listed, inputs
 from random_plans import random_plan
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -66,7 +67,7 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def subject(name: str = "dit") -> tuple[nn.Module, list[dict[str, Any]], Plan]:
     """A small denoiser, the inputs of its steps, and a plan."""
     model, calls = FAMILIES[name].build(), list(FAMILIES[name].trajectory(STEPS))
-    return model, calls, random_plan(1, inspect(model, **calls[0]).region_names, STEPS)
+    return model, calls, random_plan(1, tuple(FAMILIES[name].regions), STEPS)
 
 
 def separated(structure: Structure) -> tuple[Structure, Structure]:
@@ -102,13 +103,17 @@ def test_whole_steps_too(eager: None, ahead: list[int]):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_trajectories_give_what_steps_alone_give(name: str, eager: None, ahead: list[int]):
-    model, calls, plan = subject(name)
-    structure = inspect(model, **calls[0])
+def test_the_remainder_takes_what_conditioning_gives(name: str):
+    structure = structure_of(name)
     conditioning, remainder = separated(structure)
     assert "timestep" in {name for call in conditioning.calls for name in call.inputs}
     assert remainder.inputs == (*structure.inputs, *conditioning.outputs)
     assert (remainder.region_names, remainder.fingerprint) == (structure.region_names, structure.fingerprint)
+
+
+@pytest.mark.parametrize("name", ["dit", "flux", "latte"])  # tests/models compares the numbers of all others
+def test_trajectories_give_what_steps_alone_give(name: str, eager: None, ahead: list[int]):
+    model, calls, plan = subject(name)
     expected = generate(model, compiled_with(model, plan, conditioning="step"), calls)
     compiled = compiled_with(model, plan)
     for expected_steps in ([], list(range(STEPS)), list(range(STEPS))):
@@ -119,7 +124,7 @@ def test_trajectories_give_what_steps_alone_give(name: str, eager: None, ahead: 
 
 def test_the_stage_gives_for_all_steps_at_once_what_it_gives_for_each():
     model, calls, _ = subject()
-    structure = inspect(model, **calls[0])
+    structure = structure_of("dit")
     conditioning, _ = separated(structure)
     stage = build_stage(conditioning, STEPS, structure.weight_bytes, Lowering(target="eager"))
     assert stage.all_steps is not None
@@ -138,7 +143,8 @@ def test_the_stage_gives_for_all_steps_at_once_what_it_gives_for_each():
 
 
 def test_as_compiled_by_inductor(ahead: list[int]):
-    model, calls, _ = subject()
+    torch.manual_seed(0)
+    model, calls = Listed(DitBlock).eval(), [inputs(step, STEPS) for step in range(STEPS)]
     plan = compute_all_plan(inspect(model, **calls[0]).region_names, STEPS)
     plain = torch.compile(model, fullgraph=True, dynamic=False)
     with torch.no_grad():
@@ -212,8 +218,7 @@ def test_where_the_host_cannot_read_it_takes_a_schedule(eager: None, ahead: list
 
 
 def test_conditioning_is_left_out_of_the_steps(eager: None):
-    model, calls, _ = subject()
-    structure = inspect(model, **calls[0])
+    structure = structure_of("dit")
     conditioning, remainder = separated(structure)
     assert conditioning.calls[0].name == "transformer_blocks.0 (conditioning)"
     assert conditioning.flops + remainder.flops == structure.flops

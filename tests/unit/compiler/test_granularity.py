@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, structure_of
 from random_plans import random_plan
 from torch.utils._pytree import tree_leaves
 
 import soda_compile
-from soda_compile.backend.inspection import inspect
 from soda_compile.backend.options import check_options
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import build_program
@@ -19,7 +18,7 @@ from soda_compile.compiler.program import build_program
 def test_whole_steps_give_what_blocks_give(name: str):
     family = FAMILIES[name]
     model, calls = family.build(), list(family.trajectory(6))
-    structure = inspect(model, **calls[0])
+    structure = structure_of(name)
     plan = random_plan(1, structure.region_names, 6)
     steps = build_program(structure, plan, Lowering(target="eager"), "step").steps
     assert [len(step) for step in steps] == [1] * 6

@@ -1,14 +1,12 @@
 """One compiled subgraph for each block structure and tuple of modes, at whatever block and step they come up."""
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import pytest
-from families import FAMILIES
+from families import structure_of
 from random_plans import random_plan
 
-from soda_compile.backend.inspection import inspect
 from soda_compile.compiler import steps
 from soda_compile.compiler.bind import prunable_regions
 from soda_compile.compiler.lowering import Lowering
@@ -21,12 +19,6 @@ from soda_compile.plans.pruning import Pruning
 
 Key = tuple[str, Any, tuple[bool, ...]]
 """What makes a variant: block structure, modes, needed outputs."""
-
-
-@cache
-def structure_of(name: str) -> Structure:
-    family = FAMILIES[name]
-    return inspect(family.build(), **next(iter(family.trajectory(1))))
 
 
 class Log:

@@ -90,7 +90,7 @@ def test_features_that_a_model_returns(rows: int, conditioning: str):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_all_families(name: str):
     model, calls = FAMILIES[name].build(), list(FAMILIES[name].trajectory(STEPS))
-    plan = random_plan(1, soda_compile.inspect(model, **calls[0]).region_names, STEPS, compute=0.3)
+    plan = random_plan(1, tuple(FAMILIES[name].regions), STEPS, compute=0.3)
     compiled = compiled_with(model, plan)
     clean = outputs(model, compiled, calls, write=False)
     assert_equal(outputs(model, compiled, calls, write=True), clean)

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, structure_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tracing import graphs_as_they_are, statistics
 
 import soda_compile
-from soda_compile.backend.inspection import inspect
 from soda_compile.backend.options import check_options
 from soda_compile.compiler.bind import prunable_regions
 from soda_compile.plans.actions import COMPUTE, REUSE, Action, prune
@@ -77,9 +76,9 @@ def capturer(monkeypatch: pytest.MonkeyPatch) -> Iterator[TapeCapturer]:
     torch._dynamo.reset()
 
 
-def plan_for(model: torch.nn.Module, inputs: dict[str, Any], score: Any = "random") -> Plan:
+def plan_for(name: str, score: Any = "random") -> Plan:
     """Anchors, reuses, forecasts and prunes, so that slots are written and read at many steps."""
-    structure = inspect(model, **inputs)
+    structure = structure_of(name)
     forecast = Action("forecast", 1)
     linear = (COMPUTE, COMPUTE, forecast, COMPUTE, forecast, forecast, COMPUTE, REUSE)
     half = (COMPUTE, prune(0.5), prune(0.5), COMPUTE, REUSE, prune(0.5), COMPUTE, REUSE)
@@ -117,7 +116,7 @@ def assert_equal(got: list[Any], wanted: list[Any]) -> None:
 def test_recorded_steps_give_the_same(capturer: TapeCapturer, name: str, score: str):
     family = FAMILIES[name]
     model, calls = family.build(), list(family.trajectory(8))
-    plan = plan_for(model, calls[0], score)
+    plan = plan_for(name, score)
     wanted = trajectories(model, plan, calls, None)
     assert not capturer.tapes
     torch._dynamo.reset()
@@ -129,7 +128,7 @@ def test_recorded_steps_give_the_same(capturer: TapeCapturer, name: str, score: 
 def test_recorded_steps_take_conditioning_that_was_computed_ahead(capturer: TapeCapturer):
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(8))
-    plan = plan_for(model, calls[0])
+    plan = plan_for("dit")
     wanted = trajectories(model, plan, calls, None, conditioning="trajectory")
     torch._dynamo.reset()
     got = trajectories(model, plan, calls, "reduce-overhead", conditioning="trajectory")
@@ -141,7 +140,7 @@ def test_recorded_steps_take_conditioning_that_was_computed_ahead(capturer: Tape
 def test_what_a_branch_keeps_ends_with_its_program(capturer: TapeCapturer, mode: str | None):
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(8))
-    plan = plan_for(model, calls[0])
+    plan = plan_for("dit")
     gc.collect()
     others = [each for each in gc.get_objects() if isinstance(each, Slots)]
     trajectories(model, plan, calls, mode, conditioning="trajectory")
@@ -158,7 +157,7 @@ def test_equal_steps_share_a_graph(capturer: TapeCapturer):
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(6))
     row = (COMPUTE, REUSE, REUSE, COMPUTE, REUSE, REUSE)
-    regions = inspect(model, **calls[0]).region_names
+    regions = tuple(family.regions)
     trajectories(model, Plan("", regions, (row,) * len(regions)), calls, "reduce-overhead")
     assert len(capturer.tapes) == 2, "anchors and reuses"
 
@@ -166,7 +165,7 @@ def test_equal_steps_share_a_graph(capturer: TapeCapturer):
 def test_weights_that_move_are_recorded_anew(capturer: TapeCapturer):
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(8))
-    plan = plan_for(model, calls[0])
+    plan = plan_for("dit")
     before = trajectories(model, plan, calls, "reduce-overhead")
     for parameter in model.parameters():
         parameter.data = parameter.data * 1.5
@@ -203,7 +202,7 @@ def test_what_cannot_be_recorded_says_how_to_go_on(monkeypatch: pytest.MonkeyPat
     family = FAMILIES["dit"]
     model, calls = family.build(), list(family.trajectory(8))
     with pytest.raises(soda_compile.CaptureError, match=r"step \d cannot be recorded .* not permitted .* mode=None"):
-        trajectories(model, plan_for(model, calls[0]), calls, "reduce-overhead")
+        trajectories(model, plan_for("dit"), calls, "reduce-overhead")
 
 
 def test_modes_that_record():
