@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from soda_compile.compiler.program import Program
 from soda_compile.runtime.call_counter import Branch, CallCounter
 from soda_compile.runtime.conditioning_cache import ConditioningCache
+from soda_compile.runtime.constant_cache import ConstantCache
 from soda_compile.runtime.slots import Slots
 
 
@@ -17,6 +18,7 @@ class BranchState:
         start: The plan's step at which it began.
         slots: What it keeps, under the program that runs from ``start`` on.
         conditioning: What conditions its steps, where conditioning is computed ahead.
+        constants: What its steps do not change, computed once.
         step: The plan's step that was run last.
     """
 
@@ -24,6 +26,7 @@ class BranchState:
     start: int
     slots: Slots
     conditioning: ConditioningCache
+    constants: ConstantCache
     step: int = -1
 
 
@@ -49,6 +52,7 @@ class Branches:
         state = self.states.pop(branch, None)
         if state is not None:
             state.slots.release()
+            state.constants.release()
 
     def release(self) -> None:
         """Give back what all branches keep."""

@@ -9,12 +9,14 @@ from typing import Any, Literal
 import torch
 
 from soda_compile.compiler.conditioning_stage import ConditioningStage
+from soda_compile.compiler.constant_stage import ConstantStage
 from soda_compile.compiler.program import Program
 from soda_compile.errors import TrajectoryError
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.resume import resume_at
 from soda_compile.runtime.branches import BranchState
 from soda_compile.runtime.conditioning_cache import Conditions
+from soda_compile.runtime.constant_cache import compute
 from soda_compile.runtime.counting import Counted, counted_generations
 from soda_compile.runtime.current import Outside, current_generation
 from soda_compile.runtime.execution import run_once, run_owned
@@ -58,7 +60,8 @@ class PlannedDenoiser:
             where nothing can be compiled.
         on_miss: What a call that the plan does not cover does: ``plain`` computes everything, ``error`` raises.
         pool: Hands out slots.
-        conditioning: Computes further inputs of the program; None if it takes those of the captured graph alone.
+        constants: Computes further inputs of the program, once in a generation; None if there are none.
+        conditioning: Computes those after them, which follow from the timestep; None if there are none.
         compile_seconds: Time that compiling took; None for what was compiled ahead of time.
     """
 
@@ -69,6 +72,7 @@ class PlannedDenoiser:
     build: Callable[[Plan], Program] | None
     on_miss: OnMiss = "plain"
     pool: SlotPool = field(default_factory=SlotPool)
+    constants: ConstantStage | None = None
     conditioning: ConditioningStage | None = None
     compile_seconds: float | None = None
     conditions: dict[Hashable, Conditions] = field(default_factory=dict, init=False)
@@ -115,6 +119,8 @@ class PlannedDenoiser:
 
     def _run(self, branch: BranchState, step: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
         slots, here = branch.slots, step - branch.start
+        if self.constants is not None:
+            inputs = (*inputs, *branch.constants.values(self.constants, inputs, self._constants(slots.program, here)))
         if self.conditioning is not None:
             inputs = (*inputs, *branch.conditioning.values(self.conditioning, here, inputs, schedule))
         if slots.graphs is not None:
@@ -128,9 +134,17 @@ class PlannedDenoiser:
         if self.on_miss == "error":
             raise TrajectoryError(str(miss)) from None
         statistics.miss(generation, miss)
+        if self.constants is not None:
+            inputs = (*inputs, *compute(self.constants, inputs, self._constants(self.program, 0)))
         if self.conditioning is not None:
             inputs = (*inputs, *run_once(self.conditioning.one_step, inputs))
         return run_owned(self.program, 0, new_registers(self.program, only_first=True), inputs)
+
+    def _constants(self, program: Program, step: int) -> frozenset[int]:
+        """Return the numbers of the constants that a step reads."""
+        assert self.constants is not None
+        read = program.registers_read[program.distinct_steps[step]]
+        return self.constants.among(read.union(self.conditioning.conditions) if self.conditioning else read)
 
     def starting_at(self, step: int) -> PlannedProgram:
         """Return the program of a branch of guidance that begins at a later step, compiled when first asked for."""
