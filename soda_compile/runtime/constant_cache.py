@@ -1,6 +1,5 @@
 """Constants of a generation: computed when a step first reads them, and again when what they depend on has changed."""
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,40 +9,7 @@ import torch
 from soda_compile.compiler.constant_stage import ConstantStage
 from soda_compile.runtime.execution import addresses
 from soda_compile.runtime.slots import Budget
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """An input as it was when constants were computed from it.
-
-    Attributes:
-        tensor: The tensor.
-        version: The number of writes to it; None for one born in inference mode, which does not count them.
-        address: Where its numbers lie: ``tensor.data = other`` is no write.
-        numbers: A copy, where the host can compare.
-    """
-
-    tensor: "weakref.ref[torch.Tensor]"
-    version: int | None
-    address: int
-    numbers: torch.Tensor | None
-
-    @classmethod
-    def of(cls, value: torch.Tensor, weight: bool) -> "_Seen":
-        """Look at an input. Weights are many and rarely change, so they are not copied."""
-        numbers = value.clone() if value.device.type == "cpu" and not weight else None
-        return cls(weakref.ref(value), _version(value), value.data_ptr(), numbers)
-
-    def is_still(self, value: torch.Tensor) -> bool:
-        """Return whether an input holds the same now. On a device, comparing numbers would wait for it."""
-        if self.numbers is not None:
-            return torch.equal(self.numbers, value)
-        return (
-            self.tensor() is value
-            and self.version is not None
-            and _version(value) == self.version
-            and value.data_ptr() == self.address
-        )
+from soda_compile.runtime.unchanged import Seen
 
 
 @dataclass(eq=False)
@@ -60,7 +26,7 @@ class ConstantCache:
     _booked_bytes: int | None = None
     _registers: list[Any] = field(default_factory=list)
     _done: set[int] = field(default_factory=set)  # numbers of calls whose results are in their registers
-    _seen: dict[int, _Seen] = field(default_factory=dict)  # by position of the input
+    _seen: dict[int, Seen] = field(default_factory=dict)  # by position of the input
 
     def values(
         self, stage: ConstantStage, inputs: Sequence[Any], needed: frozenset[int]
@@ -85,7 +51,7 @@ class ConstantCache:
             self._registers = _registers(stage)
         for number in due:
             for at in stage.reads[number] - self._seen.keys():
-                self._seen[at] = _Seen.of(inputs[at], stage.weights[at])
+                self._seen[at] = Seen.of(inputs[at], numbers=not stage.weights[at])
         _run(stage, due, self._registers, inputs)
         self._done.update(due)
         return [self._registers[number] for number in stage.program.outputs]  # type: ignore[index]
@@ -122,7 +88,3 @@ def _run(stage: ConstantStage, numbers: Sequence[int], registers: list[Any], inp
                 registers[index] = value.clone() if addresses([value]) & given else value
     finally:
         registers[: len(inputs)] = [None] * len(inputs)
-
-
-def _version(value: torch.Tensor) -> int | None:
-    return None if value.is_inference() else value._version
