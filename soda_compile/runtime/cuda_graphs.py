@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -87,7 +87,7 @@ class StepGraphs:
         if kind not in self._seen:
             self._seen.add(kind)
             return run_owned(program, step, self.registers, inputs, in_place=True)
-        self._copy(inputs, len(inputs) - program.prepared)
+        self._copy(inputs, program.registers_read[kind], len(inputs) - program.prepared)
         if kind not in self._graphs:
             self._graphs[kind] = self._record(program, step, inputs)
         replay, outputs = self._graphs[kind]
@@ -102,12 +102,12 @@ class StepGraphs:
             self._addresses = addresses
             self._graphs.clear()
 
-    def _copy(self, inputs: Sequence[Any], prepared: int) -> None:
-        """Copy to fixed addresses, which the first call makes; prepared inputs, which nobody writes to, only once."""
+    def _copy(self, inputs: Sequence[Any], read: Collection[int], prepared: int) -> None:
+        """Copy what is read to fixed addresses; prepared inputs, which nobody writes to, only where they are new."""
         new = {
             at: value
             for at, (value, fixed) in enumerate(zip(inputs, self.fixed, strict=True))
-            if not fixed and value is not None and not (at in self._copied and self._copied[at]() is value)
+            if not fixed and at in read and not (at in self._copied and self._copied[at]() is value)
         }
         if not new:
             return

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from random_plans import random_plan
-from side_models import side_denoiser, side_inputs, step_inputs
+from side_models import SideDenoiser, side_denoiser, side_inputs, step_inputs
 from torch import Tensor, nn
-from tracing import eager_graphs, statistics
+from tracing import eager_graphs
 
 import soda_compile
 from soda_compile.backend import entry
@@ -282,6 +282,49 @@ def test_the_caller_may_write_over_inputs_and_outputs(model: nn.Module, plan: Pl
     assert runs == at({0: ALL})
 
 
+class Returning(SideDenoiser):
+    """Returns constants, a view of one, and an input too."""
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor, mask: Tensor, side: Tensor) -> Any:
+        keys = self.blocks[0].k(self.caption(text))
+        return super().forward(x, t, text, mask, side), keys, keys.transpose(1, 2), mask[:, None], text
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_model_that_returns_constants(write: bool, runs: list[list[int]]):
+    model = side_denoiser(Returning)
+    plan = random_plan(3, soda_compile.inspect(model, **calls()[0]).region_names, STEPS)
+    compiled = compiled_with(model, plan)
+    with torch.no_grad(), soda_compile.trajectory(model):
+        for call in calls():
+            mine = {name: value.clone() for name, value in call.items()}
+            expected = model(**call)
+            found = compiled(**mine)
+            assert_equal(found[3:], expected[3:])
+            for ours, theirs in zip(found[1:3], expected[1:3], strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+            if write:
+                for value in (*found, *mine.values()):
+                    value.fill_(1)
+    assert [bool(run) for run in runs] == [True, *[False] * (STEPS - 1)]
+
+
+def test_a_plan_that_is_compiled_anew_in_a_generation(model: nn.Module, plan: Plan, runs: list[list[int]]):
+    """As where a LoRA's scale changes, a number in its code."""
+    expected = generate(model, compiled_with(model, plan), calls())
+    runs.clear()
+    compiled = compiled_with(model, plan)
+    found = []
+    with torch.no_grad(), soda_compile.trajectory(model):
+        for step, call in enumerate(calls()):
+            if step == 3:
+                torch._dynamo.reset()
+                compiled = compiled_with(model, plan)
+            found.append(compiled(**call))
+    assert_equal(found, expected)
+    assert runs == at({0: ALL, 3: ALL})
+
+
 def test_each_branch_of_guidance_keeps_its_own(model: nn.Module, plan: Plan, runs: list[list[int]]):
     plan = replace(plan, calls_per_step=2)
     branches = [calls(0), calls(1)]
@@ -319,7 +362,7 @@ def test_a_step_that_reads_no_constants_computes_none(model: nn.Module, runs: li
     expected = without(model, plan, given)
     runs.clear()
     assert_equal(generate(model, compiled_with(model, plan), given), expected)
-    assert runs == at({step: ALL for step in (0, 2, 5)})
+    assert runs == at(dict.fromkeys((0, 2, 5), ALL))
 
 
 def test_memory_is_booked_and_given_back(model: nn.Module, plan: Plan):
@@ -366,7 +409,7 @@ def test_a_branch_that_begins_later(model: nn.Module, runs: list[list[int]]):
         for call in given[3:]:
             generation.advance()
             compiled(**call)
-    assert sum(runs, []) == ALL
+    assert [number for run in runs for number in run] == ALL
 
 
 @pytest.mark.parametrize("around", [nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)])
