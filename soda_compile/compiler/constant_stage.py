@@ -20,7 +20,7 @@ from soda_compile.ir.structure import Structure
 log = logging.getLogger(__name__)
 
 MOST = 1.0
-"""Memory that the constants of one branch of guidance may take, over that of the weights."""
+"""Memory that the constants of one branch of guidance may take, over that of the weights or of a copy of all cuts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +74,13 @@ def take_constants(
     constants, remainder = split
     subgraphs = list(_subgraphs(constants))
     memory_bytes = sum(tensor_bytes(node) for subgraph in subgraphs for node in results_of(subgraph.module.graph))
-    if memory_bytes > MOST * structure.weight_bytes:
+    cut_bytes = sum(region.memory_bytes for region in structure.regions)
+    if memory_bytes > MOST * max(structure.weight_bytes, cut_bytes):
         log.warning(
             "what a generation does not change, %.0f%% of a step's work, is computed at each step: kept, it takes "
-            "%.0f MB, and the weights %.0f MB",
-            100 * constants.flops / structure.flops, memory_bytes / 1e6, structure.weight_bytes / 1e6,
+            "%.0f MB, the weights %.0f MB, and a copy of what regions keep %.0f MB",
+            100 * constants.flops / structure.flops,
+            memory_bytes / 1e6, structure.weight_bytes / 1e6, cut_bytes / 1e6,
         )  # fmt: skip
         return structure, None
     registers = Registers(constants, (), IndexSharing((), ()))

@@ -29,7 +29,7 @@ def eager_lowering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_generations_are_those_of_the_plan(name: str, readable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The noise scheduler tells which timesteps come, where the host cannot read them."""
     if not readable:
-        monkeypatch.setattr(conditioning_cache, "_on_host", lambda value: False)
+        monkeypatch.setattr(conditioning_cache, "on_host", lambda value: False)
     computed = []
     begin = ConditioningCache._begin
 

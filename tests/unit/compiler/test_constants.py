@@ -184,6 +184,25 @@ def test_more_memory_than_the_weights_is_not_kept(monkeypatch: pytest.MonkeyPatc
     assert "is computed at each step: kept, it takes" in caplog.text
 
 
+class TextAlone(Cross):
+    def forward(self, h: Tensor, text: Tensor, mask: Tensor, side: Tensor) -> Tensor:
+        return super().forward(h, text, mask, h[..., :3])
+
+
+class Small(SideDenoiser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(TextAlone() for _ in range(2))
+
+
+def test_small_models_may_keep_as_much_as_one_copy_of_all_cuts():
+    more = {"x": torch.randn(32, 9, 4), "t": torch.ones(32), "text": torch.randn(32, 5, 7)}
+    structure = side_structure(side_denoiser(Small), **more, mask=torch.ones(32, 5, dtype=torch.bool))
+    _, stage = take_constants(structure, None, Lowering(target="eager"))
+    assert stage is not None
+    assert stage.memory_bytes > structure.weight_bytes
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(name: str):
     """Keys and values of the text where a cross-attention reads it; joint attentions read what changes."""
