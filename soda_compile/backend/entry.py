@@ -18,6 +18,7 @@ from soda_compile.compiler.analyse import analyse_graph
 from soda_compile.compiler.bind import require_fit
 from soda_compile.compiler.conditioning import separate_conditioning
 from soda_compile.compiler.conditioning_stage import ConditioningStage, build_stage
+from soda_compile.compiler.constant_stage import take_constants
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.observing import build_observed
 from soda_compile.compiler.program import Program, build_program
@@ -138,6 +139,8 @@ def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lower
     model_key = structure.parameters.index(True)
     timestep = structure.paths.index(plan.timestep_input) if plan.timestep_input in structure.paths else None
     stage, given = None, len(structure.inputs)
+    whole = structure
+    structure, constants = take_constants(structure, plan.timestep_input, lowering)
     if options.conditioning == "trajectory":
         structure, stage = _conditioning_stage(structure, plan, lowering)
     recording = Recording(structure.parameters) if options.cuda_graphs else None
@@ -157,9 +160,10 @@ def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lower
         build=build,
         on_miss=options.on_miss,
         pool=SlotPool(options.slot_memory_bytes, recording),
+        constants=constants,
         conditioning=stage,
         compile_seconds=time.perf_counter() - started,
-        samples=functools.cache(functools.partial(slot_samples, structure, program)),
+        samples=functools.cache(functools.partial(slot_samples, whole, program)),
     )
 
 

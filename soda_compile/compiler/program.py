@@ -117,6 +117,15 @@ class Program:
             kinds.append(StepKind(numbers.setdefault(calls, number), tuple(place)))
         return tuple(kinds)
 
+    @cached_property
+    def registers_read(self) -> dict[int, frozenset[int]]:
+        """Return the registers that each distinct step reads, and those of the outputs."""
+        outputs = {index for index in self.outputs if index is not None}
+        return {
+            kind: frozenset(outputs.union(*(call.arguments for call in self.steps[kind])))
+            for kind in set(self.distinct_steps)
+        }
+
     @property
     def slot_memory_bytes(self) -> int:
         """Return the memory of the slots of one branch of guidance."""

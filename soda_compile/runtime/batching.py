@@ -14,7 +14,7 @@ from soda_compile.analysis.sample_rules import SampleAxis
 from soda_compile.ir.structure import Cut
 from soda_compile.runtime.branches import Branches
 from soda_compile.runtime.call_counter import CountedCall
-from soda_compile.runtime.execution import run_once, run_owned
+from soda_compile.runtime.execution import run_owned
 from soda_compile.runtime.misses import Miss
 from soda_compile.runtime.placing import require_covered
 from soda_compile.runtime.slots import Budget
@@ -147,9 +147,7 @@ class Together:
             keys = (samples[kind.slots[place]].key for kind in kinds)
             kept = [state.rows.get(key) if state else None for state, key in zip(states, keys, strict=True)]
             registers[register] = _side_by_side(kept, program.slots[register], samples[register].axis)
-        if denoiser.conditioning is not None:
-            inputs = (*inputs, *run_once(denoiser.conditioning.one_step, inputs))
-        outputs = run_owned(program, step, registers, inputs)
+        outputs = run_owned(program, step, registers, denoiser.prepared(inputs, step))
         regions = denoiser.starting_at(0).regions
         for number, (state, kind, call) in enumerate(zip(states, kinds, calls, strict=True)):
             if state is not None:

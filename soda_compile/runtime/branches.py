@@ -6,6 +6,7 @@ from typing import Generic, Protocol, TypeVar
 from soda_compile.compiler.program import Program
 from soda_compile.runtime.call_counter import Branch, CallCounter
 from soda_compile.runtime.conditioning_cache import ConditioningCache
+from soda_compile.runtime.constant_cache import ConstantCache
 from soda_compile.runtime.slots import Slots
 
 
@@ -28,6 +29,7 @@ class BranchState:
         start: The plan's step at which it began.
         slots: What it keeps, under the program that runs from ``start`` on.
         conditioning: What conditions its steps, where conditioning is computed ahead.
+        constants: What its steps do not change, computed once.
         step: The plan's step that was run last.
     """
 
@@ -35,11 +37,13 @@ class BranchState:
     start: int
     slots: Slots
     conditioning: ConditioningCache
+    constants: ConstantCache
     step: int = -1
 
     def release(self) -> None:
-        """Give its slots back."""
+        """Give its slots and its constants back."""
         self.slots.release()
+        self.constants.release()
 
 
 @dataclass(eq=False)

@@ -8,6 +8,7 @@ import torch
 
 from soda_compile.compiler.conditioning_stage import ConditioningStage
 from soda_compile.runtime.execution import run_once
+from soda_compile.runtime.unchanged import on_host, version_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Conditions:
         if schedule != self.schedule:
             return False
         changing = [value for value, changes in zip(self.steps[0], self.changes, strict=True) if changes]
-        if all(map(_on_host, changing)):
+        if all(map(on_host, changing)):
             return True
         return schedule is not None and len(changing) == 1 and changing[0].ndim < 2
 
@@ -96,7 +97,7 @@ class ConditioningCache:
         if stage.all_steps is None or foretold is None or not foretold.predicts(schedule):
             return None
         self._foretold = foretold
-        self._first = [(value, _version(value), value.clone()) for value in conditions]
+        self._first = [(value, version_of(value), value.clone()) for value in conditions]
         if not self._matches(0, conditions, foretold):
             return None
         stacked = list(inputs)
@@ -109,19 +110,11 @@ class ConditioningCache:
         """Return whether the conditions of a step are those that the table was computed from."""
         for number, value in enumerate(conditions):
             first, version, copy = self._first[number]
-            if _on_host(value):
+            if on_host(value):
                 if not torch.equal(value, foretold.steps[step][number] if foretold.changes[number] else copy):
                     return False
-            elif not foretold.changes[number] and (value is not first or version is None or _version(value) != version):
+            elif not foretold.changes[number] and (
+                value is not first or version is None or version_of(value) != version
+            ):
                 return False
         return True
-
-
-def _on_host(value: torch.Tensor) -> bool:
-    """Return whether its numbers can be read without waiting for a device."""
-    return value.device.type == "cpu"
-
-
-def _version(value: torch.Tensor) -> int | None:
-    """Return the number of writes to a tensor; None for one born in inference mode, which does not count them."""
-    return None if value.is_inference() else value._version

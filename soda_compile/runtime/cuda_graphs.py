@@ -1,7 +1,8 @@
 """Steps as CUDA graphs: each distinct step is recorded once, as a whole, and replayed with one launch."""
 
 import logging
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -74,7 +75,8 @@ class StepGraphs:
     fixed: tuple[bool, ...]
     capturer: GraphCapturer
     _addresses: tuple[int, ...] = ()
-    _copies: list[torch.Tensor] = field(default_factory=list)  # of inputs
+    _copies: dict[int, torch.Tensor] = field(default_factory=dict)  # of inputs, by position
+    _copied: dict[int, "weakref.ref[torch.Tensor]"] = field(default_factory=dict)  # of prepared ones
     _seen: set[int] = field(default_factory=set)
     _graphs: dict[int, tuple[Callable[[], None], list[Any]]] = field(default_factory=dict)
 
@@ -85,7 +87,7 @@ class StepGraphs:
         if kind not in self._seen:
             self._seen.add(kind)
             return run_owned(program, step, self.registers, inputs, in_place=True)
-        _copy([value for value, fixed in zip(inputs, self.fixed, strict=True) if not fixed], self._copies)
+        self._copy(inputs, program.registers_read[kind], len(inputs) - program.prepared)
         if kind not in self._graphs:
             self._graphs[kind] = self._record(program, step, inputs)
         replay, outputs = self._graphs[kind]
@@ -100,9 +102,26 @@ class StepGraphs:
             self._addresses = addresses
             self._graphs.clear()
 
+    def _copy(self, inputs: Sequence[Any], read: Collection[int], prepared: int) -> None:
+        """Copy what is read to fixed addresses; prepared inputs, which nobody writes to, only where they are new."""
+        new = {
+            at: value
+            for at, (value, fixed) in enumerate(zip(inputs, self.fixed, strict=True))
+            if not fixed and at in read and not (at in self._copied and self._copied[at]() is value)
+        }
+        if not new:
+            return
+        self._copied |= {at: weakref.ref(value) for at, value in new.items() if at >= prepared}
+        with torch.inference_mode(False), torch.no_grad():
+            for at, v in new.items():
+                if at not in self._copies:
+                    self._copies[at] = torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device)
+            copies = [self._copies[at] for at in new]
+            torch._foreach_copy_(copies, list(new.values()), non_blocking=True)  # one launch for those of one dtype
+
     def _record(self, program: Program, step: int, inputs: Sequence[Any]) -> tuple[Callable[[], None], list[Any]]:
-        copies = iter(self._copies)
-        bound = [value if fixed else next(copies) for value, fixed in zip(inputs, self.fixed, strict=True)]
+        pairs = enumerate(zip(inputs, self.fixed, strict=True))
+        bound = [value if fixed else self._copies.get(at) for at, (value, fixed) in pairs]
         outputs: list[Any] = []
 
         def body() -> None:
@@ -116,16 +135,6 @@ class StepGraphs:
                 "mode='max-autotune-no-cudagraphs'"
             ) from error
         return replay, outputs
-
-
-def _copy(values: Sequence[torch.Tensor], copies: list[torch.Tensor]) -> None:
-    """Copy to fixed addresses, which the first call makes."""
-    if not values:
-        return
-    with torch.inference_mode(False), torch.no_grad():
-        if not copies:
-            copies += [torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device) for v in values]
-        torch._foreach_copy_(copies, list(values), non_blocking=True)  # one launch for those of one dtype
 
 
 @dataclass(eq=False)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from soda_compile.compiler.conditioning_stage import ConditioningStage
+from soda_compile.compiler.constant_stage import ConstantStage
 from soda_compile.compiler.program import Program
 from soda_compile.compiler.slot_samples import SampleSlot
 from soda_compile.errors import TrajectoryError
@@ -17,6 +18,7 @@ from soda_compile.plans.resume import resume_at
 from soda_compile.runtime.batching import Together
 from soda_compile.runtime.branches import Branches, BranchState
 from soda_compile.runtime.conditioning_cache import Conditions
+from soda_compile.runtime.constant_cache import compute
 from soda_compile.runtime.counting import Counted, counted_generations
 from soda_compile.runtime.current import Outside, current_generation
 from soda_compile.runtime.execution import run_once, run_owned
@@ -61,7 +63,8 @@ class PlannedDenoiser:
             where nothing can be compiled.
         on_miss: What a call that the plan does not cover does: ``plain`` computes everything, ``error`` raises.
         pool: Hands out slots.
-        conditioning: Computes further inputs of the program; None if it takes those of the captured graph alone.
+        constants: Computes further inputs of the program, once in a generation; None if there are none.
+        conditioning: Computes those after them, which follow from the timestep; None if there are none.
         compile_seconds: Time that compiling took; None for what was compiled ahead of time.
         samples: Tells where the samples of a batch lie in the slots of ``program``.
     """
@@ -73,6 +76,7 @@ class PlannedDenoiser:
     build: Callable[[Plan], Program] | None
     on_miss: OnMiss = "plain"
     pool: SlotPool = field(default_factory=SlotPool)
+    constants: ConstantStage | None = None
     conditioning: ConditioningStage | None = None
     compile_seconds: float | None = None
     samples: Callable[[], Mapping[int, SampleSlot]] = dict
@@ -123,6 +127,8 @@ class PlannedDenoiser:
 
     def _run(self, branch: BranchState, step: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
         slots, here = branch.slots, step - branch.start
+        if self.constants is not None:
+            inputs = (*inputs, *branch.constants.values(self.constants, inputs, self._constants(slots.program, here)))
         if self.conditioning is not None:
             inputs = (*inputs, *branch.conditioning.values(self.conditioning, here, inputs, schedule))
         if slots.graphs is not None:
@@ -139,9 +145,21 @@ class PlannedDenoiser:
 
     def compute_all(self, inputs: Sequence[Any]) -> list[Any]:
         """Compute everything: the first step of a plan does, and what it keeps is thrown away."""
+        return run_owned(self.program, 0, new_registers(self.program, only_first=True), self.prepared(inputs, 0))
+
+    def prepared(self, inputs: Sequence[Any], step: int) -> Sequence[Any]:
+        """Return the inputs of the step program for one call that keeps none of what is computed ahead."""
+        if self.constants is not None:
+            inputs = (*inputs, *compute(self.constants, inputs, self._constants(self.program, step)))
         if self.conditioning is not None:
             inputs = (*inputs, *run_once(self.conditioning.one_step, inputs))
-        return run_owned(self.program, 0, new_registers(self.program, only_first=True), inputs)
+        return inputs
+
+    def _constants(self, program: Program, step: int) -> frozenset[int]:
+        """Return the numbers of the constants that a step reads."""
+        assert self.constants is not None
+        read = program.registers_read[program.distinct_steps[step]]
+        return self.constants.among(read.union(self.conditioning.conditions) if self.conditioning else read)
 
     def starting_at(self, step: int) -> PlannedProgram:
         """Return the program of a branch of guidance that begins at a later step, compiled when first asked for."""

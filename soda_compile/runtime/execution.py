@@ -67,15 +67,16 @@ def run_once(program: Program, inputs: Sequence[Any]) -> list[Any]:
 def _shared_memory(
     program: Program, registers: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any]
 ) -> SharedMemory:
-    given = _addresses(inputs)
-    slots = tuple(number for number in program.slots if _addresses([registers[number]]) & given)
-    kept = _addresses(registers[number] for number in (*program.slots, *program.tensors))
-    kept |= _addresses(inputs[len(inputs) - program.prepared :])
+    given = addresses(inputs)
+    slots = tuple(number for number in program.slots if addresses([registers[number]]) & given)
+    kept = addresses(registers[number] for number in (*program.slots, *program.tensors))
+    kept |= addresses(inputs[len(inputs) - program.prepared :])
     return SharedMemory(
-        outputs=tuple(number for number, value in enumerate(outputs) if _addresses([value]) & kept), slots=slots
+        outputs=tuple(number for number, value in enumerate(outputs) if addresses([value]) & kept), slots=slots
     )
 
 
-def _addresses(values: Iterable[Any]) -> set[int]:
+def addresses(values: Iterable[Any]) -> set[int]:
+    """Return where the tensors among some values keep their numbers."""
     tensors = (value for value in values if isinstance(value, torch.Tensor))
     return {tensor.untyped_storage().data_ptr() for tensor in tensors} - {0}

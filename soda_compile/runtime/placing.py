@@ -7,6 +7,7 @@ from soda_compile.runtime.branches import Branches, BranchState
 from soda_compile.runtime.call_counter import CountedCall
 from soda_compile.runtime.clock import Clock
 from soda_compile.runtime.conditioning_cache import ConditioningCache
+from soda_compile.runtime.constant_cache import ConstantCache
 from soda_compile.runtime.misses import Miss
 from soda_compile.runtime.slots import Budget, Slots, adopt
 
@@ -137,4 +138,5 @@ def _moved(
 
 def _state(denoiser: "PlannedDenoiser", call: CountedCall, start: int, slots: Slots) -> BranchState:
     conditioning = ConditioningCache(denoiser.conditions, (call.branch, start))
-    return BranchState(denoiser.program, start, slots, conditioning)
+    constants = ConstantCache(slots.budget, denoiser.pool.limit_bytes)
+    return BranchState(denoiser.program, start, slots, conditioning, constants)

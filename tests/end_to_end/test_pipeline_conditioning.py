@@ -47,7 +47,7 @@ def planned(name: str) -> tuple[Any, Plan, list[Tensor]]:
 def test_generations_are_those_of_the_plan(name: str, readable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The noise scheduler tells which timesteps come, where the host cannot read them."""
     if not readable:
-        monkeypatch.setattr(conditioning_cache, "_on_host", lambda value: False)
+        monkeypatch.setattr(conditioning_cache, "on_host", lambda value: False)
     computed = []
     begin = ConditioningCache._begin
 

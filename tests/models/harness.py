@@ -2,8 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from soda_compile.compiler.analyse import analyse_graph, is_graph_of
 from soda_compile.compiler.bind import require_fit
 from soda_compile.compiler.conditioning import separate_conditioning
 from soda_compile.compiler.conditioning_stage import build_stage
+from soda_compile.compiler.constant_stage import take_constants
 from soda_compile.compiler.lowering import Lowering
-from soda_compile.compiler.program import build_program
+from soda_compile.compiler.program import Program, build_program
 from soda_compile.errors import CaptureError
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.plan import Plan
@@ -90,13 +90,18 @@ class Board:
 
     def install(self, plan: Plan, *, ahead: bool = False) -> PlannedDenoiser:
         require_fit(plan, self.structure)
-        structure, stage, lowering = self.structure, None, Lowering(target="eager")
+        stage, lowering = None, Lowering(target="eager")
+        structure, constants = take_constants(self.structure, None, lowering)
         if ahead and (split := separate_conditioning(structure)):
             conditioning, structure = split
             stage = build_stage(conditioning, plan.steps, self.structure.weight_bytes, lowering)
-        build = partial(build_program, structure, lowering=lowering)
+        prepared = len(structure.inputs) - len(self.structure.inputs)
+
+        def build(plan: Plan) -> Program:
+            return replace(build_program(structure, plan, lowering), prepared=prepared)
+
         model_key = self.structure.parameters.index(True)
-        made = PlannedDenoiser(build(plan), plan, model_key, None, build, conditioning=stage)
+        made = PlannedDenoiser(build(plan), plan, model_key, None, build, constants=constants, conditioning=stage)
         self.run = made
         return made
 

@@ -196,7 +196,7 @@ def test_labels_that_are_overwritten_are_noticed(eager: None, ahead: list[int]):
 
 
 def test_where_the_host_cannot_read_it_takes_a_schedule(eager: None, ahead: list[int], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(conditioning_cache, "_on_host", lambda value: False)
+    monkeypatch.setattr(conditioning_cache, "on_host", lambda value: False)
     model, calls, plan = subject()
     same = [{**call, "class_labels": calls[0]["class_labels"]} for call in calls]
     compiled = compiled_with(model, plan)

@@ -111,6 +111,29 @@ def assert_equal(got: list[Any], wanted: list[Any]) -> None:
             assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("name", ["pixart", "wan"])
+def test_constants_are_copied_once_in_a_generation(capturer: TapeCapturer, name: str, monkeypatch: pytest.MonkeyPatch):
+    family = FAMILIES[name]
+    model, calls = family.build(), list(family.trajectory(8))
+    calls = [{**calls[0], **{key: call[key] for key in ("hidden_states", "timestep")}} for call in calls]
+    names = tuple(family.regions)
+    plan = Plan("", names, ((COMPUTE,) * 8,) * len(names))
+    copied: list[int] = []
+    copy = torch._foreach_copy_
+
+    def noted(copies: Any, values: Any, **more: Any) -> None:
+        copied.append(len(values))
+        copy(copies, values, **more)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", noted)
+    recorded = trajectories(model, plan, calls, "reduce-overhead")
+    constants = {"pixart": 5, "wan": 4}[name]
+    first, others = [2 + constants, *[2] * 6], [2 + constants, *[2] * 7]  # the very first step is run as it is
+    assert copied == first + 2 * others, "latents and timestep at each step, the text at none"
+    assert len(capturer.tapes) == 1
+    assert_equal(recorded, trajectories(model, plan, calls, None))
+
+
 @pytest.mark.parametrize("score", ["random", "drift"])
 @pytest.mark.parametrize("name", ["dit", "flux"])
 def test_recorded_steps_give_the_same(capturer: TapeCapturer, name: str, score: str):
