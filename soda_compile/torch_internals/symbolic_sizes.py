@@ -48,7 +48,8 @@ def fixed_sizes(inputs: Sequence[Any]) -> Iterator[list[Any]]:
             return torch.nn.Parameter(made, requires_grad=value.requires_grad)
         return made.requires_grad_(value.requires_grad)
 
-    with torch.inference_mode(False), tracing(TracingContext(mode)):
+    grad = torch.is_grad_enabled()  # which leaving inference mode would turn on
+    with torch.inference_mode(False), torch.set_grad_enabled(grad), tracing(TracingContext(mode)):
         yield [fixed(value) for value in inputs]
 
 

@@ -44,7 +44,7 @@ class Norms(nn.Module):
 
 def model_of(kind: Callable[..., nn.Module], *arguments: Any) -> nn.Module:
     torch.manual_seed(0)
-    return kind(*arguments).eval().requires_grad_(False)
+    return kind(*arguments).eval()
 
 
 def calls(batch: int, tokens: int, grid: bool = False) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from tracing import trace
 
 from soda_compile.analysis.regions import find_regions
 from soda_compile.analysis.token_axes import carries_of, carry_of_cut, token_axis
-from soda_compile.backend.inspection import inspect
+from soda_compile.measure.inspection import inspect
 
 H = torch.randn(2, 5, 4)
 attend = nn.functional.scaled_dot_product_attention

@@ -9,10 +9,10 @@ from random_plans import random_plan
 from torch.utils._pytree import tree_leaves
 
 import soda_compile
-from soda_compile.backend.inspection import inspect
 from soda_compile.backend.options import check_options
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import build_program
+from soda_compile.measure.inspection import inspect
 
 
 @pytest.mark.parametrize("name", ["dit", "wan"])

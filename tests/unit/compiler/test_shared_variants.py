@@ -8,13 +8,13 @@ import pytest
 from families import FAMILIES
 from random_plans import random_plan
 
-from soda_compile.backend.inspection import inspect
 from soda_compile.compiler import steps
 from soda_compile.compiler.bind import prunable_regions
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program, build_program
 from soda_compile.compiler.steps import LONGEST_JOIN
 from soda_compile.ir.structure import Structure
+from soda_compile.measure.inspection import inspect
 from soda_compile.plans.actions import COMPUTE, REUSE, prune
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.pruning import Pruning

@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 from tracing import graphs_as_they_are, statistics
 
 import soda_compile
-from soda_compile.backend.inspection import inspect
 from soda_compile.backend.options import check_options
 from soda_compile.compiler.bind import prunable_regions
+from soda_compile.measure.inspection import inspect
 from soda_compile.plans.actions import COMPUTE, REUSE, Action, prune
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.pruning import Pruning
