@@ -56,8 +56,10 @@ class Compiled:
         if self.compiled is None:
             plan = None if self.mode == "soda" else plan_for(self.model, self.mode, args, kwargs)
             self.planned = plan is not None
-            options = {"plan": plan} if plan else None
-            self.compiled = compile_plainly(self.target, backend="soda", options=options, **self.arguments)
+            arguments = dict(self.arguments)
+            # torch.compile takes a mode or options, so with a plan the mode is one of these.
+            options = {"plan": plan, "mode": arguments.pop("mode", None)} if plan else None
+            self.compiled = compile_plainly(self.target, backend="soda", options=options, **arguments)
         found = self.compiled(*args, **kwargs)
         with torch.no_grad():
             require_close(found, self.target(*args, **kwargs))
