@@ -169,7 +169,8 @@ def _reason(report: Any, call: pytest.CallInfo[None]) -> str:
     if call.excinfo is None:
         return ""
     lines = [line for line in str(call.excinfo.value).strip().splitlines() if line.strip()]
-    return f"{call.excinfo.typename}: {lines[0] if lines else ''}"
+    shown = lines[: 2 if lines and lines[0].endswith(":") else 1]  # "backend='inductor' raised:"
+    return f"{call.excinfo.typename}: {' '.join(line.strip() for line in shown)}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

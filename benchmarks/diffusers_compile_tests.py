@@ -60,7 +60,6 @@ def run_tests(checkout: Path, model: str, mode: str, lowering: str, timeout: flo
         }
         if not torch.accelerator.is_available():
             environment["DIFFUSERS_TEST_DEVICE"] = "cpu:0"  # the tests leave "cpu" out
-            environment["ATEN_CPU_CAPABILITY"] = "default"  # kernels without vector instructions compile faster
         try:
             done = subprocess.run(
                 command, cwd=checkout, env=environment, timeout=timeout, capture_output=True, text=True
@@ -122,8 +121,7 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
         f"{STEPS} steps, of which the tests run the first two or three. The tests compare no values; in the modes of "
         "this backend each output is compared with the same call in eager mode too.",
         "- `test_compile_works_with_aot` calls `torch.export` and AOTInductor, never a backend: it is not run.",
-        "- Without an accelerator group offloading runs without streams, which the test asks for, and Inductor uses no "
-        "vector instructions.",
+        "- Without an accelerator group offloading runs without streams, which the test asks for.",
         f"- Rewritten graphs are compiled by Inductor for {', '.join(compiled) or 'no model'}, and run operator by "
         f"operator for {', '.join(eager) or 'no model'}.",
     ]

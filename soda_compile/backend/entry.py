@@ -13,7 +13,7 @@ from torch import fx
 
 from soda_compile.backend.by_size import BySize
 from soda_compile.backend.options import CUDA_GRAPHS, Options, check_options
-from soda_compile.backend.variations import has_fitted, is_variation, remember
+from soda_compile.backend.variations import has_fitted, is_part, is_variation, remember
 from soda_compile.compiler.analyse import analyse_graph
 from soda_compile.compiler.bind import require_fit
 from soda_compile.compiler.conditioning import separate_conditioning
@@ -138,7 +138,7 @@ _MISSES = {PlanError: "structure", CaptureError: "capture", OptionError: "gradie
 def _is_miss(plan: Plan, structure: Structure | None, error: Exception) -> bool:
     """Return whether a plan that does not cover a graph is for its model all the same."""
     if structure is not None:
-        return isinstance(error, PlanError) and is_variation(plan, structure)
+        return isinstance(error, PlanError) and (is_variation(plan, structure) or is_part(plan, structure))
     return isinstance(error, OptionError) or has_fitted(plan)
 
 

@@ -123,6 +123,27 @@ def test_a_size_that_the_plan_does_not_cover_runs_without_it() -> None:
     assert (counted["calls"], counted["misses"]) == (2 * STEPS, {"structure": 2 * STEPS})
 
 
+class Reports(Listed):
+    """Tells the host how many tokens there are, in the middle."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        tokens = x.repeat_interleave(2, 1).shape[1]
+        torch._dynamo.graph_break()
+        return super().forward(x, t) * tokens
+
+
+def test_a_part_that_returns_a_size_runs_as_it_is() -> None:
+    model = model_of(Reports, DitBlock)
+    plan = random_plan(1, soda_compile.inspect(model, **calls(2, 9)[0]).region_names, STEPS, compute=1.0)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="soda", options={"plan": plan}, dynamic=True)
+    for sizes in SIZES:
+        with torch.no_grad():
+            wanted = torch.stack([model(**call) for call in calls(*sizes)])
+        torch.testing.assert_close(generate(model, compiled, calls(*sizes)), wanted, rtol=1e-5, atol=1e-5)
+    assert soda_compile.stats(model)["model"]["misses"] == {}
+
+
 def test_a_graph_with_nothing_to_plan() -> None:
     model = model_of(Norms)
     plan = random_plan(3, ("blocks.0.attn",), STEPS)

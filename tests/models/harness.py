@@ -171,13 +171,27 @@ def generate(
     found = []
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=len(calls) > 1):
         for call in calls:
-            mine = tree_map_only(Tensor, torch.clone, call) if overwrite else call
+            mine = tree_map_only(Tensor, copied, call) if overwrite else call
             outputs = tensors(denoiser(**mine))
             found.append(tuple(map(torch.clone, outputs)) if overwrite else outputs)
             for value in (*outputs, *tree_leaves(mine)) if overwrite else ():
                 if isinstance(value, Tensor):
-                    value.fill_(1)
+                    unrepeated(value).fill_(1)
     return found
+
+
+def copied(value: Tensor) -> Tensor:
+    """The same values in memory of their own, with the same strides."""
+    once = unrepeated(value)
+    return torch.empty_strided(once.shape, once.stride(), dtype=value.dtype).copy_(once).expand(value.shape)
+
+
+def unrepeated(value: Tensor) -> Tensor:
+    """What there is of an expanded tensor in memory."""
+    for axis, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            value = value.narrow(axis, 0, 1)
+    return value
 
 
 def difference(left: Outputs, right: Outputs) -> float:

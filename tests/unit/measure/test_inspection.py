@@ -8,8 +8,6 @@ from families import FAMILIES
 from torch import nn
 
 import soda_compile
-from soda_compile.errors import PlanError
-from soda_compile.plans.plan import compute_all_plan
 
 DEVICE = torch.device("cpu")
 
@@ -41,14 +39,3 @@ def test_the_regions_are_those_of_the_model_as_it_was(change: Callable[[nn.Modul
     model = family.build()
     change(model)
     assert soda_compile.inspect(model, **family.inputs(0, 4)).region_names == tuple(family.regions)
-
-
-def test_an_offloaded_model_that_is_compiled_by_itself_is_told_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SODA_COMPILE_LOWERING", "eager")
-    family = FAMILIES["sd3"]
-    model = family.build()
-    blocks_offloaded(model)
-    torch._dynamo.reset()
-    model.compile(backend="soda", options={"plan": compute_all_plan(tuple(family.regions), 4)})
-    with torch.no_grad(), pytest.raises(PlanError, match="group offloading: accelerate"):
-        model(**family.inputs(0, 4))
