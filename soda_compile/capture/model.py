@@ -117,8 +117,9 @@ def capture_model(
 
 def _is_rest(module: fx.GraphModule) -> bool:
     """Return whether the graph is a part beside a graph break: it reads values on Python's stack, or returns sizes."""
+    outputs: Any = module.graph.output_node().args[0]
     reads = any("___stack" in source_name(node) for node in module.graph.find_nodes(op="placeholder"))
-    return reads or any(isinstance(_value(output), int | torch.SymInt) for output in module.graph.output_node().args[0])
+    return reads or any(isinstance(_value(output), int | torch.SymInt) for output in outputs)
 
 
 def _value(output: Any) -> Any:

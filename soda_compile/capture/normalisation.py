@@ -101,19 +101,19 @@ def _write_plainly(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _is_matrix(node: fx.Node) -> bool:
+def _is_matrix(node: Any) -> bool:
     value = node.meta.get("example_value")
     return isinstance(value, torch.Tensor) and value.ndim == 2
 
 
 def _fill_diagonal(graph: fx.Graph, node: fx.Node) -> None:
     """Fill a view of the diagonal; the operator itself takes a stride of its own, which views of views do not bear."""
-    matrix, value = node.args[:2]
-    if len(node.args) > 2 or node.kwargs:  # wraps, or names its value
+    matrix: Any = node.args[0]
+    if len(node.args) != 2 or node.kwargs:  # wraps, or names its value
         return
     with graph.inserting_before(node):
         diagonal = graph.call_function(torch.diagonal, (matrix,))
-        graph.call_method("fill_", (diagonal, value))
+        graph.call_method("fill_", (diagonal, node.args[1]))
     node.replace_all_uses_with(matrix)
     graph.erase_node(node)
 

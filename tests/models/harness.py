@@ -1,9 +1,9 @@
 """Takes one tiny denoiser through the compiler, its graphs run as they are instead of being compiled by Inductor."""
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ class Board:
         if ahead and (split := separate_conditioning(structure)):
             conditioning, structure = split
             stage = build_stage(conditioning, plan.steps, self.structure.weight_bytes, lowering)
-        build = partial(build_program, structure, lowering=lowering)
+        build = functools.partial(build_program, structure, lowering=lowering)
         model_key = self.structure.parameters.index(True)
         made = PlannedDenoiser(build(plan), plan, model_key, None, build, conditioning=stage)
         self.run = made
@@ -171,7 +171,7 @@ def generate(
     found = []
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=len(calls) > 1):
         for call in calls:
-            mine = tree_map_only(Tensor, copied, call) if overwrite else call
+            mine = tree_map_only(Tensor, functools.cache(copied), call) if overwrite else call
             outputs = tensors(denoiser(**mine))
             found.append(tuple(map(torch.clone, outputs)) if overwrite else outputs)
             for value in (*outputs, *tree_leaves(mine)) if overwrite else ():
