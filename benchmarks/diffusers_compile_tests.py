@@ -122,6 +122,7 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
         "this backend each output is compared with the same call in eager mode too.",
         "- `test_compile_works_with_aot` calls `torch.export` and AOTInductor, never a backend: it is not run.",
         "- Without an accelerator group offloading runs without streams, which the test asks for.",
+        "- What stands empty was not run.",
         f"- Rewritten graphs are compiled by Inductor for {', '.join(compiled) or 'no model'}, and run operator by "
         f"operator for {', '.join(eager) or 'no model'}.",
     ]

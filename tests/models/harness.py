@@ -1,16 +1,17 @@
 """Takes one tiny denoiser through the compiler, its graphs run as they are instead of being compiled by Inductor."""
 
-import functools
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from eager_reference import EagerReference, tensors
 from random_plans import random_plan
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 import soda_compile
 from models.base import Denoiser
@@ -96,7 +97,7 @@ class Board:
         if ahead and (split := separate_conditioning(structure)):
             conditioning, structure = split
             stage = build_stage(conditioning, plan.steps, self.structure.weight_bytes, lowering)
-        build = functools.partial(build_program, structure, lowering=lowering)
+        build = partial(build_program, structure, lowering=lowering)
         model_key = self.structure.parameters.index(True)
         made = PlannedDenoiser(build(plan), plan, model_key, None, build, conditioning=stage)
         self.run = made
@@ -171,19 +172,13 @@ def generate(
     found = []
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=len(calls) > 1):
         for call in calls:
-            mine = tree_map_only(Tensor, functools.cache(copied), call) if overwrite else call
+            mine = copy.deepcopy(call) if overwrite else call
             outputs = tensors(denoiser(**mine))
             found.append(tuple(map(torch.clone, outputs)) if overwrite else outputs)
             for value in (*outputs, *tree_leaves(mine)) if overwrite else ():
                 if isinstance(value, Tensor):
                     unrepeated(value).fill_(1)
     return found
-
-
-def copied(value: Tensor) -> Tensor:
-    """The same values in memory of their own, with the same strides."""
-    once = unrepeated(value)
-    return torch.empty_strided(once.shape, once.stride(), dtype=value.dtype).copy_(once).expand(value.shape)
 
 
 def unrepeated(value: Tensor) -> Tensor:
