@@ -11,7 +11,6 @@ from soda_compile.acceleration.compile_ahead import compile_ahead
 from soda_compile.acceleration.handle import restore
 from soda_compile.acceleration.install import install
 from soda_compile.acceleration.stats import Stats, stats
-from soda_compile.backend.inspection import inspect
 from soda_compile.backend.options import check_options
 from soda_compile.compiler.observing import Observer
 from soda_compile.compiler.why import why
@@ -26,6 +25,7 @@ from soda_compile.errors import (
     TrajectoryError,
 )
 from soda_compile.measure.calibration import calibrate
+from soda_compile.measure.inspection import inspect
 from soda_compile.measure.profiling import profile
 from soda_compile.packages.denoiser import PackagedDenoiser
 from soda_compile.packages.exporting import export

@@ -1,4 +1,4 @@
-"""The entry of ``torch.compile(backend="soda")``, its options, and inspection of a model.
+"""The entry of ``torch.compile(backend="soda")`` and its options.
 
 May import ``runtime`` and the rooms below it.
 """

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import fx
 
+from soda_compile.backend.by_size import BySize
 from soda_compile.backend.options import CUDA_GRAPHS, Options, check_options
-from soda_compile.backend.variations import has_fitted, is_variation, remember
+from soda_compile.backend.variations import has_fitted, is_part, is_variation, remember
 from soda_compile.compiler.analyse import analyse_graph
 from soda_compile.compiler.bind import require_fit
 from soda_compile.compiler.conditioning import separate_conditioning
 from soda_compile.compiler.conditioning_stage import ConditioningStage, build_stage
 from soda_compile.compiler.constant_stage import take_constants
 from soda_compile.compiler.lowering import Lowering
-from soda_compile.compiler.observing import build_observed
+from soda_compile.compiler.observing import ObservedDenoiser, build_observed
 from soda_compile.compiler.program import Program, build_program
 from soda_compile.compiler.slot_samples import slot_samples
 from soda_compile.errors import CaptureError, OptionError, PlanError
@@ -34,6 +35,7 @@ from soda_compile.runtime.plain import PlainDenoiser
 from soda_compile.runtime.slots import SlotPool
 from soda_compile.torch_internals.backend_errors import errors_unwrapped
 from soda_compile.torch_internals.inductor import compiler_probed, plain_inductor
+from soda_compile.torch_internals.symbolic_sizes import fixed_sizes, lasting_copy, symbolic_inputs
 from soda_compile.torch_internals.tracing import log_artifact
 from soda_compile.torch_internals.wrapped_tensors import flatten_inputs, has_wrapped
 
@@ -52,7 +54,7 @@ def soda(
 
     Args:
         module: Graph from Dynamo.
-        inputs: Example inputs; sizes become static, another shape compiles again.
+        inputs: Example inputs; where Dynamo makes sizes symbolic, the graph is compiled by the plan for each size.
         options: See ``Options``.
         mode: A mode of ``torch.compile``; its settings go to Inductor.
 
@@ -70,7 +72,8 @@ def soda(
             stacklevel=2,
         )
         return _unplanned(module, inputs, checked)
-    denoiser = _compile(module, inputs, checked)
+    symbolic = () if has_wrapped(inputs) else symbolic_inputs(inputs)
+    denoiser = _by_size(module, inputs, checked, symbolic) if symbolic else _compile(module, inputs, checked)
     return (lambda *wrapped: denoiser(*flatten_inputs(wrapped))) if has_wrapped(inputs) else denoiser
 
 
@@ -82,15 +85,40 @@ def soda_plain(
     return _plain(module, inputs, check_options(options), miss)
 
 
+def _by_size(
+    module: fx.GraphModule, inputs: Sequence[Any], options: Options, symbolic: tuple[int, ...]
+) -> Callable[..., Any]:
+    """Compile for the sizes at hand, and for others when they come; what runs without the plan is one for all."""
+    kept = lasting_copy(module)
+
+    def compile_for(values: Sequence[Any]) -> Callable[..., Any]:
+        with fixed_sizes(values) as fixed:
+            return _compile(kept, fixed, options)
+
+    with fixed_sizes(inputs) as fixed:
+        made = _attempt(kept, fixed, options)
+    if made is None or isinstance(made, Miss):
+        return _plain(module, inputs, options, made)
+    return BySize(symbolic, compile_for).add(inputs, made)
+
+
 def _compile(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
     """Compile by the plan, or observed; what the plan does not cover runs without it, if the options allow that."""
+    made = _attempt(module, inputs, options)
+    return _plain(module, inputs, options, made) if made is None or isinstance(made, Miss) else made
+
+
+def _attempt(
+    module: fx.GraphModule, inputs: Sequence[Any], options: Options
+) -> PlannedDenoiser | ObservedDenoiser | Miss | None:
+    """Compile by the plan, or observed; say why this graph is not covered, or None where it has nothing to plan."""
     plan, structure = options.plan, None
     try:
         _refuse_gradients(inputs)
         with compiler_probed(_device(inputs)) if options.lowering == "inductor" else nullcontext():
             structure = analyse_graph(module, inputs)
         if structure is None:
-            return _unplanned(module, inputs, options)
+            return None
         log_artifact("soda_structure", lambda: str(structure))
         # Inductor would record each subgraph on its own; the runtime records whole steps.
         changes = {CUDA_GRAPHS: False} if options.cuda_graphs else {}
@@ -100,11 +128,11 @@ def _compile(module: fx.GraphModule, inputs: Sequence[Any], options: Options) ->
         assert plan is not None
         return _planned(structure, plan, options, lowering)
     except Miss as miss:  # an observer's
-        return _plain(module, inputs, options, miss)
+        return miss
     except (PlanError, CaptureError, OptionError) as error:
         if plan is None or options.on_miss == "error" or not _is_miss(plan, structure, error):
             raise
-        return _plain(module, inputs, options, Miss(_MISSES[type(error)], str(error)))
+        return Miss(_MISSES[type(error)], str(error))
 
 
 _MISSES = {PlanError: "structure", CaptureError: "capture", OptionError: "gradients"}
@@ -113,7 +141,7 @@ _MISSES = {PlanError: "structure", CaptureError: "capture", OptionError: "gradie
 def _is_miss(plan: Plan, structure: Structure | None, error: Exception) -> bool:
     """Return whether a plan that does not cover a graph is for its model all the same."""
     if structure is not None:
-        return isinstance(error, PlanError) and is_variation(plan, structure)
+        return isinstance(error, PlanError) and (is_variation(plan, structure) or is_part(plan, structure))
     return isinstance(error, OptionError) or has_fitted(plan)
 
 
@@ -123,9 +151,12 @@ def _unplanned(module: fx.GraphModule, inputs: Sequence[Any], options: Options) 
     return plain_inductor(module, inputs, options.inductor)
 
 
-def _plain(module: fx.GraphModule, inputs: Sequence[Any], options: Options, miss: Miss) -> PlainDenoiser:
+def _plain(module: fx.GraphModule, inputs: Sequence[Any], options: Options, miss: Miss | None) -> Callable[..., Any]:
+    """Compile without the plan; where it does not cover the graph, its calls are counted."""
     started = time.perf_counter()
     run = _unplanned(module, inputs, options)
+    if miss is None:
+        return run
     weights = [index for index, value in enumerate(inputs) if isinstance(value, torch.nn.Parameter)]
     return PlainDenoiser(run, miss, weights[0] if weights else None, time.perf_counter() - started)
 

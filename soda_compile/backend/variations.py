@@ -27,6 +27,15 @@ def is_variation(plan: Plan, structure: Structure) -> bool:
     return bool(common) and all(known[path] == shapes[path] for path in common)
 
 
+def is_part(plan: Plan, structure: Structure) -> bool:
+    """Return whether a graph is one block of the plan's model, as where hooks on layers break the model's graph."""
+    cleaned = (name.rpartition(")")[2].strip(".") for name in structure.region_names)  # "(head).attn", "(model)"
+    ends = [f".{name}" if name else "" for name in cleaned]
+    paths = {region.removesuffix(ends[0]) for region in plan.regions if region.endswith(ends[0])}
+    found = any(all(path + end in plan.regions for end in ends) for path in paths - {""})
+    return found and len(ends) < len(plan.regions)
+
+
 def _weight_shapes(structure: Structure) -> dict[str, tuple[int, ...]]:
     owned = zip(structure.inputs, structure.paths, structure.parameters, strict=True)
     values = structure.read_values

@@ -58,7 +58,7 @@ def capture_graph(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured | N
         inputs: Example inputs; a tensor subclass becomes, where it stands, the plain tensors inside.
 
     Returns:
-        The graph; None for the small rest behind a graph break that is not supported.
+        The graph; None for the small rest beside a graph break that is not supported.
 
     Raises:
         CaptureError: If any other graph is not supported.
@@ -68,7 +68,7 @@ def capture_graph(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured | N
     except CaptureError as error:
         if not _is_rest(module):
             raise
-        log.warning("a part of the model behind a graph break runs unplanned: %s", error)
+        log.warning("a part of the model beside a graph break runs unplanned: %s", error)
         return None
 
 
@@ -116,5 +116,11 @@ def capture_model(
 
 
 def _is_rest(module: fx.GraphModule) -> bool:
-    """Return whether Dynamo traced the graph after a graph break: it then reads values that were on Python's stack."""
-    return any("___stack" in source_name(node) for node in module.graph.find_nodes(op="placeholder"))
+    """Return whether the graph is a part beside a graph break: it reads values on Python's stack, or returns sizes."""
+    outputs: Any = module.graph.output_node().args[0]
+    reads = any("___stack" in source_name(node) for node in module.graph.find_nodes(op="placeholder"))
+    return reads or any(isinstance(_value(output), int | torch.SymInt) for output in outputs)
+
+
+def _value(output: Any) -> Any:
+    return output.meta.get("example_value") if isinstance(output, fx.Node) else output

@@ -33,7 +33,7 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
     parameters = tuple(_belongs_to_model(node, value) for node, value in zip(placeholders, inputs, strict=True))
     root = root_of(source_name(node) for node, mine in zip(placeholders, parameters, strict=True) if mine)
     sources = [clean_path(source_name(node) or node.name, root) for node in placeholders]
-    _detach_data(module.graph)
+    _write_plainly(module)
     keep_floats(module)
     _fix_floats(module)
     with specialised(inputs) as static:
@@ -91,11 +91,31 @@ def _addcmul(carry: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *, v
     return carry + (product if value == 1 else value * product)
 
 
-def _detach_data(graph: fx.Graph) -> None:
-    """Write ``x.data`` as ``x.detach()``, the same alias, which export can follow."""
-    for node in graph.nodes:
-        if getattr(node.target, "__name__", "") == "_get_data_attr":
+def _write_plainly(module: fx.GraphModule) -> None:
+    """Write what export cannot follow as the same in other operators."""
+    for node in module.graph.nodes:
+        if getattr(node.target, "__name__", "") == "_get_data_attr":  # x.data
             node.target = torch.detach
+        elif node.op == "call_method" and node.target == "fill_diagonal_" and _is_matrix(node.args[0]):
+            _fill_diagonal(module.graph, node)
+    module.recompile()
+
+
+def _is_matrix(node: Any) -> bool:
+    value = node.meta.get("example_value")
+    return isinstance(value, torch.Tensor) and value.ndim == 2
+
+
+def _fill_diagonal(graph: fx.Graph, node: fx.Node) -> None:
+    """Fill a view of the diagonal; the operator itself takes a stride of its own, which views of views do not bear."""
+    matrix: Any = node.args[0]
+    if len(node.args) != 2 or node.kwargs:  # wraps, or names its value
+        return
+    with graph.inserting_before(node):
+        diagonal = graph.call_function(torch.diagonal, (matrix,))
+        graph.call_method("fill_", (diagonal, node.args[1]))
+    node.replace_all_uses_with(matrix)
+    graph.erase_node(node)
 
 
 def _fix_floats(module: fx.GraphModule) -> None:

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from soda_compile.backend.inspection import inspect as inspect_model
 from soda_compile.cli import planning
 from soda_compile.cli.errors import OneLineErrors
 from soda_compile.cli.target import FORMS, load_target
 from soda_compile.compiler.why import why as region_notes
 from soda_compile.errors import OptionError
 from soda_compile.ir.tree import render
+from soda_compile.measure.inspection import inspect as inspect_model
 from soda_compile.plans.plan import Plan
 
 DEMO_EXTRAS = ("diffusers", "matplotlib", "sklearn", "transformers", "accelerate", "PIL")

@@ -58,7 +58,7 @@ def analyse_graph(module: fx.GraphModule, inputs: Sequence[Any]) -> Structure | 
     can be planned as if it were the whole model; the others run as they are.
 
     Raises:
-        CaptureError: If the graph is not supported, unless it is the small rest behind a graph break.
+        CaptureError: If the graph is not supported, unless it is the small rest beside a graph break.
     """
     captured = capture_graph(module, inputs)
     if captured is None:

@@ -22,7 +22,8 @@ def require_fit(plan: Plan, structure: Structure) -> None:
             f"{len(structure.region_names)}"
             + (f"; not in this graph: {_some(missing)}" if missing else "")
             + (f"; not in the plan: {_some(extra)}" if extra else "")
-            + ". Calibrate this model; if it is the same model, look for a graph break with fullgraph=True"
+            + ". Calibrate this model; if it is the same model, look for a graph break with fullgraph=True. Hooks on "
+            "its layers break it, as of group offloading: accelerate(pipe, plan) leaves them out"
         )
     fingerprint = structure.fingerprint_under(plan.regions)
     if plan.fingerprint and plan.fingerprint != fingerprint:

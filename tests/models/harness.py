@@ -1,5 +1,6 @@
 """Takes one tiny denoiser through the compiler, its graphs run as they are instead of being compiled by Inductor."""
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ import torch
 from eager_reference import EagerReference, tensors
 from random_plans import random_plan
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 import soda_compile
 from models.base import Denoiser
@@ -43,6 +45,8 @@ class Finding:
         reuse: Largest difference of a random plan from the eager reference.
         ahead: Largest difference from that plan with the conditioning of all steps computed at once; None where the
             model has no such conditioning.
+        overwritten: Largest difference of these plans from themselves, where the caller writes over all outputs and
+            inputs after each call.
         stale: Largest difference of that reference from the eager model: what ``reuse`` would be if nothing was reused.
         scale: Largest value in the outputs.
         structure: What the compiler found.
@@ -57,6 +61,7 @@ class Finding:
     exact: float = float("nan")
     reuse: float = float("nan")
     ahead: float | None = None
+    overwritten: float = float("nan")
     stale: float = float("nan")
     scale: float = float("nan")
     structure: Structure | None = None
@@ -136,14 +141,18 @@ def examine(subject: Denoiser) -> Finding:
     plan = random_plan(len(names), names, STEPS, fingerprint=structure.fingerprint, compute=0.4)
     board.install(plan)
     reused = generate(compiled, calls)
+    overwritten = [difference(generate(compiled, calls, overwrite=True), reused)]
     reference = EagerReference(model, expected, plan).run(calls)
     made = board.install(plan, ahead=True)
     ahead = [generate(compiled, calls) for _ in range(2 if made.conditioning and made.conditioning.all_steps else 0)]
+    if ahead:
+        overwritten.append(difference(generate(compiled, calls, overwrite=True), ahead[-1]))
     return Finding(
         **finding,
         exact=difference(exact, eager),
         reuse=difference(reused, reference),
         ahead=max((difference(found, reused) for found in ahead), default=None),
+        overwritten=max(overwritten),
         stale=difference(reference, eager),
         scale=max(value.abs().max().item() for call in eager for value in call),
     )
@@ -164,10 +173,28 @@ def compile_once(model: nn.Module, call: dict[str, Any]) -> tuple[Board, Callabl
     return board, compiled, reason
 
 
-def generate(denoiser: Callable[..., Any] | nn.Module, calls: list[dict[str, Any]]) -> Outputs:
-    """The output tensors of each call."""
+def generate(
+    denoiser: Callable[..., Any] | nn.Module, calls: list[dict[str, Any]], *, overwrite: bool = False
+) -> Outputs:
+    """The output tensors of each call; ``overwrite`` writes over them and the inputs before the next."""
+    found = []
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=len(calls) > 1):
-        return [tensors(denoiser(**call)) for call in calls]
+        for call in calls:
+            mine = copy.deepcopy(call) if overwrite else call
+            outputs = tensors(denoiser(**mine))
+            found.append(tuple(map(torch.clone, outputs)) if overwrite else outputs)
+            for value in (*outputs, *tree_leaves(mine)) if overwrite else ():
+                if isinstance(value, Tensor):
+                    unrepeated(value).fill_(1)
+    return found
+
+
+def unrepeated(value: Tensor) -> Tensor:
+    """What there is of an expanded tensor in memory."""
+    for axis, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            value = value.narrow(axis, 0, 1)
+    return value
 
 
 def difference(left: Outputs, right: Outputs) -> float:

@@ -18,7 +18,7 @@ from models.harness import Finding, examine  # noqa: E402
 
 COLUMNS = (
     "model", "captured", "regions found", "work in regions", "compute-everything plan", "random plan",
-    "all steps at once", "note",
+    "all steps at once", "outputs and inputs overwritten", "note",
 )  # fmt: skip
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
@@ -39,6 +39,7 @@ def _lines(findings: dict[str, Finding]) -> Iterator[str]:
     right = [name for name, finding in findings.items() if finding.regions_right]
     exact = [name for name in right if findings[name].exact == 0]
     ahead = [name for name, finding in findings.items() if finding.ahead is not None]
+    kept = [name for name, finding in findings.items() if finding.overwritten == 0]
     captured = len(whole) + len(pieces)
     yield f"""# Coverage of the denoising transformers of diffusers
 
@@ -53,7 +54,8 @@ written down there from its source. The rewritten graphs run as they are, withou
 - A random plan of compute, reuse and forecast over five steps equals forward hooks in eager mode: the largest
   difference is given as a share of the largest output, and in brackets what it would be if nothing were reused.
 - **{len(ahead)}** have matrix products that depend on the timestep and pooled inputs alone. With these
-  computed for all steps at once, the random plan gives the same: the last column has the largest difference."""
+  computed for all steps at once, the random plan gives the same: that column has the largest difference.
+- In **{len(kept)}** nothing changes where the caller writes over all outputs and inputs after each call."""
     for title, module in GROUPS.items():
         yield ""
         yield f"## {title}"
@@ -74,12 +76,13 @@ written down there from its source. The rewritten graphs run as they are, withou
 
 def _row(name: str, subject: Denoiser, finding: Finding) -> str:
     if finding.captured == "no":
-        return f"| `{name}` | no | | | | | | {subject.note} |"
+        return f"| `{name}` | no | | | | | | | {subject.note} |"
     found = f"{len(finding.found)} of {len(finding.expected)}" + ("" if finding.regions_right else " (wrong)")
     exact = "bit-equal" if finding.exact == 0 else f"{finding.exact / finding.scale:.0e}"
     reuse = f"{finding.reuse / finding.scale:.0e} ({finding.stale / finding.scale:.0e})"
     ahead = "none" if finding.ahead is None else f"{finding.ahead / finding.scale:.0e}"
-    cells = (finding.captured, found, f"{finding.share:.0%}", exact, reuse, ahead, subject.note)
+    kept = "bit-equal" if finding.overwritten == 0 else f"{finding.overwritten / finding.scale:.0e}"
+    cells = (finding.captured, found, f"{finding.share:.0%}", exact, reuse, ahead, kept, subject.note)
     return f"| `{name}` | {' | '.join(cells)} |"
 
 

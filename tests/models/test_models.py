@@ -42,6 +42,7 @@ def test_a_denoiser(name: str) -> None:
     assert finding.exact <= ROUNDING * finding.scale
     assert finding.reuse <= ROUNDING * finding.scale
     assert (finding.ahead or 0.0) <= ROUNDING * finding.scale
+    assert finding.overwritten == 0, "what the caller does with outputs and inputs after a call must not matter"
     assert finding.stale > 100 * ROUNDING * finding.scale, "the plan must show, or the comparison tells nothing"
 
 

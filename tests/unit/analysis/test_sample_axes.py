@@ -11,8 +11,8 @@ from tracing import graph_of
 
 from soda_compile.analysis.sample_axes import region_samples
 from soda_compile.analysis.sample_rules import LostSamples, SampleAxis, Samples, samples_after
-from soda_compile.backend.inspection import inspect
 from soda_compile.ir.graphs import results_of
+from soda_compile.measure.inspection import inspect
 
 SAMPLES, TOKENS, WIDTH = 2, 6, 4
 WEIGHT, TABLE = torch.randn(WIDTH, WIDTH), torch.randn(TOKENS, WIDTH)

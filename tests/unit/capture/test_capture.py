@@ -186,3 +186,21 @@ def test_what_export_cannot_follow_is_an_error_that_says_what_to_do():
 
 def _fails(x: Tensor) -> Tensor:
     raise RuntimeError("no such thing")
+
+
+@pytest.mark.parametrize("part", [(slice(None), slice(None)), (slice(2), slice(3)), (slice(1, 4), slice(2))])
+@pytest.mark.parametrize("value", [0, 2.5])
+def test_diagonals_of_views_are_filled(part: tuple[slice, slice], value: float) -> None:
+    """As the masks of perturbed attention are made; the operator itself cannot be captured on a view of a view."""
+
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            mask = torch.zeros(x.shape[0], x.shape[0])
+            mask[part].fill_(float("-inf"))
+            filled = mask[part].fill_diagonal_(value)
+            return mask + x, filled * 2
+
+    x = torch.randn(5, 5)
+    found = run(trace(Masked(), x).graph, x=x)
+    for mine, wanted in zip(found, Masked()(x), strict=True):
+        torch.testing.assert_close(mine, wanted)

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 from tracing import graphs_as_they_are
 
 import soda_compile
-from soda_compile.backend.inspection import inspect
 from soda_compile.backend.options import check_options
 from soda_compile.compiler.conditioning import separate_conditioning
 from soda_compile.compiler.conditioning_stage import ConditioningStage, build_stage
@@ -21,6 +20,7 @@ from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program
 from soda_compile.errors import CaptureError, OptionError
 from soda_compile.ir.structure import Structure
+from soda_compile.measure.inspection import inspect
 from soda_compile.plans.plan import Plan, compute_all_plan
 from soda_compile.runtime import conditioning_cache
 from soda_compile.runtime.conditioning_cache import ConditioningCache

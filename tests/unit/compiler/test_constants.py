@@ -9,12 +9,12 @@ from families import FAMILIES
 from side_models import Cross, SideDenoiser, side_denoiser, side_inputs, step_inputs
 from torch import Tensor, nn
 
-from soda_compile.backend.inspection import inspect
 from soda_compile.compiler import constant_stage, constants
 from soda_compile.compiler.constant_stage import ConstantStage, take_constants
 from soda_compile.compiler.constants import separate_constants
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.ir.structure import Structure
+from soda_compile.measure.inspection import inspect
 
 STEPS = 6
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from toys import Gated
 
 from soda_compile.analysis.token_axes import carries_of, wanted_tokens
-from soda_compile.backend.inspection import inspect
 from soda_compile.errors import SensitivityError
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.error_accumulator import ErrorAccumulator
 from soda_compile.measure.gram import ErrorEntries
 from soda_compile.measure.history import TokenGroup
+from soda_compile.measure.inspection import inspect
 from soda_compile.measure.prune_errors import kept_sums, pruned_products
 from soda_compile.plans.actions import PRUNE_RATES, prune
 from soda_compile.plans.pruning import SCORES
