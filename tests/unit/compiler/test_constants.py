@@ -205,11 +205,12 @@ def test_small_models_may_keep_as_much_as_one_copy_of_all_cuts():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(name: str):
-    """Keys and values of the text where a cross-attention reads it; joint attentions read what changes."""
+    """Keys and values of the text where a cross-attention reads it; of joint attentions at most the text's embedding."""
     found = taken(inspect(FAMILIES[name].build(), **FAMILIES[name].inputs(0, STEPS)), "timestep")
     read: set[Any] = {path for paths in found.values() for path in paths}
     wanted: dict[str, set[str]] = {
         "pixart": {"encoder_hidden_states", "encoder_attention_mask"},
+        "sd3": {"encoder_hidden_states"},
         "wan": {"encoder_hidden_states"},
         "latte": {"encoder_hidden_states"},
     }
