@@ -205,7 +205,7 @@ def test_small_models_may_keep_as_much_as_one_copy_of_all_cuts():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(name: str):
-    """Keys and values of the text where a cross-attention reads it; of joint attentions at most the text's embedding."""
+    """Keys and values of the text where a cross-attention reads it; joint attentions at most its embedding."""
     found = taken(inspect(FAMILIES[name].build(), **FAMILIES[name].inputs(0, STEPS)), "timestep")
     read: set[Any] = {path for paths in found.values() for path in paths}
     wanted: dict[str, set[str]] = {
