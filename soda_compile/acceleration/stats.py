@@ -79,11 +79,10 @@ def _of(module: torch.nn.Module) -> dict[str, Any]:
 
 def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Add up the statistics of graphs of one model that know it by different parameters."""
-    return {
-        key: _sum(value, other[key])
-        if isinstance(value, dict) and isinstance(other.get(key), dict)
-        else value + other[key]
-        if isinstance(value, int | float) and key in other
-        else value
-        for key, value in {**other, **one}.items()
-    }
+    total = {**other, **one}
+    for key in one.keys() & other.keys():
+        if isinstance(one[key], dict):
+            total[key] = _sum(one[key], other[key])
+        elif not isinstance(one[key], str):
+            total[key] = one[key] + other[key]
+    return total

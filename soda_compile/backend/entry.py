@@ -15,6 +15,7 @@ from torch import fx
 from soda_compile.backend.by_size import BySize
 from soda_compile.backend.options import CUDA_GRAPHS, Options, check_options
 from soda_compile.backend.variations import has_fitted, is_part, is_variation, remember
+from soda_compile.capture.scalars import keep_integers, with_tensors
 from soda_compile.compiler.analyse import analyse_graph
 from soda_compile.compiler.bind import require_fit
 from soda_compile.compiler.conditioning import separate_conditioning
@@ -72,9 +73,13 @@ def soda(
             stacklevel=2,
         )
         return _unplanned(module, inputs, checked)
-    symbolic = () if has_wrapped(inputs) else symbolic_inputs(inputs)
+    if has_wrapped(inputs):
+        planned = _compile(module, inputs, checked)
+        return lambda *wrapped: planned(*flatten_inputs(wrapped))
+    inputs, integers = keep_integers(module, inputs)
+    symbolic = symbolic_inputs(inputs)
     denoiser = _by_size(module, inputs, checked, symbolic) if symbolic else _compile(module, inputs, checked)
-    return (lambda *wrapped: denoiser(*flatten_inputs(wrapped))) if has_wrapped(inputs) else denoiser
+    return with_tensors(denoiser, integers) if integers else denoiser
 
 
 @errors_unwrapped

@@ -21,6 +21,9 @@ from torch.utils._pytree import tree_unflatten as tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary as WeakIdKeyDictionary
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+TO_TENSOR = torch._refs.tensor
+"""What stands in Dynamo's graphs for ``torch.tensor`` of a number."""
+
 BUILT_IN = ("aten", "prims")  # namespaces of operators that mean the same in every process
 
 
