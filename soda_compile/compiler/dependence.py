@@ -6,7 +6,6 @@ import torch
 from torch import fx
 
 from soda_compile.ir.aten_operators import QUANTISED, is_heavy, packet
-from soda_compile.ir.graphs import add_call
 
 aten = torch.ops.aten
 
@@ -24,10 +23,8 @@ class Dependence(enum.IntEnum):
 def name_dtypes(graph: fx.Graph) -> None:
     """Name the dtype where an operator takes it from a tensor: a cast to the text's dtype needs no text."""
     for node in graph.find_nodes(op="call_function", target=aten.type_as.default):
-        with graph.inserting_before(node):
-            cast = add_call(graph, aten._to_copy.default, node.args[0], dtype=node.meta["val"].dtype)
-        node.replace_all_uses_with(cast)
-        graph.erase_node(node)
+        node.target = aten._to_copy.default  # in place, as regions know nodes by their names
+        node.args, node.kwargs = node.args[:1], {"dtype": node.meta["val"].dtype}
 
 
 def node_levels(graph: fx.Graph, inputs: tuple[Dependence, ...], level: Dependence) -> dict[fx.Node, Dependence]:

@@ -1,15 +1,17 @@
 """What a generation does not change, told apart by the graph alone."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, structure_of
 from side_models import Cross, SideDenoiser, side_denoiser, side_inputs, step_inputs
 from torch import Tensor, nn
 
 from soda_compile.compiler import constant_stage, constants
+from soda_compile.compiler.conditioning import separate_conditioning
 from soda_compile.compiler.constant_stage import ConstantStage, take_constants
 from soda_compile.compiler.constants import separate_constants
 from soda_compile.compiler.lowering import Lowering
@@ -205,13 +207,26 @@ def test_small_models_may_keep_as_much_as_one_copy_of_all_cuts():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(name: str):
-    """Keys and values of the text where a cross-attention reads it; joint attentions at most its embedding."""
+    """Keys and values of the text where a cross-attention reads it; joint attentions at most embeddings."""
     found = taken(inspect(FAMILIES[name].build(), **FAMILIES[name].inputs(0, STEPS)), "timestep")
     read: set[Any] = {path for paths in found.values() for path in paths}
     wanted: dict[str, set[str]] = {
         "pixart": {"encoder_hidden_states", "encoder_attention_mask"},
-        "sd3": {"encoder_hidden_states"},
+        "sd3": {"encoder_hidden_states", "pooled_projections"},
         "wan": {"encoder_hidden_states"},
         "latte": {"encoder_hidden_states"},
     }
     assert read == wanted.get(name, set())
+
+
+@pytest.mark.parametrize("separate", [separate_constants, separate_conditioning])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_regions_find_their_nodes_in_what_is_left(name: str, separate: Callable[..., Any]):
+    """Pruning looks for carries and branches too, not for cuts alone."""
+    split = separate(structure_of(name))
+    if split is None:
+        return
+    for call in split[1].calls:
+        nodes = {node.name for node in call.block.module.graph.nodes}
+        for region in call.block.regions:
+            assert {*(cut.node for cut in region.cuts), *region.branches, *region.carries} <= nodes
