@@ -9,6 +9,7 @@ DiT in one process; the ways are interleaved, and compilation is apart.
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -146,7 +147,7 @@ def measure(
             table[name] = {"speedup": speedups, "seconds": seconds, "largest relative difference": difference}
             print(name, {way: round(value, 2) for way, value in speedups.items()}, f"difference {difference:.1e}")
     figures = {
-        "command": "python benchmarks/batching.py", "torch": torch.__version__, "machine": platform.processor(),
+        "command": " ".join(["python", *sys.argv]), "torch": torch.__version__, "machine": platform.machine(),
         "threads": torch.get_num_threads(), "layers": layers, "hidden": hidden, "tokens": (size // 2) ** 2,
         "requests": requests, "steps": steps, "interval": interval, "rounds": rounds, "arrivals": table,
     }  # fmt: skip
