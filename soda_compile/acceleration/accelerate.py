@@ -105,6 +105,7 @@ def accelerate(
     for name, module in denoisers.items():
         require_supported(name, module)
     source: GivenPlans | SearchedPlans
+    measure = None
     if plan is not None:
         source = GivenPlans(_read_plans(plan, list(denoisers)))
         source(pipe.scheduler)
@@ -117,16 +118,15 @@ def accelerate(
         source = SearchedPlans(pipe, denoisers, request, store, guidance, max_interval)
         call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         _find_or_measure(source, calibrate_with, call, pipeline_options or {})
-    measure = _measurer(source, calibrate_with) if on_miss == "measure" else None
+        if on_miss == "measure":
+            measure = _measurer(source, calibrate_with)
     setattr(pipe, HANDLE, Acceleration(pipe, source, denoisers, options, measure).install())
     return pipe
 
 
-def _measurer(source: Any, calibrate_with: CalibrateWith) -> Callable[[SchedulerHook], Watch]:
+def _measurer(source: SearchedPlans, calibrate_with: CalibrateWith) -> Callable[[SchedulerHook], Watch]:
     """Return what begins to measure settings without a plan, for the generations that begin under a scheduler."""
-    assert isinstance(source, SearchedPlans)
-    generations = generations_of(calibrate_with)
-    measurer = Measurer(source.denoisers, generations, source.max_interval, source.add)
+    measurer = Measurer(source.denoisers, generations_of(calibrate_with), source.max_interval, source.add)
     return lambda hook: measurer.begin(source.present(hook.scheduler), hook)
 
 

@@ -3,7 +3,6 @@
 import functools
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from soda_compile.backend.entry import soda
 from soda_compile.backend.options import check_options
 from soda_compile.capture.forward import CompiledForward
 from soda_compile.errors import OptionError, TrajectoryError
-from soda_compile.integrations.base import framework_of
+from soda_compile.integrations.base import around_calls, framework_of
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.batching import Apart, Together, due
 from soda_compile.runtime.current import calling
@@ -81,8 +80,7 @@ class BatchedGenerations:
         self.sizes = tuple(sorted(set(sizes), reverse=True))
         self.shared = frozenset(shared)
         self._planned: PlannedDenoiser | None = None
-        framework = framework_of(model)
-        around = framework.around_calls(model) if framework else nullcontext
+        around = around_calls(model, framework_of(model))
         self._compiled = CompiledForward(model, functools.partial(soda, options=chosen), around)
 
     def new_generation(self, *, manual: bool = False) -> Generation:

@@ -19,11 +19,8 @@ from soda_compile.integrations.base import Stage
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.error_accumulator import ErrorAccumulator
-from soda_compile.measure.gram import ErrorEntries
-from soda_compile.measure.observation import Observation
+from soda_compile.measure.observation import Observation, observe, sensitivities
 from soda_compile.plans.sensitivity import Sensitivity
-from soda_compile.runtime.call_counter import CallCounter
-from soda_compile.runtime.clock import Clock
 from soda_compile.runtime.current import BRANCH
 
 log = logging.getLogger(__name__)
@@ -82,10 +79,6 @@ class Watch:
     reason: str
     give_up: Callable[[str], None]
 
-    def observation(self, name: str) -> Observation | None:
-        """Return that of a denoiser; None where it is not observed."""
-        return self.observations.get(name)
-
 
 @dataclass(eq=False)
 class _Measured:
@@ -133,7 +126,8 @@ class Measurer:
                 return Watch({}, self._failed[setting.key], give_up)
             measured = self._measured.get(setting.key)
             if measured is None:
-                measured = self._measured[setting.key] = _Measured(setting, self._observe(), time.perf_counter())
+                observations = observe(self.denoisers, self.max_interval, MEMORY_BYTES)
+                measured = self._measured[setting.key] = _Measured(setting, observations, time.perf_counter())
             reason = (
                 f"{setting.steps} steps are being measured, {len(measured.steps)} of {self.generations} generations "
                 "are done; those after them are accelerated"
@@ -147,14 +141,6 @@ class Measurer:
                 observation.errors.begin(len(measured.steps))
             hook.ended = lambda: self._end(measured, hook)
             return Watch(measured.observations, reason, give_up)
-
-    def _observe(self) -> dict[str, Observation]:
-        share = MEMORY_BYTES // len(self.denoisers)
-        entries = ErrorEntries(self.max_interval)
-        return {
-            name: Observation(module, ErrorAccumulator(Clock(), CallCounter(1), entries, share))
-            for name, module in self.denoisers.items()
-        }
 
     def _give_up(self, key: str, reason: str) -> None:
         with self._lock:
@@ -183,11 +169,7 @@ class Measurer:
     def _sensitivities(self, measured: _Measured, hook: SchedulerHook) -> dict[str, Sensitivity]:
         weights, seconds = hook.step_weights(), time.perf_counter() - measured.started
         seeds, guidance = range(len(measured.steps)), measured.setting.guidance
-        return {
-            name: each.sensitivity(hook, weights, seeds, guidance, seconds)
-            for name, each in measured.observations.items()
-            if each.errors.steps
-        }
+        return sensitivities(measured.observations, hook, weights, seeds, guidance, seconds)
 
     def _fail(self, key: str, reason: str) -> None:
         del self._measured[key]

@@ -127,11 +127,12 @@ class SharedDenoiser:
         member, drives = self._caller()
         signature = signature_of((arguments, options))
         plan, generation = drives.call(member.name, member.on_miss) if drives else (None, Outside(_NO_CALLER))
-        if drives is not None and drives.watch is not None and drives.watch.observation(member.name) is not None:
+        watch = drives.watch if drives is not None else None
+        if drives is not None and watch is not None and member.name in watch.observations:
             try:
-                return self._observed(member, drives.watch, signature)(*arguments, **options)
+                return self._observed(member, watch, signature, arguments, options)
             except SodaError as error:  # whatever cannot be measured runs all the same
-                drives.watch.give_up(str(error))
+                watch.give_up(str(error))
                 drives.watch = None
         if isinstance(generation, Outside):
             compiled = member.any_compiled(signature) or self._compiled_plain(member, signature, generation.reason)
@@ -151,20 +152,16 @@ class SharedDenoiser:
                     return member, drives
         return self.members[0], None
 
-    def _observed(self, member: Member, watch: Watch, signature: Hashable) -> Callable[..., Any]:
-        """Return the forward of a generation that is measured, as its calls are."""
+    def _observed(
+        self, member: Member, watch: Watch, signature: Hashable, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        """Run the denoiser for a generation that is measured."""
         if signature not in self._observing:
             backend = functools.partial(soda, options={"observer": RELAY})
             self._observing.setdefault(signature, CompiledForward(self.module, backend, dynamic=None))
-
-        def observed(*arguments: Any, **options: Any) -> Any:
-            statistics_of(next(self.module.parameters())).miss(None, Miss("measured", watch.reason))
-            observation = watch.observation(member.name)
-            assert observation is not None
-            with observing(observation), self._around():
-                return self._observing[signature](*arguments, **options)
-
-        return observed
+        statistics_of(next(self.module.parameters())).miss(None, Miss("measured", watch.reason))
+        with observing(watch.observations[member.name]), self._around():
+            return self._observing[signature](*arguments, **options)
 
     def _compiled_plain(self, member: Member, signature: Hashable, reason: str) -> CompiledForward:
         if member.on_miss == "error":

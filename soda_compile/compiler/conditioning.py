@@ -4,6 +4,8 @@ Modulations (adaLN) are products of one row per sample with large weights, so th
 launching kernels. In a stage of their own they can be computed for all steps of a trajectory at once.
 """
 
+from typing import Any
+
 import torch
 
 from soda_compile.compiler.dependence import Dependence
@@ -18,22 +20,15 @@ def separate_conditioning(structure: Structure) -> tuple[Structure, Structure] |
         The conditioning, with its values as outputs, and the remainder; None if there is no matrix product among the
         conditioning, or what can be reused is itself conditioning: then the sample itself was taken for it.
     """
-    split = separate(structure, _input_levels(structure), Dependence.TIMESTEP)
+    split = separate(structure, Dependence.TIMESTEP, _level_of)
     if split is None or any(loses_cut(call.block) for call in split[1].calls):
         return None
     return split
 
 
-def _input_levels(structure: Structure) -> dict[str, Dependence]:
-    """Return the levels of the constants and of the caller's inputs, whose axes tell samples from pooled values."""
-    levels = dict.fromkeys(structure.constants, Dependence.WEIGHTS)
+def _level_of(name: str, value: Any) -> Dependence:
+    """Return the level of an input, whose axes tell samples from pooled values."""
     by_axes = (Dependence.TIMESTEP, Dependence.TIMESTEP, Dependence.POOLED)
-    for name, parameter in zip(structure.inputs, structure.parameters, strict=True):
-        value = structure.read_values.get(name)
-        if parameter:
-            levels[name] = Dependence.WEIGHTS
-        elif isinstance(value, torch.Tensor) and value.ndim < len(by_axes):
-            levels[name] = by_axes[value.ndim]
-        else:
-            levels[name] = Dependence.SAMPLE
-    return levels
+    if isinstance(value, torch.Tensor) and value.ndim < len(by_axes):
+        return by_axes[value.ndim]
+    return Dependence.SAMPLE

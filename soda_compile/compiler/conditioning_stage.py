@@ -9,10 +9,8 @@ from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program, assemble
 from soda_compile.compiler.registers import Registers
 from soda_compile.compiler.steps import StepBuilder, StepSubgraphs
-from soda_compile.compiler.variants import Subgraph
+from soda_compile.compiler.variants import Subgraph, results_bytes
 from soda_compile.errors import CaptureError
-from soda_compile.ir.aten_operators import tensor_bytes
-from soda_compile.ir.graphs import results_of
 from soda_compile.ir.structure import Structure
 from soda_compile.torch_internals.inductor import add_axis
 
@@ -60,9 +58,7 @@ def build_stage(conditioning: Structure, steps: int, weight_bytes: int, lowering
     read = {name for call in conditioning.calls for name in call.inputs}
     owned = zip(conditioning.inputs, conditioning.parameters, strict=True)
     conditions = tuple(index for index, (name, weight) in enumerate(owned) if name in read and not weight)
-    memory_bytes = steps * sum(
-        tensor_bytes(node) for subgraph in subgraphs for node in results_of(subgraph.module.graph)
-    )
+    memory_bytes = steps * results_bytes(subgraphs)
     all_steps = None
     if memory_bytes > MOST * weight_bytes:
         log.warning(

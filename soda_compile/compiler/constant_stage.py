@@ -12,8 +12,7 @@ from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program, assemble
 from soda_compile.compiler.registers import Registers
 from soda_compile.compiler.steps import StepSubgraphs
-from soda_compile.compiler.variants import Subgraph, join, make_variant
-from soda_compile.ir.aten_operators import tensor_bytes
+from soda_compile.compiler.variants import Subgraph, join, make_variant, results_bytes
 from soda_compile.ir.graphs import results_of
 from soda_compile.ir.structure import Structure
 
@@ -73,7 +72,7 @@ def take_constants(
         return structure, None
     constants, remainder = split
     subgraphs = list(_subgraphs(constants))
-    memory_bytes = sum(tensor_bytes(node) for subgraph in subgraphs for node in results_of(subgraph.module.graph))
+    memory_bytes = results_bytes(subgraphs)
     cut_bytes = sum(region.memory_bytes for region in structure.regions)
     if memory_bytes > MOST * max(structure.weight_bytes, cut_bytes):
         log.warning(
@@ -105,7 +104,7 @@ def _reads(constants: Structure, subgraphs: list[Subgraph]) -> Iterator[frozense
     """Yield the inputs that each graph depends on, by way of values of others too."""
     inputs: dict[object, frozenset[int]] = {name: frozenset([at]) for at, name in enumerate(constants.inputs)}
     for subgraph in subgraphs:
-        graph = subgraph.module.graph
+        graph = subgraph.graph
         depends: dict[fx.Node, frozenset[int]] = {}
         for node, name in zip(graph.find_nodes(op="placeholder"), subgraph.inputs, strict=True):
             depends[node] = inputs.get(name, frozenset())  # none for constants of the model

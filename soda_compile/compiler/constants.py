@@ -6,6 +6,7 @@ their values are further inputs of the step program.
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -35,17 +36,16 @@ def separate_constants(structure: Structure, timestep: str | None = None) -> tup
     latents = _latents(structure)
     if not latents:
         return None
-    split = separate(structure, _input_levels(structure, {*latents, timestep}), Dependence.CONSTANT)
+    changing = latents | {
+        name for name, path in zip(structure.inputs, structure.paths, strict=True) if path == timestep
+    }
+
+    def level_of(name: str, value: Any) -> Dependence:
+        constant = isinstance(value, torch.Tensor) and value.ndim > 1 and name not in changing
+        return Dependence.CONSTANT if constant else Dependence.SAMPLE
+
+    split = separate(structure, Dependence.CONSTANT, level_of)
     return None if split is None or split[0].flops < LEAST * structure.flops else split
-
-
-def _input_levels(structure: Structure, changing: set[str | None]) -> dict[str, Dependence]:
-    levels = dict.fromkeys(structure.constants, Dependence.WEIGHTS)
-    for name, path, parameter in zip(structure.inputs, structure.paths, structure.parameters, strict=True):
-        value = structure.read_values.get(name)
-        constant = isinstance(value, torch.Tensor) and value.ndim > 1 and not {name, path} & changing
-        levels[name] = Dependence.WEIGHTS if parameter else Dependence.CONSTANT if constant else Dependence.SAMPLE
-    return levels
 
 
 def _latents(structure: Structure) -> set[str]:

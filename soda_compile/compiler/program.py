@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import fx
@@ -125,6 +126,10 @@ class Program:
             kind: frozenset(outputs.union(*(call.arguments for call in self.steps[kind])))
             for kind in set(self.distinct_steps)
         }
+
+    def empty_registers(self) -> list[Any]:
+        """Return registers with constants and coefficients in place; slots and all else are None."""
+        return [self.tensors.get(number) for number in range(self.registers)]
 
     @property
     def slot_memory_bytes(self) -> int:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -37,7 +38,7 @@ class _Split:
 
 
 def separate(
-    structure: Structure, inputs: Mapping[str, Dependence], level: Dependence
+    structure: Structure, level: Dependence, level_of: Callable[[str, Any], Dependence]
 ) -> tuple[Structure, Structure] | None:
     """Split a denoiser into what depends on a level at most, and the remainder, which takes its values as inputs.
 
@@ -46,14 +47,16 @@ def separate(
 
     Args:
         structure: The denoiser.
-        inputs: The levels of its inputs and constants.
         level: The level of the part.
+        level_of: Tells the level of an input that is no weight, by its name and example value.
 
     Returns:
         The part, with its values as outputs, and the remainder, which takes them after the other inputs; None if
         there is no matrix product among the part.
     """
-    levels = dict(inputs)
+    levels = dict.fromkeys(structure.constants, Dependence.WEIGHTS)
+    for name, weight in zip(structure.inputs, structure.parameters, strict=True):
+        levels[name] = Dependence.WEIGHTS if weight else level_of(name, structure.read_values.get(name))
     splits: dict[tuple[str, tuple[Dependence, ...]], _Split | None] = {}
     part: list[BlockCall] = []
     remainder: list[BlockCall] = []

@@ -10,6 +10,7 @@ from torch import fx
 from soda_compile.analysis.outline import canonical_key
 from soda_compile.analysis.token_axes import carries_of
 from soda_compile.compiler.schedule import RegionMode
+from soda_compile.ir.aten_operators import tensor_bytes
 from soda_compile.ir.graphs import copy_graph, output_of, results_of
 from soda_compile.ir.meta import meta_of
 from soda_compile.ir.roles import Role
@@ -74,6 +75,11 @@ class Subgraph:
     def module(self) -> fx.GraphModule:
         """Return the graph with its Python code, which only what is compiled or run needs."""
         return fx.GraphModule(self.graph.owning_module or torch.nn.Module(), self.graph)
+
+
+def results_bytes(subgraphs: Iterable[Subgraph]) -> int:
+    """Return the memory of all that subgraphs give."""
+    return sum(tensor_bytes(node) for subgraph in subgraphs for node in results_of(subgraph.graph))
 
 
 def pipeline(block: BlockGraph, modes: Sequence[RegionMode]) -> Pipeline:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -105,6 +105,15 @@ FRAMEWORKS: tuple[Framework, ...] = (Diffusers(),)
 def framework_of(*values: Any) -> Framework | None:
     """Return the framework that hosts one of the values, a model or its sampler; None for plain torch."""
     return next((each for each in FRAMEWORKS if any(map(each.hosts, values))), None)
+
+
+def around_calls(module: torch.nn.Module, framework: Framework | None) -> Callable[[], AbstractContextManager[None]]:
+    """Return what makes the context that must be held around each call of a denoiser; see ``Framework``.
+
+    Raises:
+        OptionError: If the denoiser is kept in a way that cannot be captured.
+    """
+    return framework.around_calls(module) if framework is not None else nullcontext
 
 
 def denoisers_of(model: Any, framework: Framework | None) -> Mapping[str, torch.nn.Module]:

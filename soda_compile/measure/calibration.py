@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,10 +11,18 @@ import torch
 from soda_compile.backend.entry import soda
 from soda_compile.capture.forward import compile_forward, own_holder
 from soda_compile.errors import OptionError, SensitivityError
-from soda_compile.integrations.base import Framework, SamplerHook, Stage, denoiser_of, denoisers_of, framework_of
+from soda_compile.integrations.base import (
+    Framework,
+    SamplerHook,
+    Stage,
+    around_calls,
+    denoiser_of,
+    denoisers_of,
+    framework_of,
+)
 from soda_compile.measure.error_accumulator import ErrorAccumulator
 from soda_compile.measure.gram import ErrorEntries, Floats
-from soda_compile.measure.observation import Observation
+from soda_compile.measure.observation import Observation, observe, sensitivities
 from soda_compile.plans.pruning import SCORES
 from soda_compile.plans.sensitivity import Sensitivity, merge
 from soda_compile.runtime.call_counter import CallCounter
@@ -104,13 +112,7 @@ def calibrate_denoisers(
     framework = framework or framework_of(pipe)
     denoisers = denoisers_of(pipe, framework)
     sampler = _sampler_of(pipe, framework)
-    entries, share = ErrorEntries(max_interval), memory_bytes // len(denoisers)
-    observed = {
-        name: Observation(
-            denoiser, ErrorAccumulator(Clock(automatic=sampler is None), CallCounter(1), entries, share, scores)
-        )
-        for name, denoiser in denoisers.items()
-    }
+    observed = observe(denoisers, max_interval, memory_bytes, counted=sampler is None, scores=scores)
     measured = _measure(observed, sampler, framework, generate, range(generations), guidance)
     if not measured:
         raise SensitivityError(f"generate(seed) called none of {', '.join(denoisers)} of the calibrated pipeline")
@@ -156,12 +158,7 @@ def _measure(
                     "cannot be counted; calibrate the denoiser itself, with a loop of your own"
                 )
             weights = hook.step_weights()
-    seconds = time.perf_counter() - started
-    return {
-        name: denoiser.sensitivity(hook, weights, seeds, guidance, seconds)
-        for name, denoiser in observed.items()
-        if denoiser.errors.steps
-    }
+    return sensitivities(observed, hook, weights, seeds, guidance, time.perf_counter() - started)
 
 
 def _check(model: Any, generations: int, max_interval: int, calls_per_step: int, memory_bytes: int) -> None:
@@ -195,7 +192,7 @@ def _check_scores(scores: Sequence[str], resume: Sensitivity | None) -> tuple[st
 def _compiled(denoiser: Observation, framework: Framework | None) -> AbstractContextManager[Any]:
     """Compile the denoiser's forward in observe mode for a while."""
     backend = functools.partial(soda, options={"observer": denoiser.errors})
-    hosted = framework.around_calls(denoiser.module) if framework else nullcontext
+    hosted = around_calls(denoiser.module, framework)
     holders = framework.holders if framework else own_holder
 
     @contextmanager

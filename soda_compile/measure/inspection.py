@@ -1,12 +1,11 @@
 """The structure of a model as the compiler sees it: its blocks and regions, without compiling."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from soda_compile.compiler.analyse import analyse_model
-from soda_compile.integrations.base import framework_of
+from soda_compile.integrations.base import around_calls, framework_of
 from soda_compile.ir.structure import Structure
 
 
@@ -27,6 +26,4 @@ def inspect(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Structure:
         OptionError: If the model is kept in a way that cannot be captured.
     """
     model = getattr(model, "_orig_mod", model)
-    framework = framework_of(model)
-    around = framework.around_calls(model) if framework else nullcontext
-    return analyse_model(model, args, kwargs, around=around)
+    return analyse_model(model, args, kwargs, around=around_calls(model, framework_of(model)))

@@ -11,9 +11,11 @@ from soda_compile.compiler.prune_flops import prune_flops
 from soda_compile.errors import SensitivityError
 from soda_compile.integrations.base import SamplerHook, Stage
 from soda_compile.measure.error_accumulator import ErrorAccumulator
-from soda_compile.measure.gram import Floats
+from soda_compile.measure.gram import ErrorEntries, Floats
 from soda_compile.measure.profile_store import versions
 from soda_compile.plans.sensitivity import METRICS, Sensitivity, SensitivityInfo
+from soda_compile.runtime.call_counter import CallCounter
+from soda_compile.runtime.clock import Clock
 
 
 @dataclass(eq=False)
@@ -73,6 +75,46 @@ class Observation:
         region_flops = np.array([region.flops for region in structure.regions], dtype=np.float64)
         removed = prune_flops(structure) if errors.prune_scores else None
         return Sensitivity(info, mean, variance, step_weights, region_flops, float(structure.flops), removed)
+
+
+def observe(
+    denoisers: Mapping[str, torch.nn.Module],
+    max_interval: int,
+    memory_bytes: int,
+    *,
+    counted: bool = False,
+    scores: tuple[str, ...] = (),
+) -> dict[str, Observation]:
+    """Begin to measure the denoisers of a pipeline; give an observation of each by component name.
+
+    Args:
+        denoisers: By component name.
+        max_interval: Longest time, in steps, that a value may be kept.
+        memory_bytes: Bound on the past values of all of them together.
+        counted: Whether denoiser calls advance the step, where no sampler does.
+        scores: By which tokens can be ranked.
+    """
+    entries, share = ErrorEntries(max_interval), memory_bytes // len(denoisers)
+    return {
+        name: Observation(module, ErrorAccumulator(Clock(automatic=counted), CallCounter(1), entries, share, scores))
+        for name, module in denoisers.items()
+    }
+
+
+def sensitivities(
+    observed: Mapping[str, Observation],
+    hook: SamplerHook | None,
+    weights: Floats | None,
+    seeds: Sequence[int],
+    guidance: float | None,
+    seconds: float,
+) -> dict[str, Sensitivity]:
+    """Return what was measured by component name, without what was never called; see ``Observation.sensitivity``."""
+    return {
+        name: each.sensitivity(hook, weights, seeds, guidance, seconds)
+        for name, each in observed.items()
+        if each.errors.steps
+    }
 
 
 def _tables(errors: ErrorAccumulator, steps: int, regions: int) -> tuple[dict[str, Any], dict[str, Any]]:

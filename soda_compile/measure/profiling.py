@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from soda_compile.backend.options import check_options
 from soda_compile.capture.forward import Holders, compile_forward, own_holder
 from soda_compile.compiler.analyse import analyse_model
 from soda_compile.errors import CaptureError, OptionError, ProfileError
-from soda_compile.integrations.base import Framework, denoiser_of, framework_of
+from soda_compile.integrations.base import Framework, around_calls, denoiser_of, framework_of
 from soda_compile.measure.gram import Floats
 from soda_compile.measure.probing import Probing
 from soda_compile.measure.profile_store import default_folder, device_name, profile_key
@@ -78,7 +78,7 @@ def profile(
     framework = framework or framework_of(model)
     denoiser = denoiser_of(model, framework)
     holders = framework.holders if framework else own_holder
-    around = framework.around_calls(denoiser) if framework else nullcontext
+    around = around_calls(denoiser, framework)
     call = _first_call(denoiser, inputs)
     structure = analyse_model(denoiser, *call, holders, around)
     if not structure.regions:

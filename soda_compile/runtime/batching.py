@@ -101,10 +101,10 @@ class Together:
         branches = [branches_of(denoiser, each) for each in self.generations]
         calls = [each.counter.place(one.clock) for each, one in zip(branches, self.generations, strict=True)]
         if self.misses is not None:
-            for each, one, miss in zip(branches, self.generations, self.misses, strict=True):
+            for each, one, call, miss in zip(branches, self.generations, calls, self.misses, strict=True):
                 statistics.miss(one, miss)
                 if miss.kind != "steps":
-                    each.counter.count(one.clock)
+                    each.counter.count(one.clock, call)
             return denoiser.compute_all(inputs)
         self._require_timesteps(denoiser, calls, inputs)
         for each, one, call in zip(branches, self.generations, calls, strict=True):
@@ -142,7 +142,7 @@ class Together:
         kinds = [program.step_kinds[call.step] for call in calls]
         step = kinds[0].number
         slots = program.step_kinds[step].slots
-        registers: list[Any] = [program.tensors.get(number) for number in range(program.registers)]
+        registers = program.empty_registers()
         for place, register in enumerate(slots):
             keys = (samples[kind.slots[place]].key for kind in kinds)
             kept = [state.rows.get(key) if state else None for state, key in zip(states, keys, strict=True)]
@@ -206,24 +206,24 @@ def due(denoiser: "PlannedDenoiser", generation: "Generation") -> int | Miss:
 def _side_by_side(kept: Sequence[Rows | None], slot: Cut, axis: SampleAxis | None) -> torch.Tensor:
     """Return the slot of a batch, with what its generations keep."""
     rows = [each for each in kept if each is not None]
-    first = rows[0].batch if len(rows) == len(kept) else None
-    if (
-        first is not None
-        and first.stride() == slot.stride
-        and all(
-            each.batch is first and (each.number, each.count) == (number, len(rows)) for number, each in enumerate(rows)
-        )
-    ):
-        return first
+    complete = len(rows) == len(kept)  # else it is about to be written for the first time
+    if complete and _lie_so(rows, slot):
+        return rows[0].batch
     with torch.inference_mode(False):  # it may be written to in another mode later
         value = torch.empty_strided(slot.shape, slot.stride, dtype=slot.dtype, device=slot.device)
-    if len(rows) < len(kept):  # it is about to be written for the first time
-        return value
-    for number, each in enumerate(rows):
+    for number, each in enumerate(rows if complete else ()):
         found = axis or each.axis
         assert found is not None, "a batch of one that was one before is taken as it is"
         _part(value, found, number, len(rows)).copy_(_part(each.batch, found, each.number, each.count))
     return value
+
+
+def _lie_so(rows: Sequence[Rows], slot: Cut) -> bool:
+    """Return whether rows are those of one batch, all of it in order."""
+    batch = rows[0].batch
+    return batch.stride() == slot.stride and all(
+        each.batch is batch and (each.number, each.count) == (number, len(rows)) for number, each in enumerate(rows)
+    )
 
 
 def _part(value: torch.Tensor, axis: SampleAxis, number: int, count: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from soda_compile.compiler.conditioning_stage import ConditioningStage
 from soda_compile.runtime.execution import run_once
-from soda_compile.runtime.unchanged import on_host, version_of
+from soda_compile.runtime.unchanged import Seen, on_host
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class ConditioningCache:
     key: Hashable
     _foretold: Conditions | None = None
     _record: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
-    _first: list[tuple[torch.Tensor, int | None, torch.Tensor]] = field(default_factory=list)
+    _first: list[Seen] = field(default_factory=list)
     _table: list[tuple[torch.Tensor, ...]] | None = None  # [step][value]
 
     def values(
@@ -97,7 +97,7 @@ class ConditioningCache:
         if stage.all_steps is None or foretold is None or not foretold.predicts(schedule):
             return None
         self._foretold = foretold
-        self._first = [(value, version_of(value), value.clone()) for value in conditions]
+        self._first = [Seen.of(value, numbers=True) for value in conditions]
         if not self._matches(0, conditions, foretold):
             return None
         stacked = list(inputs)
@@ -109,12 +109,9 @@ class ConditioningCache:
     def _matches(self, step: int, conditions: Sequence[torch.Tensor], foretold: Conditions) -> bool:
         """Return whether the conditions of a step are those that the table was computed from."""
         for number, value in enumerate(conditions):
-            first, version, copy = self._first[number]
-            if on_host(value):
-                if not torch.equal(value, foretold.steps[step][number] if foretold.changes[number] else copy):
+            if not foretold.changes[number]:
+                if not self._first[number].is_still(value):
                     return False
-            elif not foretold.changes[number] and (
-                value is not first or version is None or version_of(value) != version
-            ):
+            elif on_host(value) and not torch.equal(value, foretold.steps[step][number]):
                 return False
         return True

@@ -48,7 +48,7 @@ class ConstantCache:
         self._done -= {number for number in self._done if not stage.reads[number].isdisjoint(changed)}
         due = [number for number in stage.calls_for(needed) if number not in self._done]
         if not self._registers:
-            self._registers = _registers(stage)
+            self._registers = stage.program.empty_registers()
         for number in due:
             for at in stage.reads[number] - self._seen.keys():
                 self._seen[at] = Seen.of(inputs[at], numbers=not stage.weights[at])
@@ -65,13 +65,9 @@ class ConstantCache:
 
 def compute(stage: ConstantStage, inputs: Sequence[Any], needed: frozenset[int]) -> Sequence[torch.Tensor | None]:
     """Compute values for one call of the denoiser, see ``ConstantCache.values``."""
-    registers = _registers(stage)
+    registers = stage.program.empty_registers()
     _run(stage, stage.calls_for(needed), registers, inputs)
     return [registers[number] for number in stage.program.outputs]  # type: ignore[index]
-
-
-def _registers(stage: ConstantStage) -> list[Any]:
-    return [stage.program.tensors.get(number) for number in range(stage.program.registers)]
 
 
 def _run(stage: ConstantStage, numbers: Sequence[int], registers: list[Any], inputs: Sequence[Any]) -> None:

@@ -83,6 +83,7 @@ class PlannedDenoiser:
     conditions: dict[Hashable, Conditions] = field(default_factory=dict, init=False)
     _programs: dict[int, PlannedProgram] = field(default_factory=dict, init=False)  # by the step where they begin
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _constants_read: dict[tuple[Program, int], frozenset[int]] = field(default_factory=dict, init=False)  # by step
     _reported: list[bool] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -93,11 +94,11 @@ class PlannedDenoiser:
         parameter = inputs[self.model_key]
         statistics = statistics_of(parameter)
         self._report(statistics)
-        timestep = self.read_timestep(inputs)
         generation = current_generation(parameter)
-        counted = None
         if isinstance(generation, Together):
             return generation.run(self, inputs)
+        timestep = self.read_timestep(inputs)
+        counted = None
         if generation is None:
             counted = self._counted(parameter, timestep, statistics)
             generation = counted.generation
@@ -157,9 +158,14 @@ class PlannedDenoiser:
 
     def _constants(self, program: Program, step: int) -> frozenset[int]:
         """Return the numbers of the constants that a step reads."""
-        assert self.constants is not None
-        read = program.registers_read[program.distinct_steps[step]]
-        return self.constants.among(read.union(self.conditioning.conditions) if self.conditioning else read)
+        key = (program, program.distinct_steps[step])
+        if key not in self._constants_read:
+            assert self.constants is not None
+            read = program.registers_read[key[1]]
+            if self.conditioning is not None:
+                read = read.union(self.conditioning.conditions)
+            self._constants_read[key] = self.constants.among(read)
+        return self._constants_read[key]
 
     def starting_at(self, step: int) -> PlannedProgram:
         """Return the program of a branch of guidance that begins at a later step, compiled when first asked for."""

@@ -61,7 +61,7 @@ def run_owned(
 
 def run_once(program: Program, inputs: Sequence[Any]) -> list[Any]:
     """Run a program of one step that keeps nothing in slots; return its outputs."""
-    return run_step(program, 0, [program.tensors.get(number) for number in range(program.registers)], inputs)
+    return run_step(program, 0, program.empty_registers(), inputs)
 
 
 def _shared_memory(

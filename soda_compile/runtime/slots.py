@@ -103,15 +103,13 @@ class SlotPool:
 
 def new_registers(program: Program, *, only_first: bool = False) -> list[Any]:
     """Return registers for a program, slots and constants in place; ``only_first`` the slots of its first step."""
-    registers: list[Any] = [None] * program.registers
+    registers = program.empty_registers()
     touched = {index for call in program.steps[0] for index in call.arguments} if only_first else program.slots.keys()
     # A tensor born in inference mode could not be written outside of it later.
     with torch.inference_mode(False):
         for number, cut in program.slots.items():
             if number in touched:
                 registers[number] = torch.empty_strided(cut.shape, cut.stride, dtype=cut.dtype, device=cut.device)
-    for number, tensor in program.tensors.items():
-        registers[number] = tensor
     return registers
 
 

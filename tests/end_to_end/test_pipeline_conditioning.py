@@ -16,7 +16,7 @@ from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.plans.plan import Plan
-from soda_compile.runtime import conditioning_cache
+from soda_compile.runtime import conditioning_cache, unchanged
 from soda_compile.runtime.conditioning_cache import ConditioningCache
 
 
@@ -47,7 +47,8 @@ def planned(name: str) -> tuple[Any, Plan, list[Tensor]]:
 def test_generations_are_those_of_the_plan(name: str, readable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The noise scheduler tells which timesteps come, where the host cannot read them."""
     if not readable:
-        monkeypatch.setattr(conditioning_cache, "on_host", lambda value: False)
+        for module in (conditioning_cache, unchanged):
+            monkeypatch.setattr(module, "on_host", lambda value: False)
     computed = []
     begin = ConditioningCache._begin
 

@@ -45,7 +45,7 @@ def calibration_runs(
             raise OptionError(
                 f"calibrate_with is a function, so {', '.join(options)} would not reach the pipeline; pass it in there"
             )
-        return calibrate_with, GENERATIONS
+        return calibrate_with, generations_of(calibrate_with)
     parameters = inspect.signature(pipe.__call__).parameters
     unknown = [name for name in options if name not in parameters]
     if unknown:
@@ -59,7 +59,7 @@ def calibration_runs(
             arguments.setdefault("generator", torch.Generator().manual_seed(seed))
         return pipe(**arguments)
 
-    return generate, len(inputs)
+    return generate, generations_of(calibrate_with)
 
 
 def generations_of(calibrate_with: CalibrateWith) -> int:

@@ -22,7 +22,7 @@ from soda_compile.errors import CaptureError, OptionError
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.inspection import inspect
 from soda_compile.plans.plan import Plan, compute_all_plan
-from soda_compile.runtime import conditioning_cache
+from soda_compile.runtime import conditioning_cache, unchanged
 from soda_compile.runtime.conditioning_cache import ConditioningCache
 
 STEPS = 6
@@ -196,7 +196,8 @@ def test_labels_that_are_overwritten_are_noticed(eager: None, ahead: list[int]):
 
 
 def test_where_the_host_cannot_read_it_takes_a_schedule(eager: None, ahead: list[int], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(conditioning_cache, "on_host", lambda value: False)
+    for module in (conditioning_cache, unchanged):
+        monkeypatch.setattr(module, "on_host", lambda value: False)
     model, calls, plan = subject()
     same = [{**call, "class_labels": calls[0]["class_labels"]} for call in calls]
     compiled = compiled_with(model, plan)
