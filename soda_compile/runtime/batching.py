@@ -103,7 +103,7 @@ class Together:
         if self.misses is not None:
             for each, one, call, miss in zip(branches, self.generations, calls, self.misses, strict=True):
                 statistics.miss(one, miss)
-                if miss.kind != "steps":
+                if miss.kind == "late":  # others are no calls of the plan, and move nothing on
                     each.counter.count(one.clock, call)
             return denoiser.compute_all(inputs)
         self._require_timesteps(denoiser, calls, inputs)

@@ -232,7 +232,7 @@ def test_a_timestep_that_is_not_due_runs_alone(model: nn.Module, plan: Plan):
     batched = soda_compile.BatchedGenerations(model, timed, sizes=(1, 2))
     first, second = batched.new_generation(), batched.new_generation()
     for step in range(STEPS):
-        wrong = simple_calls(1)[(step + 3) % STEPS]
+        wrong = {**calls[1][step], "t": calls[1][-1]["t"]}
         outputs = batched([first, second], **joined([calls[0][step], wrong], 1))
         torch.testing.assert_close(outputs[:1], expected[step], rtol=1e-4, atol=1e-5)
         with torch.no_grad():
@@ -240,6 +240,21 @@ def test_a_timestep_that_is_not_due_runs_alone(model: nn.Module, plan: Plan):
     strict = soda_compile.BatchedGenerations(model, timed, sizes=(1, 2), on_miss="error")
     with pytest.raises(soda_compile.TrajectoryError, match="step 0 is due"):
         strict([strict.new_generation()], **calls[0][3])
+
+
+def test_a_call_off_the_plan_disturbs_nothing(model: nn.Module, plan: Plan):
+    """It is no step of its generation, which goes on where it was, with the others."""
+    timed = replace(plan, timesteps=tuple(1 - step / STEPS for step in range(STEPS)), timestep_input="t")
+    calls = [simple_calls(seed) for seed in range(2)]
+    expected = alone(model, timed, calls)
+    batched = soda_compile.BatchedGenerations(model, timed, sizes=(1, 2))
+    generations = [batched.new_generation() for _ in calls]
+    for step in range(STEPS):
+        if step in (0, 2):
+            batched([generations[1]], **calls[1][step + 2])
+        outputs = batched(generations, **joined([each[step] for each in calls], 1))
+        for one, wanted in zip(outputs.split(1), expected, strict=True):
+            torch.testing.assert_close(one, wanted[step], rtol=1e-4, atol=1e-5)
 
 
 def test_memory_is_bounded_and_given_back(model: nn.Module, plan: Plan):
