@@ -1,8 +1,21 @@
 """Denoisers that keep the samples of a batch elsewhere than first, fold them with others, or mix them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
 
 WIDTH = 16
+
+
+@contextmanager
+def encoder_layers_unfused() -> Iterator[None]:
+    """Encoder layers are the operators they are made of inside, as on a device, not the one that inference takes."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class Denoiser(nn.Module):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from pipelines import NO_TEXT_3, PIPELINES, STEPS, close, same, sd3_plan
 from pipelines import SMALL_SD3 as SD3
+from threads import at_once
 from torch import Tensor
 from tracing import eager_graphs
 
@@ -138,11 +139,7 @@ def test_requests_with_copies_of_the_scheduler(make: Callable[[Any], Any]) -> No
 
         results[seed] = SD3.draw(request, seed=seed, callback_on_step_end=wait)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=300)
+    at_once(work, range(3), timeout=300)
     for seed, wanted in enumerate(expected):
         same(results[seed], wanted)
     counted = soda_compile.stats(pipe)["transformer"]

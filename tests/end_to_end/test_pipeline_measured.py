@@ -10,6 +10,7 @@ import pytest
 import torch
 from pipelines import SMALL_SD3 as SD3
 from pipelines import STEPS, close
+from threads import at_once
 from tracing import eager_graphs
 
 import soda_compile
@@ -132,11 +133,7 @@ def test_generations_at_once(tmp_path: Path) -> None:
         barrier.wait(timeout=60)
         found[seed] = SD3.draw(request, seed, num_inference_steps=OTHER)
 
-    threads = [threading.Thread(target=serve, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=300)
+    at_once(serve, range(3), timeout=300)
     assert len(found) == 3
     if not counts(pipe)[0]:  # none began after the second measurement had ended
         for seed, sample in found.items():

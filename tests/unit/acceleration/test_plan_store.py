@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from planner_tables import make_sensitivity
+from threads import at_once
 
 from soda_compile.acceleration import plan_store
 from soda_compile.acceleration.plan_store import PlanStore, Request, Setting
@@ -109,11 +110,7 @@ def test_two_savers_at_once_never_leave_a_mix(
         ids[threading.get_ident()] = seed
         store.save_measurement(SETTING, measured(seed))
 
-    threads = [threading.Thread(target=saver, args=(seed,)) for seed in (1, 2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
+    at_once(saver, (1, 2))
     assert len(seen) == 2 * WRITES
     first = seen.index(next(seed for seed in seen if seed is not None))
     assert None not in seen[first:], "a complete measurement was lost on the way"

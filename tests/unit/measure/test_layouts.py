@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from layout_models import WIDTH, Denoiser, Mixed
+from layout_models import WIDTH, Denoiser, Mixed, encoder_layers_unfused
 from torch import nn
 from tracing import eager_graphs
 
@@ -38,12 +38,9 @@ def measure(net: nn.Module, rows: slice = slice(None), **options: object) -> Sen
 
 @pytest.fixture(autouse=True)
 def eager() -> Iterator[None]:
-    """Graphs run node by node, and encoder layers as the operators they are made of, as on a device."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    with eager_graphs():
+    """Graphs run node by node, and encoder layers as the operators they are made of."""
+    with encoder_layers_unfused(), eager_graphs():
         yield
-    torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def same(one: Sensitivity, other: Sensitivity, tolerance: float = 2e-4) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import package_tools as toy
 import pytest
 import torch
+from threads import at_once
 
 import soda_compile
 from soda_compile import PackagedDenoiser, PackageError
@@ -89,17 +90,13 @@ def test_threads_share_a_package(denoiser: PackagedDenoiser) -> None:
     wanted, results = toy.generate(denoiser, calls), []
     barrier = threading.Barrier(3)
 
-    def work() -> None:
+    def work(_: int) -> None:
         barrier.wait(timeout=60)
         for _ in range(10):
             with soda_compile.trajectory(denoiser):
                 results.append(toy.generate(denoiser, calls))
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
+    at_once(work, range(3))
     assert len(results) == 30
     assert all(torch.equal(result, wanted) for result in results)
 

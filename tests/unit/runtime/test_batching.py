@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
-from layout_models import Denoiser, Mixed
+from layout_models import Denoiser, Mixed, encoder_layers_unfused
 from plain_models import DitBlock, Listed
 from random_plans import random_plan
 from torch import Tensor, nn
@@ -32,11 +32,8 @@ def eager() -> Iterator[None]:
 
 @pytest.fixture
 def unfused() -> Iterator[None]:
-    """torch's encoder layer as its operators, not as the one that inference takes instead."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    yield
-    torch.backends.mha.set_fastpath_enabled(fused)
+    with encoder_layers_unfused():
+        yield
 
 
 def simple_calls(seed: int, rows: int = 1, tokens: int = 9) -> Calls:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 import torch
 from subject import STEPS, Subject
+from threads import at_once
 from torch import Tensor
 from tracing import statistics
 
@@ -63,11 +64,7 @@ def test_threads_have_generations_of_their_own(subject: Subject, compiled: Calla
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
+    at_once(work, range(3))
     assert not errors
     assert len(results) == 45
     for (seed, _), found in results.items():
@@ -85,11 +82,7 @@ def test_counted_calls_of_threads_do_not_mix(subject: Subject, compiled: Callabl
             with torch.no_grad():
                 results[seed].append(compiled(*step))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
+    at_once(work, range(2))
     for seed, found in results.items():
         equal(found, alone[seed])
 

@@ -1,6 +1,6 @@
 """What a generation does not change is computed once in it, and again when it does change."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -90,23 +90,31 @@ KEPT = [same, equal_values]
 CHANGED_ONCE = [written_in_place, written_past_the_counter, given_other_numbers, another_tensor]
 
 
+Mode = Callable[[], AbstractContextManager[None]]
+
+
+def does_what_the_model_does(model: nn.Module, plan: Plan, mode: Mode, given: Iterable[dict[str, Any]]) -> None:
+    """Runs one generation; each call is made by the model as well."""
+    compiled = compiled_with(model, plan)
+    with mode(), soda_compile.trajectory(model):
+        for call in given:
+            torch.testing.assert_close(compiled(**call), model(**call), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", DEPENDENT)
 @pytest.mark.parametrize("change", [*KEPT, *CHANGED_ONCE, another_at_each_step])
 def test_what_changes_is_computed_again(
     change: Callable[[str], Iterator[dict[str, Tensor]]],
     name: str,
-    mode: Callable[[], AbstractContextManager[None]],
+    mode: Mode,
     model: nn.Module,
     plan: Plan,
     runs: list[list[int]],
 ):
     """Each input on its own, and only what depends on it."""
-    compiled = compiled_with(model, plan)
-    with mode(), soda_compile.trajectory(model):
-        for step, side in zip(range(STEPS), change(name), strict=False):
-            call = {**step_inputs(step, STEPS), **side}
-            torch.testing.assert_close(compiled(**call), model(**call), rtol=1e-5, atol=1e-6)
+    sides = zip(range(STEPS), change(name), strict=False)
+    does_what_the_model_does(model, plan, mode, ({**step_inputs(step, STEPS), **side} for step, side in sides))
     again = DEPENDENT[name]
     if change in KEPT:
         assert runs == at({0: ALL})
@@ -180,15 +188,16 @@ def test_weights_that_change_in_a_generation_are_noticed(
     path: str,
     again: list[int],
     change: Callable[[nn.Parameter], None],
-    mode: Callable[[], AbstractContextManager[None]],
+    mode: Mode,
     model: nn.Module,
     plan: Plan,
     runs: list[list[int]],
 ):
-    compiled = compiled_with(model, plan)
-    with mode(), soda_compile.trajectory(model):
+    def changing() -> Iterator[dict[str, Any]]:
         for step, call in enumerate(calls()):
             if step == 2:
                 change(model.get_parameter(path))
-            torch.testing.assert_close(compiled(**call), model(**call), rtol=1e-5, atol=1e-6)
+            yield call
+
+    does_what_the_model_does(model, plan, mode, changing())
     assert runs == at({0: ALL, 2: again})
