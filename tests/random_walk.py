@@ -81,6 +81,11 @@ class Walk:
         cast = {name: value.to(dtype) for name, value in inputs.items() if isinstance(value, Tensor)}
         return SD3.draw(pipe, **{**options, **cast})
 
+    @property
+    def _wrapped(self) -> bool:
+        """Whether peft's layers are in the denoiser, which outlast the adapters."""
+        return any("base_layer" in name for name in self.twin.transformer.state_dict())
+
     def both(self, change: Callable[[Any], Any]) -> None:
         """Do the same to both."""
         for each in (self.pipe, self.twin):
@@ -142,7 +147,7 @@ class Walk:
         dtype = self.draw.choice((torch.float32, torch.bfloat16))
         state = {name: value.float() for name, value in SD3.denoiser().state_dict().items()}
         self.both(lambda pipe: pipe.transformer.to(dtype))
-        if dtype == torch.float32 and not self.adapters and not self._fused:  # both at their full precision again
+        if dtype == torch.float32 and not self._wrapped:  # both at their full precision again
             self.both(lambda pipe: pipe.transformer.load_state_dict(state))
 
     def add_adapter(self) -> None:
@@ -184,8 +189,8 @@ class Walk:
         """The denoiser is saved, and what was saved draws the same."""
         if self.adapters or self._fused or self.twin.transformer.dtype != torch.float32:
             return
-        if any("base_layer" in name for name in self.twin.transformer.state_dict()):
-            return  # peft's layers outlast the adapters, and diffusers does not load what they save
+        if self._wrapped:
+            return  # diffusers does not load what is saved of peft's layers
         with tempfile.TemporaryDirectory() as folder:
             self.pipe.transformer.save_pretrained(folder)
             loaded = diffusers.SD3Transformer2DModel.from_pretrained(folder)
