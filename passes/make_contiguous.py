@@ -11,6 +11,7 @@ from soda_compile.analysis.blocks import block_labels
 from soda_compile.ir.meta import meta_of
 from soda_compile.ir.structure import Note
 from soda_compile.passes.base import Pass, PassResult
+from soda_compile.torch_internals.size_expressions import with_values
 
 aten = torch.ops.aten
 
@@ -89,7 +90,7 @@ def _propagate(graph: fx.Graph, changed: fx.Node) -> dict[fx.Node, Any]:
     for node in graph.nodes:
         if node.op != "call_function" or node in values or not any(source in values for source in node.all_input_nodes):
             continue
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: values.get(source, source.meta["val"]))
+        args, kwargs = with_values(fx.map_arg((node.args, node.kwargs), lambda source: values.get(source, source)))
         with torch.no_grad():
             value = node.target(*args, **kwargs)
         if _strides(value) != _strides(node.meta["val"]):

@@ -1,11 +1,14 @@
-"""One graph from Dynamo for many sizes: each is compiled by the plan when it first comes, and Dynamo need not."""
+"""One graph from Dynamo for many sizes: compiled once where it can be, and the runtime has what each size needs."""
 
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from soda_compile.backend.prepared import PreparedDenoiser
 from soda_compile.torch_internals.symbolic_sizes import sizes_of
+
+Run = Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,18 +17,24 @@ class BySize:
 
     Attributes:
         symbolic: Indices of the inputs whose sizes may differ between calls.
-        compile: Compiles for the sizes of these inputs.
-        compiled: What is compiled, by sizes.
+        compile: Compiles for the sizes of these inputs, and others like them.
+        compiled: What runs, by sizes.
+        prepared: What is compiled, for one size or many.
     """
 
     symbolic: tuple[int, ...]
-    compile: Callable[[Sequence[Any]], Callable[..., Any]]
-    compiled: dict[tuple[tuple[int, ...], ...], Callable[..., Any]] = field(default_factory=dict)
+    compile: Callable[[Sequence[Any]], PreparedDenoiser | Run]
+    compiled: dict[tuple[tuple[int, ...], ...], Run] = field(default_factory=dict)
+    prepared: list[PreparedDenoiser] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def add(self, inputs: Sequence[Any], compiled: Callable[..., Any]) -> "BySize":
+    def add(self, inputs: Sequence[Any], made: PreparedDenoiser | Run) -> "BySize":
         """Keep what was compiled for the sizes of these inputs."""
-        self.compiled[self._sizes(inputs)] = compiled
+        if isinstance(made, PreparedDenoiser):
+            if made.structure.sizes is not None:
+                self.prepared.append(made)
+            made = _at(made, inputs)
+        self.compiled[self._sizes(inputs)] = made
         return self
 
     def __call__(self, *inputs: Any) -> Any:
@@ -34,8 +43,21 @@ class BySize:
         if sizes not in self.compiled:
             with self._lock:  # threads that come at once wait for the one that compiles
                 if sizes not in self.compiled:
-                    self.compiled[sizes] = self.compile(inputs)
+                    self.add(inputs, self._found(inputs) or self.compile(inputs))
         return self.compiled[sizes](*inputs)
+
+    def _found(self, inputs: Sequence[Any]) -> Run | None:
+        """Return what runs at the sizes of these inputs from what is compiled; None if nothing covers them."""
+        for made in self.prepared:
+            sizes = made.structure.sizes
+            if sizes is not None and sizes.hold(sizes.of(inputs)):
+                return _at(made, inputs)
+        return None
 
     def _sizes(self, inputs: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
         return sizes_of([inputs[index] for index in self.symbolic])
+
+
+def _at(made: PreparedDenoiser, inputs: Sequence[Any]) -> Run:
+    sizes = made.structure.sizes
+    return made.at({} if sizes is None else sizes.of(inputs))

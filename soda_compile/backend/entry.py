@@ -1,12 +1,10 @@
 """The backend "soda" of torch.compile: the road from Dynamo's graph to a planned denoiser."""
 
-import functools
 import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,26 +12,17 @@ from torch import fx
 
 from soda_compile.backend.by_size import BySize
 from soda_compile.backend.options import CUDA_GRAPHS, Options, check_options
-from soda_compile.backend.variations import has_fitted, is_part, is_variation, remember
+from soda_compile.backend.prepared import PreparedDenoiser, prepare
+from soda_compile.backend.variations import has_fitted, is_part, is_variation
 from soda_compile.capture.scalars import keep_integers, with_tensors
 from soda_compile.compiler.analyse import analyse_graph
-from soda_compile.compiler.bind import require_fit
-from soda_compile.compiler.conditioning import separate_conditioning
-from soda_compile.compiler.conditioning_stage import ConditioningStage, build_stage
-from soda_compile.compiler.constant_stage import take_constants
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.observing import ObservedDenoiser, build_observed
-from soda_compile.compiler.program import Program, build_program
-from soda_compile.compiler.slot_samples import slot_samples
 from soda_compile.errors import CaptureError, OptionError, PlanError
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.plan import Plan
-from soda_compile.runtime.cuda_graphs import Recording
-from soda_compile.runtime.denoiser import PlannedDenoiser
-from soda_compile.runtime.memory import keep_freed_memory
 from soda_compile.runtime.misses import Miss
 from soda_compile.runtime.plain import PlainDenoiser
-from soda_compile.runtime.slots import SlotPool
 from soda_compile.torch_internals.backend_errors import errors_unwrapped
 from soda_compile.torch_internals.inductor import compiler_probed, plain_inductor
 from soda_compile.torch_internals.symbolic_sizes import fixed_sizes, lasting_copy, symbolic_inputs
@@ -41,6 +30,8 @@ from soda_compile.torch_internals.tracing import log_artifact
 from soda_compile.torch_internals.wrapped_tensors import flatten_inputs, has_wrapped
 
 log = logging.getLogger(__name__)
+
+Made = PreparedDenoiser | ObservedDenoiser | Miss | None
 
 
 @errors_unwrapped
@@ -93,35 +84,60 @@ def soda_plain(
 def _by_size(
     module: fx.GraphModule, inputs: Sequence[Any], options: Options, symbolic: tuple[int, ...]
 ) -> Callable[..., Any]:
-    """Compile for the sizes at hand, and for others when they come; what runs without the plan is one for all."""
+    """Compile for sizes like those at hand, and others when they come; what runs without the plan is one for all."""
     kept = lasting_copy(module)
+    fixed_for = _why_fixed(options)
 
-    def compile_for(values: Sequence[Any]) -> Callable[..., Any]:
+    def attempt(values: Sequence[Any]) -> Made:
         with fixed_sizes(values) as fixed:
-            return _compile(kept, fixed, options)
+            if fixed_for:
+                return _attempt(kept, fixed, options)
+            try:
+                return _attempt(kept, fixed, options, symbolic=True)
+            except CaptureError as error:
+                log.warning("the denoiser is compiled for each size on its own: %s", error)
+        with fixed_sizes(values) as fixed:
+            return _attempt(kept, fixed, options)
 
-    with fixed_sizes(inputs) as fixed:
-        made = _attempt(kept, fixed, options)
+    def compile_for(values: Sequence[Any]) -> PreparedDenoiser | Callable[..., Any]:
+        made = attempt(values)
+        if made is None or isinstance(made, Miss):
+            with fixed_sizes(values) as fixed:
+                return _plain(kept, fixed, options, made)
+        return made
+
+    made = attempt(inputs)
     if made is None or isinstance(made, Miss):
         return _plain(module, inputs, options, made)
+    if fixed_for:
+        log.info("the denoiser is compiled for each size on its own: %s", fixed_for)
     return BySize(symbolic, compile_for).add(inputs, made)
+
+
+def _why_fixed(options: Options) -> str:
+    """Return why graphs are compiled for each size on its own; empty where they need not be."""
+    if options.observer is not None:
+        return "it is measured"
+    if options.plan is not None and options.plan.pruning is not None:
+        return "the plan prunes tokens, and how many are kept is a number in its graphs"
+    return ""
 
 
 def _compile(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
     """Compile by the plan, or observed; what the plan does not cover runs without it, if the options allow that."""
     made = _attempt(module, inputs, options)
+    if isinstance(made, PreparedDenoiser):
+        return made.at({})
     return _plain(module, inputs, options, made) if made is None or isinstance(made, Miss) else made
 
 
-def _attempt(
-    module: fx.GraphModule, inputs: Sequence[Any], options: Options
-) -> PlannedDenoiser | ObservedDenoiser | Miss | None:
+def _attempt(module: fx.GraphModule, inputs: Sequence[Any], options: Options, *, symbolic: bool = False) -> Made:
     """Compile by the plan, or observed; say why this graph is not covered, or None where it has nothing to plan."""
     plan, structure = options.plan, None
     try:
         _refuse_gradients(inputs)
         with compiler_probed(_device(inputs)) if options.lowering == "inductor" else nullcontext():
-            structure = analyse_graph(module, inputs)
+            structure = analyse_graph(module, inputs, symbolic=symbolic)
         if structure is None:
             return None
         log_artifact("soda_structure", lambda: str(structure))
@@ -131,7 +147,7 @@ def _attempt(
         if options.observer is not None:
             return build_observed(structure, options.observer, lowering)
         assert plan is not None
-        return _planned(structure, plan, options, lowering)
+        return prepare(structure, plan, options, lowering)
     except Miss as miss:  # an observer's
         return miss
     except (PlanError, CaptureError, OptionError) as error:
@@ -164,58 +180,6 @@ def _plain(module: fx.GraphModule, inputs: Sequence[Any], options: Options, miss
         return run
     weights = [index for index, value in enumerate(inputs) if isinstance(value, torch.nn.Parameter)]
     return PlainDenoiser(run, miss, weights[0] if weights else None, time.perf_counter() - started)
-
-
-def _planned(structure: Structure, plan: Plan, options: Options, lowering: Lowering) -> PlannedDenoiser:
-    require_fit(plan, structure)
-    log_artifact("soda_plan", lambda: str(plan))
-    if True not in structure.parameters:
-        raise CaptureError("the denoiser has no parameters, so its calls cannot be told from another model's")
-    started = time.perf_counter()
-    model_key = structure.parameters.index(True)
-    timestep = structure.paths.index(plan.timestep_input) if plan.timestep_input in structure.paths else None
-    stage, given = None, len(structure.inputs)
-    whole = structure
-    structure, constants = take_constants(structure, plan.timestep_input, lowering)
-    if options.conditioning == "trajectory":
-        structure, stage = _conditioning_stage(structure, plan, lowering)
-    recording = Recording(structure.parameters) if options.cuda_graphs else None
-    keep_freed_memory(structure.regions[0].cuts[0].device)
-
-    def build(plan: Plan) -> Program:
-        program = build_program(structure, plan, lowering, options.granularity)
-        return replace(program, prepared=len(structure.inputs) - given)
-
-    program = build(plan)
-    remember(plan, structure)
-    return PlannedDenoiser(
-        program=program,
-        plan=plan,
-        model_key=model_key,
-        timestep=timestep,
-        build=build,
-        on_miss=options.on_miss,
-        pool=SlotPool(options.slot_memory_bytes, recording),
-        constants=constants,
-        conditioning=stage,
-        compile_seconds=time.perf_counter() - started,
-        samples=functools.cache(functools.partial(slot_samples, whole, program)),
-    )
-
-
-def _conditioning_stage(
-    structure: Structure, plan: Plan, lowering: Lowering
-) -> tuple[Structure, ConditioningStage | None]:
-    """Return what is left of the structure without its conditioning, and the stage that computes that."""
-    split = separate_conditioning(structure)
-    if split is None:
-        log.warning(
-            "option conditioning='trajectory' changes nothing: no matrix product depends on the timestep and pooled "
-            "inputs alone, so there is nothing to compute ahead"
-        )
-        return structure, None
-    conditioning, steps = split
-    return steps, build_stage(conditioning, plan.steps, structure.weight_bytes, lowering)
 
 
 def _device(inputs: Sequence[Any]) -> torch.device:

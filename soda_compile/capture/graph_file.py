@@ -61,7 +61,7 @@ def decode(data: bytes) -> Captured:
         graph = _graph(found["nodes"])
         devices = {node.name: getattr(node.meta["val"], "device", None) for node in graph.find_nodes(op="placeholder")}
         constants = {name: value.to(devices[name]) for name, value in load_tensors(data).items()}
-        names = {entry: tuple(found[entry]) for entry in ("inputs", "paths", "parameters", "outputs")}
+        names: dict[str, Any] = {entry: tuple(found[entry]) for entry in ("inputs", "paths", "parameters", "outputs")}
     except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     return Captured(graph=graph, constants=constants, **names)

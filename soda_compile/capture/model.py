@@ -50,12 +50,13 @@ class CapturedCall:
     reason: Exception | None
 
 
-def capture_graph(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured | None:
+def capture_graph(module: fx.GraphModule, inputs: Sequence[Any], *, symbolic: bool = False) -> Captured | None:
     """Capture a graph from Dynamo over plain tensors.
 
     Args:
         module: What Dynamo hands to a backend: parameters are inputs.
         inputs: Example inputs; a tensor subclass becomes, where it stands, the plain tensors inside.
+        symbolic: See ``normalisation.capture``.
 
     Returns:
         The graph; None for the small rest beside a graph break that is not supported.
@@ -64,7 +65,7 @@ def capture_graph(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured | N
         CaptureError: If any other graph is not supported.
     """
     try:
-        return capture(*unwrap_inputs(module, inputs))
+        return capture(*unwrap_inputs(module, inputs), symbolic=symbolic)
     except CaptureError as error:
         if not _is_rest(module):
             raise

@@ -3,7 +3,9 @@
 import operator
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,15 +18,21 @@ from soda_compile.capture.scalars import keep_floats
 from soda_compile.capture.sources import clean_path, root_of
 from soda_compile.errors import CaptureError
 from soda_compile.ir.captured import Captured
+from soda_compile.torch_internals.size_expressions import inline_sizes
+from soda_compile.torch_internals.symbolic_export import SymbolicExport, adopt, export_symbolic
 from soda_compile.torch_internals.tracing import known_float, refake, source_name, specialised
 
 aten = torch.ops.aten
 
 
-def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
+def capture(module: fx.GraphModule, inputs: Sequence[Any], *, symbolic: bool = False) -> Captured:
     """Normalise a graph from Dynamo over plain tensors, or read what it gave in an earlier process.
 
-    Symbolic sizes become static.
+    Args:
+        module: The graph.
+        inputs: Its example inputs.
+        symbolic: Whether sizes that Dynamo made symbolic stay so; inputs are of fixed sizes then, and the tracing
+            context becomes that of the captured graph. Otherwise they become static.
 
     Raises:
         CaptureError: If the graph changes its inputs in place or cannot be exported.
@@ -36,27 +44,53 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Captured:
     _write_plainly(module)
     keep_floats(module)
     _fix_floats(module)
+    if symbolic:
+        with _failures_named():
+            exported = export_symbolic(module, inputs, DECOMPOSITIONS)
+        return _with_sizes(exported, sources, parameters, root)
     with specialised(inputs) as static:
         key = capture_key(module, static, parameters)
     captured = load_capture(key)
     if captured is None:
-        captured = _normalise(_export(module, inputs), sources, parameters, root)
+        with _failures_named(), specialised(inputs) as static:
+            program = torch.export.export(module, static, strict=False).run_decompositions(DECOMPOSITIONS)
+        captured = _normalise(program, sources, parameters, root)
         store_capture(key, captured)
     return captured
 
 
-def _export(module: fx.GraphModule, inputs: Sequence[Any]) -> torch.export.ExportedProgram:
+@contextmanager
+def _failures_named() -> Iterator[None]:
     try:
-        with warnings.catch_warnings(), specialised(inputs) as static:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch.export uses deprecated parts of torch itself
-            exported: torch.export.ExportedProgram = torch.export.export(module, static, strict=False)
-            exported = exported.run_decompositions({aten.addcmul.default: _addcmul})
+            yield
     except Exception as error:
         raise CaptureError(
             f"torch.export could not normalise the denoiser's graph: {type(error).__name__}: {error}. "
             "Compile the model with backend='inductor' instead, or change the operation it names."
         ) from error
-    return exported
+
+
+def _with_sizes(
+    exported: SymbolicExport,
+    sources: Sequence[str],
+    parameters: tuple[bool, ...],
+    root: str,
+) -> Captured:
+    """Normalise a graph with symbolic sizes; inputs that are numbers have names, and nothing reads them."""
+    sizes = adopt(exported)
+    taken = [position for position in exported.positions if position >= 0]
+    carriers = [f"size of {number}" for number in range(len(exported.carried))]
+    captured = _normalise(
+        exported.program,
+        [*(sources[position] for position in taken), *carriers],
+        (*(parameters[position] for position in taken), *(False for _ in carriers)),
+        root,
+    )
+    by_position = dict(zip(taken, captured.inputs, strict=False))
+    inputs = tuple(by_position.get(position, f"number {position}") for position in range(len(sources)))
+    return replace(captured, inputs=inputs, paths=tuple(sources), parameters=parameters, sizes=sizes)
 
 
 def _normalise(
@@ -89,6 +123,9 @@ def _addcmul(carry: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor, *, v
     """Return a fused gate and residual add as the two operations that it is."""
     product = gate * branch
     return carry + (product if value == 1 else value * product)
+
+
+DECOMPOSITIONS = {aten.addcmul.default: _addcmul}
 
 
 def _write_plainly(module: fx.GraphModule) -> None:
@@ -173,6 +210,7 @@ def _clean(graph: fx.Graph, root: str) -> None:
         if node.target in (aten._assert_tensor_metadata.default, aten._assert_scalar.default):
             graph.erase_node(node)
     bind_operators(graph)
+    inline_sizes(graph)
     for node in list(graph.nodes):
         if node.target is operator.getitem:
             node.args[0].append(node)

@@ -51,16 +51,21 @@ def analyse_model(
     ) from call.reason
 
 
-def analyse_graph(module: fx.GraphModule, inputs: Sequence[Any]) -> Structure | None:
+def analyse_graph(module: fx.GraphModule, inputs: Sequence[Any], *, symbolic: bool = False) -> Structure | None:
     """Return the structure of a graph from Dynamo; None where the graph holds nothing to plan.
 
     A model that reads data on the host (the lengths of its texts) arrives in several graphs. The one with the blocks
     can be planned as if it were the whole model; the others run as they are.
 
+    Args:
+        module: The graph.
+        inputs: Its example inputs.
+        symbolic: See ``normalisation.capture``.
+
     Raises:
         CaptureError: If the graph is not supported, unless it is the small rest beside a graph break.
     """
-    captured = capture_graph(module, inputs)
+    captured = capture_graph(module, inputs, symbolic=symbolic)
     if captured is None:
         return None
     structure = analyse(captured)
@@ -104,6 +109,7 @@ def analyse(captured: Captured) -> Structure:
         paths=captured.paths,
         parameters=captured.parameters,
         notes=notes,
+        sizes=captured.sizes,
     )
 
 

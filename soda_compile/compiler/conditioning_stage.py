@@ -1,7 +1,7 @@
 """Conditioning as a stage of its own, whose results are ordinary inputs of the step program."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from soda_compile.compiler.index_sharing import IndexSharing
@@ -13,6 +13,7 @@ from soda_compile.compiler.variants import Subgraph, results_bytes
 from soda_compile.errors import CaptureError
 from soda_compile.ir.structure import Structure
 from soda_compile.torch_internals.inductor import add_axis
+from soda_compile.torch_internals.size_expressions import size_hint
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,10 @@ class ConditioningStage:
     one_step: Program
     all_steps: Program | None
     memory_bytes: int
+
+    def at(self, sizes: Mapping[str, int]) -> "ConditioningStage":
+        """Return the stage for calls of these sizes, by name."""
+        return replace(self, one_step=self.one_step.at(sizes), all_steps=self.all_steps and self.all_steps.at(sizes))
 
 
 def build_stage(conditioning: Structure, steps: int, weight_bytes: int, lowering: Lowering) -> ConditioningStage:
@@ -83,12 +88,17 @@ def _program(conditioning: Structure, subgraphs: Sequence[Subgraph], lowering: L
 def _stacked(subgraph: Subgraph, steps: int, varying: set[str]) -> Subgraph:
     """Return the subgraph for all steps, the first axis of the values that vary between them."""
     batched = [name in varying for name in subgraph.inputs]
+    sizes = [(size.expression, size_hint(node.meta["val"])) for node, size in subgraph.sizes.items()]
     try:
-        module = add_axis(subgraph.module, steps, batched)
+        module = add_axis(subgraph.module, steps, batched, sizes)
     except RuntimeError as error:
         raise CaptureError(
             f"{subgraph.name} cannot be computed for all steps at once: {error}. Compile with conditioning='step'"
         ) from error
+    given = (graph.find_nodes(op="placeholder") for graph in (subgraph.graph, module.graph))
+    for old, new, stacked in zip(*given, batched, strict=True):
+        value = old.meta["val"]
+        new.meta["val"] = value.new_empty((steps, *value.shape)) if stacked else value
     return replace(
         subgraph, key=f"{subgraph.key} {steps} {batched}", name=f"{subgraph.name}, {steps} steps", graph=module.graph
     )

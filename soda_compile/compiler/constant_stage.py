@@ -1,8 +1,8 @@
 """Constants as a stage of its own: a call for each block, whose results are ordinary inputs of the step program."""
 
 import logging
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -50,6 +50,10 @@ class ConstantStage:
                     found.append(number)
             self._needed[values] = tuple(reversed(found))
         return self._needed[values]
+
+    def at(self, sizes: Mapping[str, int]) -> "ConstantStage":
+        """Return the stage for calls of these sizes, by name."""
+        return replace(self, program=self.program.at(sizes))
 
     def among(self, inputs: Collection[int]) -> frozenset[int]:
         """Return the numbers of the values among inputs of the step program, given by position."""

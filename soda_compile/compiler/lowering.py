@@ -8,7 +8,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from soda_compile.compiler.symbolic_code import SymbolicCode
 from soda_compile.compiler.variants import Subgraph
+from soda_compile.ir.aten_operators import holds_tensor, tensor_of
 from soda_compile.storage.progress import progress_bar
 from soda_compile.torch_internals.inductor import inductor_compile
 from soda_compile.torch_internals.inductor_patches import Compiled, deferred_kernel_builds
@@ -43,12 +45,19 @@ class Lowering:
         with progress_bar() as progress, deferred_kernel_builds() if _on_cpu(new.values()) else nullcontext():
             for subgraph in progress.track(new.values(), description="compiling"):
                 started = time.perf_counter()
-                self.compiled[subgraph.key] = inductor_compile(subgraph.module, self.options)
+                self.compiled[subgraph.key] = self._compile(subgraph)
                 log.info(
                     "made the code of %s (%s) in %.1f s", subgraph.name, subgraph.key, time.perf_counter() - started
                 )
 
+    def _compile(self, subgraph: Subgraph) -> Compiled:
+        if not subgraph.sizes:
+            return inductor_compile(subgraph.module, self.options)
+        code = SymbolicCode(subgraph, self.options)
+        code.at_example()
+        return code
+
 
 def _on_cpu(subgraphs: Iterable[Subgraph]) -> bool:
     inputs = [node for subgraph in subgraphs for node in subgraph.graph.find_nodes(op="placeholder")]
-    return all(node.meta["val"].device.type == "cpu" for node in inputs)
+    return all(tensor_of(node).device.type == "cpu" for node in inputs if holds_tensor(node))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,12 +16,15 @@ from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.registers import Registers
 from soda_compile.compiler.schedule import schedule_region
 from soda_compile.compiler.steps import Granularity, StepBuilder, StepSubgraphs
+from soda_compile.compiler.symbolic_code import SymbolicCode
 from soda_compile.compiler.variants import CallRole
 from soda_compile.ir.aten_operators import graph_flops
 from soda_compile.ir.graphs import results_of
+from soda_compile.ir.roles import Size
 from soda_compile.ir.structure import Cut, Note, Structure
 from soda_compile.plans.plan import Plan
 from soda_compile.torch_internals.inductor_patches import Compiled
+from soda_compile.torch_internals.size_expressions import value_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +85,7 @@ class Program:
         slot_keys: What each slot keeps, by register: programs of one plan have equal keys, whatever their registers.
         prepared: Number of inputs, the last ones, that the runtime computes before the step; none is the caller's.
         notes: Parts that the analysis and the passes left alone, and why.
+        sizes: Sizes that differ between calls, by register; a program that has such runs at none but ``at`` them.
         shared_memory: By distinct step, filled at its first run.
     """
 
@@ -94,6 +98,7 @@ class Program:
     slot_keys: dict[int, Hashable] = field(default_factory=dict)
     prepared: int = 0
     notes: tuple[Note, ...] = ()
+    sizes: dict[int, Size] = field(default_factory=dict)
     shared_memory: dict[int, SharedMemory] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -130,6 +135,29 @@ class Program:
     def empty_registers(self) -> list[Any]:
         """Return registers with constants and coefficients in place; slots and all else are None."""
         return [self.tensors.get(number) for number in range(self.registers)]
+
+    def at(self, sizes: Mapping[str, int]) -> "Program":
+        """Return the program for calls of these sizes, by name; the code is shared, and slots have their layouts.
+
+        Code that some graph's conditions do not cover is compiled.
+        """
+        if not self.sizes and not any(isinstance(call.function, SymbolicCode) for step in self.steps for call in step):
+            return self
+        numbers = {register: value_at(size.expression, sizes) for register, size in self.sizes.items()}
+        calls = {
+            call: call
+            if not isinstance(call.function, SymbolicCode)
+            else dataclasses.replace(call, function=call.function.at(sizes))
+            for step in self.steps
+            for call in step
+        }
+        return dataclasses.replace(
+            self,
+            steps=tuple(tuple(calls[call] for call in step) for step in self.steps),
+            tensors={**self.tensors, **numbers},
+            slots={register: cut.at(sizes) for register, cut in self.slots.items()},
+            sizes={},
+        )
 
     @property
     def slot_memory_bytes(self) -> int:
@@ -169,7 +197,14 @@ def assemble(structure: Structure, steps: Sequence[StepSubgraphs], registers: Re
     outputs = tuple(registers.value(name) if name else None for name in structure.outputs)
     flops = tuple(sum(graph_flops(subgraph.graph) for subgraph in step.subgraphs) for step in steps)
     return Program(
-        resolved, outputs, registers.count, registers.tensors, registers.slots, flops, slot_keys=registers.slot_keys
+        resolved,
+        outputs,
+        registers.count,
+        registers.tensors,
+        registers.slots,
+        flops,
+        slot_keys=registers.slot_keys,
+        sizes=registers.sizes,
     )
 
 
@@ -184,13 +219,15 @@ def _calls(
     }
     fixed = {*structure.inputs, *structure.constants, *structure.outputs}
 
-    def resolve(ends: Sequence[str | CallRole], nodes: Sequence[fx.Node]) -> tuple[int, ...]:
-        return tuple(
-            registers.value(end)
-            if isinstance(end, str)
-            else registers.role(end, node.meta["val"], number, step.accesses)
-            for end, node in zip(ends, nodes, strict=True)
-        )
+    def register(end: str | CallRole | Size, node: fx.Node) -> int:
+        if isinstance(end, str):
+            return registers.value(end)
+        if isinstance(end, Size):
+            return registers.size(end)
+        return registers.role(end, node.meta["val"], number, step.accesses)
+
+    def resolve(ends: Sequence[str | CallRole | Size], nodes: Sequence[fx.Node]) -> tuple[int, ...]:
+        return tuple(register(end, node) for end, node in zip(ends, nodes, strict=True))
 
     calls = []
     for index, subgraph in enumerate(step.subgraphs):

@@ -7,7 +7,7 @@ import torch
 from soda_compile.compiler.index_sharing import IndexSharing
 from soda_compile.compiler.schedule import Access
 from soda_compile.compiler.variants import CallRole
-from soda_compile.ir.roles import Slot
+from soda_compile.ir.roles import Size, Slot
 from soda_compile.ir.structure import Cut, Structure
 from soda_compile.plans.pruning import random_scores
 
@@ -19,6 +19,7 @@ class Registers:
         tensors: Constants and coefficients, by register.
         slots: Layouts of slots, by register.
         slot_keys: What each slot keeps, by register.
+        sizes: Sizes that differ between calls, by register.
     """
 
     def __init__(self, structure: Structure, starts: Sequence[int], sharing: IndexSharing) -> None:
@@ -38,6 +39,7 @@ class Registers:
         self.tensors = {self.value(name): tensor for name, tensor in structure.constants.items()}
         self.slots: dict[int, Cut] = {}
         self.slot_keys: dict[int, Hashable] = {}
+        self.sizes: dict[int, Size] = {}
 
     @property
     def count(self) -> int:
@@ -47,6 +49,12 @@ class Registers:
     def value(self, key: Hashable) -> int:
         """Return the register of a value, by its name, or of a slot or constant."""
         return self._numbers.setdefault(key, len(self._numbers))
+
+    def size(self, size: Size) -> int:
+        """Return the register of a size."""
+        register = self.value(size)
+        self.sizes[register] = size
+        return register
 
     def role(self, source: CallRole, layout: torch.Tensor, step: int, accesses: Sequence[Sequence[Access]]) -> int:
         """Return the register of a slot or constant that a call takes.

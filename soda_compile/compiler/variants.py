@@ -11,9 +11,9 @@ from soda_compile.analysis.outline import canonical_key
 from soda_compile.analysis.token_axes import carries_of
 from soda_compile.compiler.schedule import RegionMode
 from soda_compile.ir.aten_operators import tensor_bytes
-from soda_compile.ir.graphs import copy_graph, output_of, results_of
+from soda_compile.ir.graphs import add_sizes, copy_graph, output_of, results_of
 from soda_compile.ir.meta import meta_of
-from soda_compile.ir.roles import Role
+from soda_compile.ir.roles import Role, Size
 from soda_compile.ir.structure import BlockCall, BlockGraph, Note, Region
 from soda_compile.passes.base import Pass
 from soda_compile.passes.dead_code import DeadCode
@@ -25,6 +25,7 @@ from soda_compile.passes.prune_tokens import PruneTokens
 from soda_compile.passes.sink_gathers import SinkGathers
 from soda_compile.passes.track_tokens import TrackTokens
 from soda_compile.passes.write_slots import WriteSlots
+from soda_compile.torch_internals.size_expressions import with_size_nodes
 from soda_compile.torch_internals.tracing import log_artifact
 
 
@@ -61,20 +62,29 @@ class Subgraph:
         key: Hash of the canonical text; subgraphs with equal keys share compiled code.
         name: What it covers, for messages.
         graph: The graph.
-        inputs: For each placeholder the name of a value, or a slot or coefficients of a call.
+        inputs: For each placeholder the name of a value, a slot or coefficients of a call, or a size.
         outputs: For each result the name of the value, or the slot of a call that takes it.
     """
 
     key: str
     name: str
     graph: fx.Graph
-    inputs: tuple[str | CallRole, ...]
+    inputs: tuple[str | CallRole | Size, ...]
     outputs: tuple[str | CallRole, ...]
+
+    @property
+    def sizes(self) -> dict[fx.Node, Size]:
+        """Return the placeholders that take sizes, with what they take."""
+        ends = zip(self.graph.find_nodes(op="placeholder"), self.inputs, strict=False)
+        return {node: end for node, end in ends if isinstance(end, Size)}
 
     @cached_property
     def module(self) -> fx.GraphModule:
         """Return the graph with its Python code, which only what is compiled or run needs."""
-        return fx.GraphModule(self.graph.owning_module or torch.nn.Module(), self.graph)
+        graph = self.graph
+        if sizes := self.sizes:
+            graph = with_size_nodes(graph, {node: size.expression for node, size in sizes.items()})
+        return fx.GraphModule(self.graph.owning_module or torch.nn.Module(), graph)
 
 
 def results_bytes(subgraphs: Iterable[Subgraph]) -> int:
@@ -175,7 +185,8 @@ def join(calls: Sequence[tuple[int, BlockCall, Variant]], needed: set[str]) -> S
     stored = [CallRole(index, to) for index, _, variant in calls for to in variant.outputs if not isinstance(to, int)]
     outputs: list[str | CallRole] = [*(name for name in values if name in needed and name in made), *stored]
     graph.output(tuple(values[name] for name in outputs))
+    sizes = add_sizes(graph)
     name = calls[0][1].name if len(calls) == 1 else f"{calls[0][1].name} to {calls[-1][1].name}"
-    subgraph = Subgraph(canonical_key(graph), name, graph, tuple(inputs), tuple(outputs))
+    subgraph = Subgraph(canonical_key(graph), name, graph, (*inputs, *sizes), tuple(outputs))
     log_artifact(f"soda_subgraph_{subgraph.key}", lambda: f"# {name}\n{subgraph.module.code}")
     return subgraph

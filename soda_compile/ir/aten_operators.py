@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
-from soda_compile.torch_internals.tracing import largest_size
+from soda_compile.torch_internals.size_expressions import is_varying, size_hint
 
 aten = torch.ops.aten
 
@@ -102,17 +102,17 @@ def holds_tensor(node: fx.Node) -> bool:
 
 def can_be_stored(node: fx.Node) -> bool:
     """Return whether the node's value is one tensor whose sizes do not depend on data."""
-    return holds_tensor(node) and all(isinstance(size, int) for size in tensor_of(node).shape)
+    return holds_tensor(node) and all(isinstance(size, int) or is_varying(size) for size in tensor_of(node).shape)
 
 
 def tensor_bytes(node: fx.Node) -> int:
-    """Return the size of the node's tensor in bytes, the largest it can be."""
+    """Return the size of the node's tensor in bytes, see ``shape_of``."""
     return math.prod(shape_of(node)) * tensor_of(node).element_size()
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Return the tensor's sizes; for a size that depends on data, the largest it can be."""
-    return tuple(size if isinstance(size, int) else largest_size(size) for size in tensor_of(node).shape)
+    """Return the tensor's sizes, in the example; for a size that depends on data, the largest it can be."""
+    return tuple(map(size_hint, tensor_of(node).shape))
 
 
 def _product_flops(node: fx.Node) -> int:

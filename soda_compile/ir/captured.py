@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from soda_compile.torch_internals.symbolic_export import SymbolicSizes
+
 
 @dataclass(frozen=True, eq=False)
 class Captured:
@@ -17,6 +19,7 @@ class Captured:
         parameters: For each input, whether it belongs to the model.
         constants: Tensors that the model made while it ran, by placeholder name.
         outputs: Names of the returned values, in order (None for a None).
+        sizes: Sizes that differ between calls; None where all are fixed. Arguments of nodes hold them as they are.
     """
 
     graph: fx.Graph
@@ -25,3 +28,4 @@ class Captured:
     parameters: tuple[bool, ...]
     constants: dict[str, torch.Tensor]
     outputs: tuple[str | None, ...]
+    sizes: SymbolicSizes | None = None

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from soda_compile.ir.roles import Size
+from soda_compile.torch_internals.size_expressions import as_arguments, expression, sizes_read, with_values
 from soda_compile.torch_internals.tracing import fake_mode_of
 
 
@@ -18,7 +20,7 @@ def find_node(graph: fx.Graph, name: str) -> fx.Node:
     raise LookupError(f"the graph has no node {name}; a cut must be rewritten before it is removed")
 
 
-def add_input(graph: fx.Graph, name: str, value: torch.Tensor, role: Any) -> fx.Node:
+def add_input(graph: fx.Graph, name: str, value: Any, role: Any) -> fx.Node:
     """Add a placeholder after the others; ``role`` says what the runtime passes for it."""
     last = [node for node in graph.nodes if node.op == "placeholder"]
     with graph.inserting_after(last[-1]) if last else graph.inserting_before(next(iter(graph.nodes))):
@@ -26,6 +28,17 @@ def add_input(graph: fx.Graph, name: str, value: torch.Tensor, role: Any) -> fx.
     node.target = node.name  # the name may have been taken
     node.meta = {"val": value, "role": role}
     return node
+
+
+def add_sizes(graph: fx.Graph) -> tuple[Size, ...]:
+    """Add a placeholder for each of the sizes that tell all others in the graph; return what they take."""
+    sizes = sizes_read(graph)
+    found = []
+    for number, size in enumerate(sizes):
+        role = Size(expression(size))
+        add_input(graph, f"size_{number}", size, role)
+        found.append(role)
+    return tuple(found)
 
 
 def output_of(graph: fx.Graph) -> fx.Node:
@@ -53,8 +66,8 @@ def input_with_role(graph: fx.Graph, role: Any) -> fx.Node | None:
 
 def add_call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
     """Add a call of an ATen operator, with the fake tensor it gives."""
-    node = graph.call_function(target, args, kwargs)
-    values: tuple[tuple[Any, ...], Mapping[str, Any]] = fx.map_arg((args, kwargs), lambda source: source.meta["val"])
+    node = graph.call_function(target, *as_arguments((args, kwargs)))
+    values: tuple[tuple[Any, ...], Mapping[str, Any]] = with_values((args, kwargs))
     # Some operators make tensors of their own on the way; those must be fake too.
     with torch.no_grad(), fake_mode_of(values):
         node.meta = {"val": target(*values[0], **values[1])}

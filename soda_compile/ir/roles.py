@@ -1,7 +1,7 @@
 """Roles: what the runtime passes for an added input of a rewritten graph, or does with an added result."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,14 @@ class StepConstant:
 
 
 Role = Slot | StepConstant
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size that differs between calls of one graph, or a number that follows from such sizes.
+
+    Attributes:
+        expression: How it follows from them, a sympy expression.
+    """
+
+    expression: Any

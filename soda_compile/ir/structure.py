@@ -1,13 +1,17 @@
 """The structure of a captured denoiser: blocks, and in each block its regions."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import fx
+
+from soda_compile.torch_internals.size_expressions import size_hint, value_at
+from soda_compile.torch_internals.symbolic_export import SymbolicSizes
 
 Made = TypeVar("Made")
 
@@ -18,11 +22,11 @@ class Cut:
 
     Attributes:
         node: Name of the node in the block graph.
-        shape: Sizes, in elements.
+        shape: Sizes, in elements; some may be symbolic.
         stride: Strides, in elements, as eager PyTorch would produce them.
         dtype: Element type.
         device: Where the tensor lives.
-        memory_bytes: Size of one stored copy.
+        memory_bytes: Size of one stored copy, in the example where sizes are symbolic.
     """
 
     node: str
@@ -34,9 +38,14 @@ class Cut:
 
     @classmethod
     def like(cls, node: str, tensor: torch.Tensor) -> "Cut":
-        """Return the layout of a tensor of static sizes as that of a cut."""
-        memory_bytes = tensor.numel() * tensor.element_size()
+        """Return the layout of a tensor as that of a cut."""
+        memory_bytes = math.prod(map(size_hint, tensor.shape)) * tensor.element_size()
         return cls(node, tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device, memory_bytes)
+
+    def at(self, sizes: Mapping[str, int]) -> "Cut":
+        """Return the layout where symbolic sizes have these values, by name."""
+        shape, stride = (tuple(value_at(size, sizes) for size in layout) for layout in (self.shape, self.stride))
+        return replace(self, shape=shape, stride=stride, memory_bytes=math.prod(shape) * self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,7 @@ class Structure:
         paths: For each input, its path in the model (``blocks.0.attn.weight``) or argument name.
         parameters: Which inputs are parameters or buffers of the model.
         notes: Values that passes over the whole graph left alone, with the reason.
+        sizes: Sizes that differ between calls; None where all are fixed.
     """
 
     calls: tuple[BlockCall, ...]
@@ -134,6 +144,7 @@ class Structure:
     paths: tuple[str, ...]
     parameters: tuple[bool, ...]
     notes: tuple[Note, ...] = ()
+    sizes: SymbolicSizes | None = None
 
     def __str__(self) -> str:
         """Return the tree of blocks and regions, with what was left alone."""

@@ -8,12 +8,14 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
 from soda_compile.torch_internals.inductor_patches import Compiled, call_directly
+from soda_compile.torch_internals.size_expressions import SizeNames
 from soda_compile.torch_internals.tracing import SizeGuards, fake_mode_of, size_guards
 
 
@@ -46,8 +48,68 @@ def inductor_compile(module: fx.GraphModule, options: dict[str, Any]) -> Compile
         return call_directly(compile_graph, copy, inputs)  # type: ignore[arg-type]
 
 
-def add_axis(module: fx.GraphModule, size: int, batched: Sequence[bool]) -> fx.GraphModule:
+@dataclass(frozen=True, eq=False)
+class SizedCode:
+    """Code that holds for some sizes.
+
+    Attributes:
+        function: The code; takes the sizes after the other inputs.
+        example: The sizes that it was compiled for.
+        guards: Conditions on others.
+    """
+
+    function: Compiled
+    example: tuple[int, ...]
+    guards: SizeGuards
+
+    def holds(self, numbers: Sequence[int]) -> bool:
+        """Return whether the code can be called with these sizes."""
+        if any(
+            number != wanted for number, wanted in zip(numbers, self.example, strict=True) if min(number, wanted) < 2
+        ):
+            return False  # a size of 1 is broadcast
+        values = {name: number for name, number in zip(_names(numbers), numbers, strict=True) if number > 1}
+        return all(self.guards.holds(condition, values) for condition in self.guards.conditions)
+
+
+def inductor_compile_symbolic(
+    module: fx.GraphModule, sizes: Sequence[tuple[Any, int]], options: dict[str, Any]
+) -> SizedCode:
+    """Compile a graph of symbolic shapes with Inductor, on its own, whatever is being traced around it.
+
+    Args:
+        module: The graph; the last inputs take the sizes.
+        sizes: For each of these inputs what it takes, an expression in the symbols of the graph, and the value in the
+            example that the code is tuned for.
+        options: Settings for Inductor.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    hints = _hints(sizes)
+    with _alone(module, hints, [whole for whole, _ in sizes]) as (copy, inputs, symbols):
+        compile_graph = functools.partial(compile_fx, copy, inputs, config_patches=options or None)
+        function = call_directly(compile_graph, copy, inputs)  # type: ignore[arg-type]
+        return SizedCode(function, tuple(hints.values()), size_guards(symbols))
+
+
+def _hints(sizes: Sequence[tuple[Any, int]]) -> dict[str, int]:
+    return dict(zip(_names(sizes), (hint for _, hint in sizes), strict=True))
+
+
+def _names(sizes: Sequence[Any]) -> list[str]:
+    return [f"size_{number}" for number in range(len(sizes))]
+
+
+def add_axis(
+    module: fx.GraphModule, size: int, batched: Sequence[bool], sizes: Sequence[tuple[Any, int]] = ()
+) -> fx.GraphModule:
     """Return the graph over one more axis, the first of its outputs and of those inputs that are batched.
+
+    Args:
+        module: The graph.
+        size: That of the new axis.
+        batched: For each input whether it has the axis.
+        sizes: See ``inductor_compile_symbolic``.
 
     Raises:
         RuntimeError: If an operator can only be repeated for each entry.
@@ -56,7 +118,8 @@ def add_axis(module: fx.GraphModule, size: int, batched: Sequence[bool]) -> fx.G
 
     functorch: Any = torch._C._functorch
     repeats = functorch._is_vmap_fallback_enabled()
-    with _alone(module, {}) as (copy, inputs, _), fake_mode_of(inputs), torch.inference_mode(False):
+    hints, expressions = _hints(sizes), [whole for whole, _ in sizes]
+    with _alone(module, hints, expressions) as (copy, inputs, _), fake_mode_of(inputs), torch.inference_mode(False):
         stacked = [
             torch.empty((size, *value.shape), dtype=value.dtype, device=value.device) if batch else value
             for value, batch in zip(inputs, batched, strict=True)
@@ -99,11 +162,16 @@ def aot_compile(
 
 @contextmanager
 def _alone(
-    module: fx.GraphModule, hints: Mapping[str, int]
+    module: fx.GraphModule, hints: Mapping[str, int], expressions: Sequence[Any] = ()
 ) -> Iterator[tuple[fx.GraphModule, list[Any], dict[str, torch.SymInt]]]:
     """Copy a graph and give its inputs and dynamic sizes, under a fresh fake mode and tracing context.
 
     Sharing those with other graphs gives kernels with dynamic shapes and unstable cache keys.
+
+    Args:
+        module: The graph.
+        hints: The dynamic sizes with a typical value.
+        expressions: What they are, where the last inputs of the graph take them.
     """
     from torch._guards import TracingContext, tracing
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -111,10 +179,16 @@ def _alone(
 
     shape_env = ShapeEnv()
     fake_mode = FakeTensorMode(shape_env=shape_env)
-    sizes = {name: _new_size(shape_env, name, hint) for name, hint in hints.items()}
+    sizes: dict[str, Any] = {name: _new_size(shape_env, name, hint) for name, hint in hints.items()}
+    names = SizeNames(zip(expressions, sizes.values(), strict=False))
 
-    def fake(node: fx.Node) -> torch.Tensor:
+    def fake(node: fx.Node) -> Any:
         value = node.meta["val"]
+        if not isinstance(value, torch.Tensor):
+            return names(value)
+        if expressions:
+            layout = [list(map(names, entry)) for entry in (value.shape, value.stride())]
+            return torch.empty_strided(*layout, dtype=value.dtype, device=value.device)
         shape, stride = node.meta.get("layout", (value.shape, value.stride()))
         layout = [[size if isinstance(size, int) else size.at(sizes) for size in entry] for entry in (shape, stride)]
         return torch.empty_strided(*layout, dtype=value.dtype, device=value.device)
@@ -133,10 +207,12 @@ def _alone(
         yield copy, inputs, sizes
 
 
-def _new_size(shape_env: Any, name: str, hint: int) -> torch.SymInt:
+def _new_size(shape_env: Any, name: str, hint: int) -> torch.SymInt | int:
     from torch._dynamo.source import ConstantSource
     from torch.fx.experimental.symbolic_shapes import DimDynamic
 
+    if hint < 2:
+        return hint
     source = ConstantSource(f"__{name}")
     symbol = shape_env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC)
     size: torch.SymInt = shape_env.create_symintnode(symbol, hint=hint, source=source)

@@ -125,7 +125,7 @@ def _is_plain(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> bool:
         return True
     with fake_mode_of(inputs), sizes_of_data_forgotten(inputs):
         outputs = module(*inputs)
-    storages = {value.untyped_storage()._cdata for value in inputs}
+    storages = {value.untyped_storage()._cdata for value in inputs if isinstance(value, torch.Tensor)}
     return all(isinstance(value, torch.Tensor) and value.untyped_storage()._cdata not in storages for value in outputs)
 
 

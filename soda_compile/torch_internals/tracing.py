@@ -171,12 +171,6 @@ def known_float(value: Any) -> float | None:
     return guard_float(value) if isinstance(value, torch.SymFloat) and value.node.has_hint() else None
 
 
-def largest_size(size: torch.SymInt) -> int:
-    """Return the largest value of a size that depends on data, as the tokens that a mask keeps; 0 if unbounded."""
-    upper = size.node.shape_env.bound_sympy(size.node.expr).upper
-    return int(upper) if upper.is_Integer else 0
-
-
 @dataclass(frozen=True)
 class SizeGuards:
     """Conditions on symbolic sizes, as sympy expressions.
