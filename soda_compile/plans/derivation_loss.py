@@ -28,8 +28,8 @@ class DerivationLoss:
             Forecasts take steps for even, so their derived errors are rougher than the estimate below where it is far
             from 1.
         median: median relative error of the residual errors of reuse and forecasts where every other measured step is
-            left out and read between the rest; NaN where too few were measured. That bridges gaps twice as wide as
-            those of the measurement, so schedules that are no finer than that lose less.
+            left out and read between the rest; NaN where too few were measured. An estimate and no bound: schedules
+            finer than the measured one lost twice as much on the digits model.
         worst_tenth: 90th percentile of the same.
     """
 
