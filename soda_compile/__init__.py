@@ -10,6 +10,7 @@ from soda_compile.acceleration.batched_generations import BatchedGenerations
 from soda_compile.acceleration.compile_ahead import compile_ahead
 from soda_compile.acceleration.handle import restore
 from soda_compile.acceleration.install import install
+from soda_compile.acceleration.planning import derive, plan
 from soda_compile.acceleration.stats import Stats, stats
 from soda_compile.backend.options import check_options
 from soda_compile.compiler.observing import Observer
@@ -39,7 +40,6 @@ from soda_compile.planner import (
     Unified,
     explain,
     fixed_interval_plan,
-    plan,
 )
 from soda_compile.plans.actions import Action
 from soda_compile.plans.plan import Plan, compute_all_plan
@@ -80,6 +80,7 @@ __all__ = [
     "check_options",
     "compile_ahead",
     "compute_all_plan",
+    "derive",
     "explain",
     "export",
     "fixed_interval_plan",
