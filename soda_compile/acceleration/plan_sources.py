@@ -1,4 +1,4 @@
-"""Sources of plans: the user's, or those stored for the pipeline's present setting."""
+"""Sources of plans: the user's, or those for what was measured at the pipeline's present setting or near it."""
 
 import logging
 import os
@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 
-from soda_compile.acceleration.plan_store import Measurement, PlanStore, Request, Setting
+from soda_compile.acceleration.measurement_folder import Measurement, Request, Verified
+from soda_compile.acceleration.nearest import Near, derived, nearest_first, note
+from soda_compile.acceleration.plan_store import PlanStore
+from soda_compile.acceleration.setting import Setting
 from soda_compile.errors import PlanError, SensitivityError
-from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, calibration_runs
-from soda_compile.integrations.diffusers.denoisers import model_digest, signature
-from soda_compile.integrations.diffusers.schedule_fit import require_scheduler
-from soda_compile.integrations.diffusers.scheduler_hook import scheduler_digest
-from soda_compile.measure.calibration import calibrate_denoisers
+from soda_compile.integrations.diffusers.denoisers import architecture, model_digest, signature
+from soda_compile.integrations.diffusers.pipeline_call import call_of
+from soda_compile.integrations.diffusers.schedule_fit import first_step, require_scheduler
+from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook, scheduler_digest, timesteps_of
 from soda_compile.planner import plan as make_plan
 from soda_compile.plans.plan import Plan
+from soda_compile.plans.resume import within
 from soda_compile.plans.sensitivity import Sensitivity
 
 log = logging.getLogger(__name__)
@@ -29,12 +32,16 @@ class GivenPlans:
 
     plans: Mapping[str, Plan]
 
-    def __call__(self, scheduler: Any) -> Mapping[str, Plan]:
+    def __call__(self, hook: SchedulerHook) -> Mapping[str, Plan]:
         """Return the plans.
 
         Raises:
             PlanError: They were made for another scheduler.
         """
+        return self.require(hook.scheduler)
+
+    def require(self, scheduler: Any) -> Mapping[str, Plan]:
+        """Return the plans; see ``__call__``."""
         for plan in self.plans.values():
             require_scheduler(plan, scheduler)
         return self.plans
@@ -42,68 +49,84 @@ class GivenPlans:
 
 @dataclass(eq=False)
 class SearchedPlans:
-    """Plans by what was measured for the pipeline's model, scheduler, steps and guidance.
+    """Plans by what was measured for the setting of each generation, or for the nearest setting.
 
     Attributes:
         pipe: The pipeline.
         denoisers: Its denoisers by component name.
         request: What the plans shall reach.
         store: Where measurements and plans are kept.
-        guidance: Guidance scale where the pipeline does not tell.
         max_interval: Longest time, in steps, that a measurement must cover.
+        given: The measurement that the user named; it goes before all that is stored.
+        nearest: Whether a measurement of another setting serves where there is none of the present one.
+        latest: The measurement that plans were last taken from.
+        exact: Whether it is of the setting of the generation that they were taken for.
+        verified: What its plans for the request were seen to do.
     """
 
     pipe: Any
     denoisers: Mapping[str, torch.nn.Module]
     request: Request
     store: PlanStore
-    guidance: float | None
     max_interval: int
+    given: Measurement | None = None
+    nearest: bool = True
+    latest: Measurement | None = None
+    exact: bool = False
+    verified: Verified | None = None
     _digests: dict[str, str] = field(default_factory=dict)  # of models, by name and cheap signature
     _found: dict[str, Mapping[str, Plan]] = field(default_factory=dict)  # by key of the setting
-    _first: frozenset[str] = frozenset()  # digests of the models when this was made
+    _told: set[tuple[str, ...]] = field(default_factory=set)  # what differed, in notes that were given
 
-    def __post_init__(self) -> None:
-        self._first = frozenset(self._digest(name, module) for name, module in self.denoisers.items())
-
-    def __call__(self, scheduler: Any) -> Mapping[str, Plan]:
-        """Return the plans for the scheduler as it is set now.
+    def __call__(self, hook: SchedulerHook) -> Mapping[str, Plan]:
+        """Return the plans for the generation that begins.
 
         Raises:
-            PlanError: Nothing was measured for its number of steps.
+            PlanError: Nothing was measured for its setting, nor near enough.
         """
-        setting = self.present(scheduler)
-        usual = replace(setting, guidance=self.guidance)
-        plans = self.stored(setting)
-        if plans is None and (plans := self.stored(usual)) is not None:
-            log.warning("no plan was measured at guidance %s; using the one for %s", setting.guidance, self.guidance)
-            self._found[setting.key] = plans
-        if plans is None:
-            raise PlanError(self._nothing(setting))
-        return plans
+        setting = self.present(hook)
+        plans = self.stored(setting, hook.scheduler)
+        return plans if plans is not None else self._near(setting, hook)
 
-    def present(self, scheduler: Any) -> Setting:
+    def present(self, hook: SchedulerHook) -> Setting:
         """Return the setting of a generation that begins."""
-        steps = getattr(scheduler, "num_inference_steps", None) or len(scheduler.timesteps)
-        scale = getattr(self.pipe, "_guidance_scale", None)
-        return self.setting(steps, scale if isinstance(scale, int | float) else self.guidance)
-
-    def _nothing(self, setting: Setting) -> str:
-        changed = [name for name, digest in setting.models.items() if digest not in self._first]
-        return (
-            f"no plan is stored for {setting.pipeline} at {setting.steps} steps ({self.store.folder_of(setting)})"
-            + (f"; the weights of pipe.{changed[0]} are not those at accelerate (a LoRA?)" if changed else "")
-            + "; to measure one call soda_compile.restore(pipe) and "
-            f"accelerate(pipe, num_inference_steps={setting.steps}, ...). With the former settings the pipeline runs "
-            "as before"
+        scheduler = hook.scheduler
+        timesteps = timesteps_of(scheduler)
+        steps = getattr(scheduler, "num_inference_steps", None) or len(timesteps)
+        name = f"{hook.name} {scheduler_digest(scheduler)}"
+        return Setting(
+            pipeline=type(self.pipe).__name__,
+            models=self.models(),
+            architectures=self.architectures(),
+            scheduler=name,
+            steps=int(steps),
+            timesteps=tuple(timesteps),
+            call=call_of(scheduler),
         )
 
-    def setting(self, steps: int, guidance: float | None) -> Setting:
-        """Return the present setting of the pipeline."""
-        models = {name: self._digest(name, module) for name, module in self.denoisers.items()}
-        digest = scheduler_digest(self.pipe.scheduler)
-        scale = None if guidance is None else float(guidance)
-        return Setting(type(self.pipe).__name__, models, digest, int(steps), scale)
+    def models(self) -> dict[str, str]:
+        """Return the digests of the denoisers as they are now, by component name."""
+        return {name: self._digest(name, module) for name, module in self.denoisers.items()}
+
+    def architectures(self) -> dict[str, str]:
+        """Return the digests of the denoisers' architectures, by component name."""
+        return {name: architecture(module) for name, module in self.denoisers.items()}
+
+    def take(self, given: Measurement, name: str) -> None:
+        """Take the measurement that the user named before all that is stored.
+
+        Raises:
+            PlanError: No plan can be made of it.
+        """
+        plans = self.plan(given)
+        self.given = self.latest = given
+        say(f"plan for {given.setting.steps} steps{_flops(plans)}, of the measurement {name}")
+        changed = [name for name, digest in self.models().items() if given.setting.models[name] != digest]
+        if changed:
+            log.warning(
+                "the measurement %s is of other weights of pipe.%s (a LoRA, or a fine-tune?); to measure these, leave "
+                "measurement out", name, ", ".join(changed),
+            )  # fmt: skip
 
     def _digest(self, name: str, module: torch.nn.Module) -> str:
         cheap = f"{name} {signature(module)}"
@@ -111,51 +134,51 @@ class SearchedPlans:
             self._digests[cheap] = model_digest(module)
         return self._digests[cheap]
 
-    def stored(self, setting: Setting) -> Mapping[str, Plan] | None:
-        """Return the plans stored for a setting: made for this request, or a measurement to make it from."""
-        if setting.key not in self._found:
-            plans: Mapping[str, Plan] | None = self.store.plans(setting, self.request)
-            if plans is None:
-                measured = self.store.measurement(setting)
-                if measured is None or _longest_interval(measured) < self.max_interval:
-                    return None
-                plans = self._plan(setting, measured)
-            self._keep(setting, plans, "stored")
-        return self._found[setting.key]
+    def stored(self, setting: Setting, scheduler: Any) -> Mapping[str, Plan] | None:
+        """Return the plans for a setting that was measured: made for this request, or made now.
 
-    def measure(self, setting: Setting, calibrate_with: CalibrateWith, options: Mapping[str, Any]) -> None:
-        """Run generations, and store what was measured and the plans."""
-        generate, generations = calibration_runs(self.pipe, calibrate_with, options)
-        _say(f"measuring {setting.pipeline} for {setting.steps} steps in {generations} generations, key {setting.key}")
-        measured = calibrate_denoisers(
-            self.pipe, generate, generations=generations, guidance=setting.guidance, max_interval=self.max_interval
-        )
-        ran = getattr(self.pipe.scheduler, "num_inference_steps", None) or setting.steps
-        if ran != setting.steps:
-            setting = replace(setting, steps=int(ran))
-            _say(f"calibrate_with ran {ran} steps; pass num_inference_steps={ran} so that this is found next time")
-        self.add(setting, measured)
+        None where nothing was measured for it, or what is stored does not fit the scheduler's present timesteps.
+        """
+        if setting.key in self._found:
+            return self._found[setting.key]
+        if self.given is not None and self.given.setting.key == setting.key:
+            self._keep(setting, self.plan(self.given), "given", self.given)
+            return self._found[setting.key]
+        measured = self.store.measurement(setting)
+        if measured is None or measured.longest_interval < self.max_interval:
+            return None
+        plans: Mapping[str, Plan] = self.store.plans(setting, self.request) or self._plan_and_store(measured)
+        try:
+            for plan in plans.values():
+                first_step(plan, scheduler)
+        except PlanError as error:
+            log.warning("the stored plan in %s does not fit: %s", self.store.folder_of(setting), error)
+            return None
+        self._keep(setting, plans, "stored", measured)
+        return plans
 
-    def add(self, setting: Setting, measured: Mapping[str, Sensitivity]) -> None:
+    def add(self, setting: Setting, sensitivities: Mapping[str, Sensitivity]) -> None:
         """Store what was measured for a setting, and the plans.
 
         Raises:
             SensitivityError: A denoiser was never called.
             PlanError: No plan can be made of it.
         """
-        self._require_all(measured)
-        stored = self.store.save_measurement(setting, measured)
-        self._keep(setting, self._plan(setting, stored), "new")
-
-    def _require_all(self, measured: Mapping[str, Sensitivity]) -> None:
-        missing = [name for name in self.denoisers if name not in measured]
+        missing = [name for name in self.denoisers if name not in sensitivities]
         if missing:
             raise SensitivityError(
                 f"pipe.{missing[0]} was never called while measuring, so there is no plan for it; use settings under "
                 "which every denoiser has a part, or take it out of the pipeline"
             )
+        measured = self.store.save_measurement(setting, sensitivities, model_name(self.pipe))
+        self._keep(setting, self._plan_and_store(measured), "new", measured)
 
-    def _plan(self, setting: Setting, measured: Measurement) -> dict[str, Plan]:
+    def plan(self, measured: Measurement) -> dict[str, Plan]:
+        """Return the plans made of a measurement.
+
+        Raises:
+            PlanError: The request cannot be met.
+        """
         plans = {}
         for name, sensitivity in measured.sensitivities.items():
             try:
@@ -164,23 +187,98 @@ class SearchedPlans:
                 raise PlanError(f"pipe.{name}: {error}") from None
             where = {key: int(sensitivity.info.notes[key]) for key in _PLACE if key in sensitivity.info.notes}
             plans[name] = replace(plan, method=tuple({**dict(plan.method), **where}.items()))
-        self.store.save_plans(setting, self.request, measured.name, plans)
         return plans
 
-    def _keep(self, setting: Setting, plans: Mapping[str, Plan], kind: str) -> None:
-        self._found[setting.key] = plans
-        ratios = [plan.flop_ratio for plan in plans.values() if plan.flop_ratio is not None]
-        flops = f", {100 * sum(ratios) / len(ratios):.0f}% of the FLOPs" if ratios else ""
+    def record(self, verified: Verified) -> None:
+        """Keep what the latest plans were seen to do, if they are of the very setting that was run."""
+        if self.latest is None or not self.exact:
+            return
+        self.verified = verified
+        if self.given is None:
+            self.store.save_verified(self.latest.setting, self.latest.name, verified)
+
+    def all_verified(self, measured: Measurement) -> list[Verified]:
+        """Return what plans of a measurement were seen to do, for whatever requests."""
+        found = {each.request: each for each in self.store.verified(measured)}
+        if self.verified is not None and self.latest is measured:
+            found[self.verified.request] = self.verified
+        return list(found.values())
+
+    def _plan_and_store(self, measured: Measurement) -> dict[str, Plan]:
+        plans = self.plan(measured)
+        self.store.save_plans(measured.setting, self.request, measured.name, plans)
+        return plans
+
+    def _near(self, setting: Setting, hook: SchedulerHook) -> Mapping[str, Plan]:
+        """Return the plans of the nearest measurement that fits, and say once for each kind what differs.
+
+        Raises:
+            PlanError: There is none.
+        """
+        reasons = []
+        for near in nearest_first(setting, self.given, self.store) if self.nearest else ():
+            try:
+                plans, loss = self._plans_near(near, setting, hook)
+            except (PlanError, SensitivityError) as error:
+                reasons.append(f"what was measured at {near.measured} does not serve: {error}")
+                continue
+            if near.kinds not in self._told:
+                self._told.add(near.kinds)
+                log.warning("%s", note(near, setting, self.request, loss))
+            self._found[setting.key] = plans
+            return plans
+        raise PlanError(self._nothing(setting, reasons))
+
+    def _plans_near(
+        self, near: Near, setting: Setting, hook: SchedulerHook
+    ) -> tuple[dict[str, Plan], Mapping[str, Any]]:
+        """Return the plans of a measurement of another setting, and what deriving its tables lost."""
+        measured, loss = derived(near.load(), setting, hook)
+        plans = self.plan(measured)
+        others = measured.setting.models != setting.models
+        whole = tuple(timesteps_of(hook.scheduler))
+        for name, plan in plans.items():
+            first = first_step(plan, hook.scheduler)
+            if near.calls_differ:  # it may begin earlier or end later than what was measured
+                plan = within(plan, first, whole)
+            # A LoRA changes the weights that the fingerprint is of, not the regions.
+            plans[name] = replace(plan, fingerprint="") if others else plan
+        self.latest, self.exact = near.load(), False
+        return plans, loss
+
+    def _nothing(self, setting: Setting, reasons: list[str]) -> str:
+        return (
+            f"no plan is stored for {setting.pipeline} at {setting.steps} steps ({self.store.folder_of(setting)})"
+            + "".join(f"; {reason}" for reason in reasons[:2])
+            + "; to measure one call soda_compile.restore(pipe) and "
+            f"accelerate(pipe, num_inference_steps={setting.steps}, ...) with the other arguments of this call in "
+            "pipeline_options or calibrate_with. With the former settings the pipeline runs as before"
+        )
+
+    def _keep(self, setting: Setting, plans: Mapping[str, Plan], kind: str, measured: Measurement) -> None:
+        self._found[setting.key], self.latest, self.exact = plans, measured, True
         folder = self.store.folder_of(setting)
-        _say(f"{kind} plan for {setting.steps} steps{flops}" + (f", in {folder}" if os.path.exists(folder) else ""))
-
-
-def _longest_interval(measured: Measurement) -> int:
-    return min(each.info.max_interval for each in measured.sensitivities.values())
+        where = f", in {folder}" if kind != "given" and os.path.exists(folder) else ""
+        say(f"{kind} plan for {setting.steps} steps{_flops(plans)}{where}")
 
 
 _PLACE = ("first_step", "schedule_steps")
 
 
-def _say(text: str) -> None:
+def _flops(plans: Mapping[str, Plan]) -> str:
+    ratios = [plan.flop_ratio for plan in plans.values() if plan.flop_ratio is not None]
+    return f", {100 * sum(ratios) / len(ratios):.0f}% of the FLOPs" if ratios else ""
+
+
+def model_name(pipe: Any) -> str | None:
+    """Return the name on the hub that a pipeline was loaded by; None for a local folder, or where it is not known."""
+    config = getattr(pipe, "config", None)
+    name = config.get("_name_or_path") if isinstance(config, Mapping) else None
+    if not isinstance(name, str) or name.count("/") != 1 or name.startswith((".", "/", "~")) or os.path.exists(name):
+        return None
+    return name
+
+
+def say(text: str) -> None:
+    """Tell the user how it goes, on standard error."""
     print(f"soda: {text}", file=sys.stderr)

@@ -13,6 +13,7 @@ from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
 
 DENOISERS = ("transformer", "transformer_2", "unconditional_transformer", "unet", "prior")
 _SUPPORTED = ("layer_execution_tracker", CASTING, LORA)  # hooks, beside those of offloading
+_NO_ARCHITECTURE = ("sample_size", "quantization_config")  # of a configuration
 _SAMPLED = 8  # values of each parameter that go into the digest
 
 
@@ -71,6 +72,19 @@ def signature(module: torch.nn.Module) -> str:
     weights = [(name, tuple(value.shape), str(value.dtype), type(value).__name__) for name, value in _weights(module)]
     config = {key: value for key, value in dict(getattr(module, "config", {})).items() if not key.startswith("_")}
     return _digest([type(module).__name__, json.dumps(config, default=str, sort_keys=True), repr(weights)])
+
+
+def architecture(module: torch.nn.Module) -> str:
+    """Return a hash of the class and its configuration, which fine-tuning, a LoRA and quantisation leave alone.
+
+    Where there is no configuration, names and shapes of the weights stand for it, without those of a LoRA.
+    """
+    config = {key: value for key, value in dict(getattr(module, "config", {})).items() if not key.startswith("_")}
+    if config:
+        shape = {key: value for key, value in config.items() if key not in _NO_ARCHITECTURE}
+        return _digest([type(module).__name__, json.dumps(shape, default=str, sort_keys=True)])
+    weights = ((name.replace(".base_layer.", "."), tuple(value.shape)) for name, value in _weights(module))
+    return _digest([type(module).__name__, repr([entry for entry in weights if "lora_" not in entry[0]])])
 
 
 def model_digest(module: torch.nn.Module) -> str:
