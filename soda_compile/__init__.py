@@ -10,6 +10,7 @@ from soda_compile.acceleration.batched_generations import BatchedGenerations
 from soda_compile.acceleration.compile_ahead import compile_ahead
 from soda_compile.acceleration.handle import restore
 from soda_compile.acceleration.install import install
+from soda_compile.acceleration.planning import plan
 from soda_compile.acceleration.sharing import save_measurement
 from soda_compile.acceleration.stats import Stats, stats
 from soda_compile.backend.options import check_options
@@ -40,7 +41,6 @@ from soda_compile.planner import (
     Unified,
     explain,
     fixed_interval_plan,
-    plan,
 )
 from soda_compile.plans.actions import Action
 from soda_compile.plans.plan import Plan, compute_all_plan

@@ -3,7 +3,7 @@
 ``Framework`` and ``SamplerHook`` are structural: an implementation imports nothing from here.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -47,6 +47,13 @@ class SamplerHook(Protocol):
 
         Raises:
             SensitivityError: If that cannot be told.
+        """
+
+    def noise_levels(self) -> Sequence[float]:
+        """Return the share of noise sigma / (alpha + sigma) in the sample at each step; see ``SensitivityInfo``.
+
+        Raises:
+            SensitivityError: If that cannot be told; plans are then for the measured timesteps alone.
         """
 
     def detach(self) -> None:

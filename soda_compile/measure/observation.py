@@ -50,6 +50,8 @@ class Observation:
         notes = {"seconds": f"{seconds:.1f}", "device": str(structure.regions[0].cuts[0].device)}
         if hook is not None and errors.steps < (whole := len(hook.timesteps)):
             notes |= {"first_step": str(first), "schedule_steps": str(whole)}
+        levels, why_not = _noise_levels(hook)
+        notes |= why_not
         mean, variance = _tables(errors, errors.steps, len(structure.regions))
         timestep_input, timesteps = _find_timestep(errors.inputs, None if hook is None else hook.timesteps[part])
         info = SensitivityInfo(
@@ -65,6 +67,7 @@ class Observation:
             scheduler=hook.name if hook is not None else None,
             scheduler_config=hook.config if hook is not None else None,
             scheduler_digest=hook.digest if hook is not None else None,
+            noise_levels=levels[part] if levels else None,
             guidance=guidance,
             calls_per_step=errors.calls_in_a_step,
             tokens={"stride": errors.stride},
@@ -115,6 +118,16 @@ def sensitivities(
         for name, each in observed.items()
         if each.errors.steps
     }
+
+
+def _noise_levels(hook: SamplerHook | None) -> tuple[tuple[float, ...] | None, dict[str, str]]:
+    """Return the noise level of each step of the schedule, or why it is not known, as a note."""
+    if hook is None:
+        return None, {}
+    try:
+        return tuple(hook.noise_levels()), {}
+    except SensitivityError as error:
+        return None, {"noise_levels": str(error)}
 
 
 def _tables(errors: ErrorAccumulator, steps: int, regions: int) -> tuple[dict[str, Any], dict[str, Any]]:

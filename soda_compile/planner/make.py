@@ -118,6 +118,8 @@ def _finish(problem: Problem, draft: Draft) -> Plan:
         **draft.method,
     }
     method |= {name: value for name, value in goal.numbers().items() if name in (*goal.budgets, "max_error")}
+    if info.derived_from is not None:
+        method["derived_from"] = info.derived_from
     if strategy.pruning is not None:
         method["score"] = strategy.pruning.score
     if problem.profile is not None:

@@ -28,7 +28,7 @@ __all__ = ["METRICS", "PRUNE_OPERATORS", "Metric", "Sensitivity", "SensitivityIn
 
 _OPERATORS = {operator.name: operator for operator in OPERATORS}
 _SUMMED = ("generations", "samples", "seeds")
-_FREE_TO_DIFFER = ("versions", "notes")
+_FREE_TO_DIFFER = ("versions", "notes", "noise_levels")
 
 
 class _Header(BaseModel):
@@ -251,6 +251,7 @@ def merge(a: Sensitivity, b: Sensitivity) -> Sensitivity:
         generations=a.info.generations + b.info.generations,
         samples=samples,
         seeds=a.info.seeds + b.info.seeds,
+        noise_levels=a.info.noise_levels or b.info.noise_levels,  # older files have none
         versions=_join(a.info.versions, b.info.versions),
         notes=_join(a.info.notes, b.info.notes),
     )
@@ -264,6 +265,9 @@ def _check_mergeable(a: Sensitivity, b: Sensitivity) -> None:
     for name, (left, right) in pairs.items():
         if left != right:
             raise SensitivityError(f"cannot merge: {name} is {left!r} in one and {right!r} in the other")
+    levels = [each.info.noise_levels for each in (a, b) if each.info.noise_levels is not None]
+    if len(levels) == 2 and not np.allclose(levels[0], levels[1], rtol=0, atol=1e-6):
+        raise SensitivityError(f"cannot merge: noise_levels is {levels[0]} in one and {levels[1]} in the other")
     numbers = ("step_weights", "region_flops", "total_flops", *(("region_prune_flops",) if a.prune_scores else ()))
     for name in numbers:
         if not np.allclose(getattr(a, name), getattr(b, name), rtol=1e-6, atol=0):

@@ -31,6 +31,11 @@ class SensitivityInfo:
         scheduler: class name of the noise scheduler.
         scheduler_config: its configuration, JSON-able.
         scheduler_digest: short hash of that configuration.
+        noise_levels: one per step, the share of noise sigma / (alpha + sigma) in x = alpha * x0 + sigma * eps: from 0,
+            clean, to 1, noise alone. For flow matching this is its sigma; elsewhere the logistic function of minus
+            half the log SNR. It says what a step is to the model, whatever scheduler runs it.
+        derived_from: what was measured, such as "50 steps of DDIMScheduler", where the tables were derived from
+            another schedule; None where they were measured.
         guidance: guidance scale.
         calls_per_step: denoiser calls in one step.
         tokens: which tokens were looked at, such as {"stride": 4, "kept": 64}.
@@ -55,6 +60,8 @@ class SensitivityInfo:
     scheduler: str | None = None
     scheduler_config: dict[str, Any] | None = None
     scheduler_digest: str | None = None
+    noise_levels: tuple[float, ...] | None = None
+    derived_from: str | None = None
     guidance: float | None = None
     calls_per_step: int = 1
     tokens: dict[str, int] = field(default_factory=dict)
@@ -71,11 +78,17 @@ class SensitivityInfo:
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise SensitivityError(f"{name} must all be different; got {values}")
-        if self.timesteps is not None and len(self.timesteps) != self.steps:
-            raise SensitivityError(f"{len(self.timesteps)} timesteps for {self.steps} steps; give one per step")
         object.__setattr__(self, "seeds", tuple(map(int, self.seeds)))
-        if self.timesteps is not None:
-            object.__setattr__(self, "timesteps", tuple(map(float, self.timesteps)))
+        for name in ("timesteps", "noise_levels"):
+            if (numbers := getattr(self, name)) is None:
+                continue
+            if len(numbers) != self.steps:
+                raise SensitivityError(
+                    f"{len(numbers)} {name.replace('_', ' ')} for {self.steps} steps; give one per step"
+                )
+            object.__setattr__(self, name, tuple(map(float, numbers)))
+        if self.noise_levels is not None and not all(0 <= level <= 1 for level in self.noise_levels):
+            raise SensitivityError(f"noise levels must lie between 0 and 1; got {self.noise_levels}")
         try:
             config = json.loads(json.dumps(self.scheduler_config))
         except (TypeError, ValueError) as error:

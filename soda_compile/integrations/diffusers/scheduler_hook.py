@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from soda_compile.integrations.diffusers.noise_levels import noise_levels
 from soda_compile.integrations.diffusers.scheduler_ties import SchedulerTies
 from soda_compile.integrations.diffusers.step_weights import probe_step_weights
 from soda_compile.runtime.clock import Clock
@@ -92,6 +93,14 @@ class SchedulerHook:
             SensitivityError: If the scheduler cannot be run again over the same timesteps.
         """
         return probe_step_weights(self.scheduler, *self.arguments)
+
+    def noise_levels(self) -> tuple[float, ...]:
+        """Probe for the share of noise at each step; see ``noise_levels.noise_levels``.
+
+        Raises:
+            SensitivityError: If the scheduler does not tell.
+        """
+        return noise_levels(self.scheduler, *self.arguments)
 
     def detach(self) -> None:
         """Leave the scheduler as it was."""

@@ -1,6 +1,5 @@
 """Step weights: how far an error in the denoiser's output at each step moves the sample."""
 
-import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,8 @@ import numpy.typing as npt
 import torch
 
 from soda_compile.errors import SensitivityError
-from soda_compile.integrations.diffusers.scheduler_ties import untied_class
+from soda_compile.integrations.diffusers.noise_levels import noising
+from soda_compile.integrations.diffusers.scheduler_copies import fresh_copy
 
 
 def probe_step_weights(
@@ -40,6 +40,7 @@ def probe_step_weights(
     errors[range(steps), range(steps)] = 1e-2
     try:
         disturbed, calm = (_run(scheduler, arguments, options or {}, outputs) for outputs in (errors, errors * 0))
+        sizes = _sample_sizes(fresh_copy(scheduler, arguments, options))
     except Exception as error:
         raise SensitivityError(
             f"{type(scheduler).__name__} could not be probed for its step weights: {type(error).__name__}: {error}. "
@@ -47,33 +48,18 @@ def probe_step_weights(
         ) from error
     samples = torch.arange(steps)
     moved: npt.NDArray[np.float64] = (disturbed - calm)[samples, samples].flatten(1).norm(dim=1).double().numpy()
-    return moved / float(errors[0, 0].norm()) / _sample_sizes(scheduler)
+    return moved / float(errors[0, 0].norm()) / sizes
 
 
 def _sample_sizes(scheduler: Any) -> npt.NDArray[np.float64]:
     """Return the size of a noised sample after each step, for clean samples and noise of unit size."""
-    one, zero = torch.ones(1, 1), torch.zeros(1, 1)
-    sizes = [
-        math.hypot(_noised(scheduler, one, zero, timestep), _noised(scheduler, zero, one, timestep))
-        for timestep in scheduler.timesteps[1:]
-    ]
+    sizes = [math.hypot(*noising(scheduler, timestep)) for timestep in scheduler.timesteps[1:]]
     return np.array([*sizes, 1.0])  # after the last step the sample is clean
-
-
-def _noised(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> float:
-    at = timestep.reshape(1)
-    if hasattr(scheduler, "scale_noise"):  # flow matching
-        return float(scheduler.scale_noise(clean, at, noise))
-    return float(scheduler.add_noise(clean, noise, at)) if hasattr(scheduler, "add_noise") else float(clean)
 
 
 def _run(scheduler: Any, arguments: Sequence[Any], options: Mapping[str, Any], outputs: torch.Tensor) -> torch.Tensor:
     """Return the samples after each step, [steps, samples, 1, 2, 2], for given model outputs of that shape."""
-    copied = copy.deepcopy(scheduler)
-    copied.__class__ = untied_class(copied)  # its steps are nobody's
-    copied.set_timesteps(*(arguments or (len(outputs),)), **options)
-    if not torch.equal(torch.as_tensor(copied.timesteps).cpu(), torch.as_tensor(scheduler.timesteps).cpu()):
-        raise ValueError(f"set_timesteps({len(outputs)}) gives other timesteps than the ones in use")
+    copied = fresh_copy(scheduler, arguments, options)
     takes_generator = "generator" in inspect.signature(copied.step).parameters
     extra = {"generator": torch.Generator().manual_seed(0)} if takes_generator else {}
     sample = torch.zeros_like(outputs[0])

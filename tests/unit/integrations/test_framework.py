@@ -19,7 +19,7 @@ from tracing import eager_graphs
 
 import soda_compile
 from soda_compile.capture.forward import Holder
-from soda_compile.errors import OptionError, TrajectoryError
+from soda_compile.errors import OptionError, SensitivityError, TrajectoryError
 from soda_compile.integrations.base import FRAMEWORKS, Framework, Stage, denoiser_of, framework_of
 from soda_compile.measure.calibration import calibrate_denoisers
 from soda_compile.runtime.clock import Clock
@@ -82,6 +82,9 @@ class SolverHook:
 
     def step_weights(self) -> np.ndarray:
         return np.arange(1.0, 1 + len(self.solver.times))
+
+    def noise_levels(self) -> list[float]:
+        raise SensitivityError("a solver knows no noise")
 
     def attach(self) -> "SolverHook":
         def wind_up(steps: int) -> None:

@@ -1,0 +1,48 @@
+"""``plan``: from one measurement to a plan for any schedule."""
+
+from typing import Any
+
+from soda_compile.integrations.diffusers.derive import derive_for, scheduler_at
+from soda_compile.planner import Goal, Strategy
+from soda_compile.planner import plan as make_plan
+from soda_compile.plans.plan import Plan
+from soda_compile.plans.profile import Profile
+from soda_compile.plans.sensitivity import Sensitivity
+
+
+def plan(
+    sensitivity: Sensitivity,
+    goal: Goal | None = None,
+    strategy: Strategy | None = None,
+    *,
+    steps: int | None = None,
+    scheduler: Any = None,
+    profile: Profile | None = None,
+    **numbers: Any,
+) -> Plan:
+    """Choose for every region and step an action, so that the goal is reached with the least error.
+
+    ``plan(sensitivity, speedup=2)`` is short for ``plan(sensitivity, Goal(speedup=2), AnchorSchedule())``. The plan is
+    for the measured schedule, or for another one: the errors of its steps are read from what was measured between
+    those noise levels. ``method`` of the plan then says ``derived_from``.
+
+    Args:
+        sensitivity: Measured errors.
+        goal: Numbers to reach.
+        strategy: How to search, such as ``Unified(pruning=Pruning("drift"))``; by default ``AnchorSchedule()``.
+        steps: Denoising steps that shall be run; by default those that were measured, or that ``scheduler`` has set.
+        scheduler: The diffusers scheduler that shall run them; by default the measured one. Give it without ``steps``
+            where its timesteps depend on more than their number, as under dynamic shifting, and are set.
+        profile: Times measured on the device at hand by ``soda_compile.profile``; without one, costs are FLOPs.
+        **numbers: The fields of ``Goal``, instead of one.
+
+    Raises:
+        OptionError: If options contradict each other or are unknown.
+        PlanError: If no plan reaches the goal, or the profile is for another model.
+        SensitivityError: If a table that is needed was not measured, or the schedule is too far from the measured one.
+    """
+    if scheduler is not None or (steps is not None and steps != sensitivity.info.steps):
+        wanted = scheduler_at(sensitivity, scheduler, steps)
+        arguments = (steps,) if steps is not None else ()
+        sensitivity = derive_for(sensitivity, wanted, arguments).sensitivity
+    return make_plan(sensitivity, goal, strategy, profile=profile, **numbers)

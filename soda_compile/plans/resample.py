@@ -1,0 +1,177 @@
+"""Tables of errors read between the steps at which they were measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soda_compile.plans.noise_schedule import SAME, Floats
+from soda_compile.plans.operators import OPERATORS
+
+_LEAST = 1e-38
+"""Logarithms are taken of no less than this."""
+Indices = NDArray[np.int64]
+Table = NDArray[np.float32]
+_ORDERS = {operator.name: operator.order for operator in OPERATORS}
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """The entries of a table, as steps and distances of a measured schedule, all [S, W] or, for forecasts, [S, W, W].
+
+    Attributes:
+        step: measured step at which the value is used.
+        distances: measured steps from there to the newest kept value, and for forecasts from one kept value to the
+            next, the mean of them.
+        exists: whether the kept values are not before the first step.
+        valid: whether, on top, no distance is longer than was measured.
+        exact: whether all these steps are measured ones.
+    """
+
+    step: Floats
+    distances: tuple[Floats, ...]
+    exists: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+    exact: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, positions: Floats, order: int, width: int, measured_width: int) -> "Questions":
+        """Ask for the entries of an operator.
+
+        Args:
+            positions: [S], where the steps of the new schedule lie among the measured ones.
+            order: the operator's; 0 for reuse and pruning.
+            width: W of the new schedule.
+            measured_width: W of the measured one.
+        """
+        axes = (len(positions), *(width,) * (2 if order else 1))
+        step, age, *spacing = np.indices(axes)
+        kept = [step - age - 1]
+        kept += [kept[0] - index * (spacing[0] + 1) for index in range(1, order + 1)]
+        exists = kept[-1] >= 0
+        used, *levels = (positions[np.maximum(index, 0)] for index in (step, *kept))
+        distances = [used - levels[0]]
+        if order:
+            distances.append((levels[0] - levels[-1]) / order)
+        near = [distance <= measured_width + SAME for distance in distances]
+        exact = np.logical_and.reduce([level == np.round(level) for level in (used, *levels)])
+        if order:
+            exact &= distances[1] == np.round(distances[1])
+        return cls(used, tuple(distances), exists, exists & np.logical_and.reduce(near), exact)
+
+
+def resample(tables: Mapping[str, NDArray[Any]], where: Floats, width: int, variance: bool = False) -> dict[str, Table]:
+    """Return tables at other steps, by the same keys; see ``read_between``.
+
+    Args:
+        tables: by metric and operator.
+        where: [S], steps of the tables.
+        width: W of what is returned.
+        variance: the tables are variances, not means.
+    """
+    made, questions = {}, {}
+    for key, table in tables.items():
+        metric, _, operator = key.partition(".")
+        order, measured_width = _ORDERS.get(operator, 0), table.shape[2]
+        if order not in questions:
+            questions[order] = Questions.of(where, order, width, measured_width)
+        power = (2 if metric == "cosine" else 1) * (2 if variance else 1)  # 1 - cos goes with the squared distance
+        read = read_between(table.astype(np.float64), questions[order], order, power)
+        made[key] = np.ascontiguousarray(read, dtype=np.float32)
+    return made
+
+
+def read_between(table: Floats, questions: Questions, order: int, power: int) -> Floats:
+    """Return the entries that are asked for, [S, R, ages, ...] float64; NaN where they are not valid.
+
+    The error of a polynomial of degree k from values at distances a, a + b, ... a + k b goes with their product P. Its
+    quotient by P changes slowly; its logarithm is interpolated, linearly in the step and in the logarithms of a
+    and b. Below a distance of one step the last slope goes on, so that the error vanishes with the distance.
+
+    Args:
+        table: [T, R, W], or [T, R, W, W] for forecasts, with any axes behind.
+        questions: the entries.
+        order: k.
+        power: the error goes with P to this power.
+    """
+    ages = 2 if order else 1
+    logs = np.moveaxis(np.log(np.maximum(table, _LEAST)), 1, ages + 1)  # regions behind the ages
+    behind = (1,) * (logs.ndim - ages - 1)
+    nodes = np.meshgrid(*(np.arange(1.0, size + 1) for size in logs.shape[1 : ages + 1]), indexing="ij")
+    quotients = _before_the_first(logs - _law(nodes, order, power).reshape(1, *nodes[0].shape, *behind), ages)
+
+    def found(distances: tuple[Floats, ...]) -> Floats:
+        law = _law(distances, order, power)
+        return _interpolate(quotients, questions.step, distances) + law.reshape(*law.shape, *behind)
+
+    # Entries that are not valid are asked at some distance that is.
+    distances = tuple(np.where(questions.valid, distance, 1.0) for distance in questions.distances)
+    values = found(distances)
+    if any((distance < 1).any() for distance in distances):  # nearer is no worse than one step away
+        values = np.minimum(values, found(tuple(np.maximum(distance, 1.0) for distance in distances)))
+    errors = np.where(values <= np.log(_LEAST) + 1, 0.0, np.exp(values))
+    errors[~questions.valid] = np.nan
+    return np.moveaxis(errors, ages + 1, 1)
+
+
+def _law(distances: tuple[Floats, ...] | list[Floats], order: int, power: int) -> Floats:
+    """Return power * log of the product of the distances to all kept values."""
+    age, *spacing = distances
+    logs = [np.log(age)] + [np.log(age + index * spacing[0]) for index in range(1, order + 1)]
+    return np.asarray(power * np.sum(logs, axis=0), dtype=np.float64)
+
+
+def _before_the_first(logs: Floats, ages: int) -> Floats:
+    """Fill in the first steps of each age, when nothing so old is kept yet, for interpolation alone.
+
+    What an age is to the least one at its own first step, it is before.
+
+    Args:
+        logs: [T, ages, ...]; NaN at the first steps of each age, more of them the larger the age.
+        ages: number of axes of ages.
+    """
+    least = _held_back(logs[(slice(None), *(slice(1),) * ages)])
+    return _held_back(logs - least) + least
+
+
+def _held_back(logs: Floats) -> Floats:
+    """Give the steps before the first number of each column that number."""
+    first = np.argmax(~np.isnan(logs), axis=0)[None]
+    early = np.arange(len(logs)).reshape(-1, *(1,) * (logs.ndim - 1)) < first
+    return np.where(early, np.take_along_axis(logs, first, axis=0), logs)
+
+
+def _interpolate(logs: Floats, step: Floats, distances: tuple[Floats, ...]) -> Floats:
+    """Return [..., axes behind the ages] of a table [T, ages, ...] at real steps and distances."""
+    sides = [_linear(step, logs.shape[0])]
+    sides += [_logarithmic(distance, size) for distance, size in zip(distances, logs.shape[1:], strict=False)]
+    total: Floats | None = None
+    for corner in product((0, 1), repeat=len(sides)):
+        where = tuple(side[0] + end for side, end in zip(sides, corner, strict=True))
+        weight = np.prod([side[1] if end else 1 - side[1] for side, end in zip(sides, corner, strict=True)], axis=0)
+        if not weight.any():
+            continue
+        values = logs[tuple(np.minimum(index, size - 1) for index, size in zip(where, logs.shape, strict=False))]
+        weight = weight.reshape(*weight.shape, *(1,) * (values.ndim - weight.ndim))
+        part = np.where(weight == 0, 0.0, weight * values)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def _linear(step: Floats, count: int) -> tuple[Indices, Floats]:
+    """Return the node before, and how far on towards the next; the ends hold."""
+    step = np.clip(step, 0, count - 1)
+    left = np.minimum(np.floor(step).astype(np.int64), max(count - 2, 0))
+    return left, step - left
+
+
+def _logarithmic(distance: Floats, count: int) -> tuple[Indices, Floats]:
+    """Return the node before among the distances 1, 2, ... `count`, and how far on: below 0 for less than the first."""
+    distance = np.minimum(distance, count)
+    left = np.clip(np.floor(distance).astype(np.int64), 1, max(count - 1, 1))
+    share = np.log(distance / left) / np.log((left + 1) / left)
+    return left - 1, share if count > 1 else np.zeros_like(share)
