@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from soda_compile.acceleration.accelerated import Acceleration
+from soda_compile.acceleration.given_plans import GivenPlans
 from soda_compile.acceleration.handle import HANDLE, require_free
 from soda_compile.acceleration.measurement_folder import Request
 from soda_compile.acceleration.measuring import measuring_later
 from soda_compile.acceleration.measuring_ahead import Runs, find_or_measure
-from soda_compile.acceleration.plan_sources import GivenPlans, SearchedPlans
 from soda_compile.acceleration.plan_store import PlanStore
+from soda_compile.acceleration.present_setting import PresentSetting
+from soda_compile.acceleration.searched_plans import SearchedPlans
 from soda_compile.acceleration.sharing import load_measurement
 from soda_compile.acceleration.verifying import install_verified
 from soda_compile.backend.options import Conditioning, check_options
 from soda_compile.errors import OptionError
-from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith
+from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, generations_of
 from soda_compile.integrations.diffusers.denoisers import denoisers_of, require_supported
 from soda_compile.planner import AnchorSchedule, Goal, Strategy
 from soda_compile.plans.plan import Plan
@@ -127,15 +129,20 @@ def accelerate(
         raise OptionError(f"anchors={anchors} for the denoisers {', '.join(denoisers)}; give speedup instead")
     request = Request(Goal(anchors=anchors, speedup=speedup), strategy or AnchorSchedule())
     store = PlanStore(Path(cache) if cache is not None else cache_folder())
-    source = SearchedPlans(pipe, denoisers, request, store, max_interval, nearest=on_miss != "measure")
+    source = SearchedPlans(PresentSetting(pipe, denoisers), request, store, max_interval, nearest=on_miss != "measure")
     call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    runs = Runs.of(pipe, calibrate_with, call, pipeline_options or {})
+    needed = measurement is None or verify
+    runs = Runs.of(pipe, calibrate_with, call, pipeline_options or {}) if needed else None
     if measurement is not None:
-        source.take(load_measurement(measurement, source.models(), source.architectures()), os.fspath(measurement))
-    else:
+        source.take(load_measurement(measurement, source.present), os.fspath(measurement))
+    elif runs is not None:
         find_or_measure(source, runs, refresh=refresh)
-    measure = measuring_later(source, runs.generations) if on_miss == "measure" else None
-    install_verified(Acceleration(pipe, source, denoisers, options, measure), source, runs, verify)
+    measure = measuring_later(source, generations_of(calibrate_with)) if on_miss == "measure" else None
+    handle = Acceleration(pipe, source, denoisers, options, measure)
+    if runs is not None and verify:
+        install_verified(handle, source, runs, verify)
+    else:
+        setattr(pipe, HANDLE, handle.install())
     return pipe
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from soda_compile.acceleration.plan_sources import SearchedPlans
+from soda_compile.acceleration.searched_plans import SearchedPlans
 from soda_compile.acceleration.setting import Setting
 from soda_compile.errors import SodaError
 from soda_compile.integrations.base import Stage
@@ -185,5 +185,5 @@ def measuring_later(source: SearchedPlans, generations: int) -> Callable[[Schedu
         source: Of plans.
         generations: How many make a measurement.
     """
-    measurer = Measurer(source.denoisers, generations, source.max_interval, source.add)
+    measurer = Measurer(source.present.denoisers, generations, source.max_interval, source.add)
     return lambda hook: measurer.begin(source.present(hook), hook)

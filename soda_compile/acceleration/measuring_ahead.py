@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from soda_compile.acceleration.plan_sources import SearchedPlans, say
+from soda_compile.acceleration.say import say
+from soda_compile.acceleration.searched_plans import SearchedPlans
 from soda_compile.acceleration.setting import Setting, differences
 from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.integrations.diffusers.beginnings import Watching, begin
@@ -70,14 +71,14 @@ def find_or_measure(source: SearchedPlans, runs: Runs, *, refresh: bool) -> None
 
 
 def _is_known(source: SearchedPlans) -> bool:
-    models, pipeline = source.models(), type(source.pipe).__name__
+    models, pipeline = source.present.models(), type(source.present.pipe).__name__
     abouts = (folder.about() for folder in source.store.folders())
     return any(about is not None and (about.pipeline, about.models) == (pipeline, models) for about in abouts)
 
 
 def _find(source: SearchedPlans, runs: Runs) -> bool:
     """Return whether nothing needs to be measured now."""
-    scheduler, settings = source.pipe.scheduler, list[Setting]()
+    scheduler, settings = source.present.pipe.scheduler, list[Setting]()
     try:
         begin(scheduler, runs.generate, lambda hook: settings.append(source.present(hook)))
     except Exception as error:  # whatever a pipeline raises for inputs that it cannot use
@@ -93,16 +94,18 @@ def _find(source: SearchedPlans, runs: Runs) -> bool:
 def measure(source: SearchedPlans, runs: Runs) -> None:
     """Run generations, and store what was measured and the plans; see ``find_or_measure``."""
     settings: list[Setting] = []
-    say(f"measuring {type(source.pipe).__name__} in {runs.generations} generations")
+    say(f"measuring {type(source.present.pipe).__name__} in {runs.generations} generations")
     measured = calibrate_denoisers(
-        source.pipe,
+        source.present.pipe,
         runs.generate,
         generations=runs.generations,
         max_interval=source.max_interval,
         framework=Watching(lambda hook: settings.append(source.present(hook))),
     )
     if not settings:
-        raise SensitivityError(f"the generations to measure on never set the timesteps of {type(source.pipe).__name__}")
+        raise SensitivityError(
+            f"the generations to measure on never set the timesteps of {type(source.present.pipe).__name__}"
+        )
     setting = settings[0]
     if mixed := [each for other in settings for each in differences(other, setting)]:
         log.warning("the generations to measure on differ: %s. They are stored as the first", mixed[0].text)

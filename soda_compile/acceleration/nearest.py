@@ -11,6 +11,8 @@ from soda_compile.errors import SensitivityError
 from soda_compile.integrations.diffusers.derive import derive_for
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
 
+_GIVEN = "the measurement given"
+
 
 @dataclass(frozen=True, eq=False)
 class Near:
@@ -34,9 +36,9 @@ class Near:
         return tuple(f"{each.kind} {each.name}" for each in self.differences)
 
     @property
-    def calls_differ(self) -> bool:
-        """Whether the pipeline was called with other numbers, such as another strength."""
-        return any(each.kind in ("argument", "guidance", "size") for each in self.differences)
+    def part_differs(self) -> bool:
+        """Whether another part of the schedule may be run, as with another strength: sizes and guidance move none."""
+        return any(each.kind == "argument" for each in self.differences)
 
 
 def nearest_first(present: Setting, given: Measurement | None, store: PlanStore) -> list[Near]:
@@ -49,7 +51,7 @@ def nearest_first(present: Setting, given: Measurement | None, store: PlanStore)
     """
     if given is not None:
         named = given
-        return [Near(given.setting, differences(given.setting, present), lambda: named, "the measurement given")]
+        return [Near(given.setting, differences(given.setting, present), lambda: named, _GIVEN)]
     found = [
         Near(measured, differences(measured, present), _loading(folder), str(folder.path))
         for folder, measured in store.measured_like(present)
@@ -97,7 +99,7 @@ def note(near: Near, present: Setting, request: Request, loss: Mapping[str, Any]
     if call:
         options = ", ".join(f"{each.name!r}: {shown(present.call[each.name])}" for each in call)
         text += f", pipeline_options={{{options}}}"
-    text += ", ...)"
+    text += ", ...)" + (" without measurement=" if near.where == _GIVEN else "")
     if call:
         text += ", or those in calibrate_with where it names them"
     if any(each.kind == "timesteps" for each in near.differences):

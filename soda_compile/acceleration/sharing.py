@@ -1,14 +1,14 @@
 """Measurements that travel: saved from one pipeline as a folder, and used by another from a folder or the hub."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from soda_compile.acceleration.handle import HANDLE
 from soda_compile.acceleration.measurement_card import card, picture
 from soda_compile.acceleration.measurement_folder import CARD, FIGURE, SETTING, Measurement, MeasurementFolder
-from soda_compile.acceleration.plan_sources import SearchedPlans
+from soda_compile.acceleration.present_setting import PresentSetting
+from soda_compile.acceleration.searched_plans import SearchedPlans
 from soda_compile.errors import OptionError
 from soda_compile.storage.files import write_atomic
 from soda_compile.storage.hub import named_folder
@@ -76,15 +76,12 @@ def _write(folder: MeasurementFolder, source: SearchedPlans, measured: Measureme
     write_atomic(folder.path / CARD, text.encode())
 
 
-def load_measurement(
-    place: str | os.PathLike[str], models: Mapping[str, str], architectures: Mapping[str, str]
-) -> Measurement:
+def load_measurement(place: str | os.PathLike[str], present: PresentSetting) -> Measurement:
     """Return the measurement in a folder, or in a repository of the hub, for denoisers of these architectures.
 
     Args:
         place: A folder, ``owner/name`` or ``owner/name@revision``.
-        models: Digests of the denoisers by component name.
-        architectures: Digests of their architectures.
+        present: Knows the denoisers.
 
     Raises:
         OptionError: If there is nothing, it cannot be read, or it is of another architecture.
@@ -96,10 +93,11 @@ def load_measurement(
             f"measurement {os.fspath(place)!r}: {folder.path} holds no measurement that can be read (see the log); "
             "soda_compile.save_measurement(pipe, folder) writes one"
         )
-    if measured.setting.models.keys() != models.keys():
+    architectures = present.architectures()
+    if measured.setting.models.keys() != architectures.keys():
         raise OptionError(
             f"measurement {os.fspath(place)!r} is of {', '.join(measured.setting.models)}, but this pipeline has "
-            f"{', '.join(models)}; leave measurement out to measure this one"
+            f"{', '.join(architectures)}; leave measurement out to measure this one"
         )
     others = [name for name, digest in architectures.items() if measured.setting.architectures[name] != digest]
     if others:

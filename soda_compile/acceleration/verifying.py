@@ -10,14 +10,15 @@ from soda_compile.acceleration.accelerated import Acceleration
 from soda_compile.acceleration.handle import HANDLE, restore
 from soda_compile.acceleration.measurement_folder import Verified
 from soda_compile.acceleration.measuring_ahead import Runs
-from soda_compile.acceleration.plan_sources import SearchedPlans, say
+from soda_compile.acceleration.say import say
+from soda_compile.acceleration.searched_plans import SearchedPlans
 from soda_compile.errors import PlanError, SensitivityError
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
 from soda_compile.runtime.clock import Clock
 
 
 def install_verified(handle: Acceleration, source: SearchedPlans, runs: Runs, generations: int) -> None:
-    """Accelerate a pipeline, and where generations are to be verified, run them before and after, and record errors.
+    """Accelerate a pipeline, run generations before and after, and record how far they are apart.
 
     Args:
         handle: Of the pipeline.
@@ -33,10 +34,8 @@ def install_verified(handle: Acceleration, source: SearchedPlans, runs: Runs, ge
     tables = source.latest.sensitivities.values() if source.latest is not None else ()
     first = max((seed + 1 for table in tables for seed in table.info.seeds), default=runs.generations)
     seeds = range(first, first + generations)
-    original = original_samples(pipe.scheduler, runs.generate, seeds) if generations else []
+    original = original_samples(pipe.scheduler, runs.generate, seeds)
     setattr(pipe, HANDLE, handle.install())
-    if not generations:
-        return
     driven = handle.driven(pipe.scheduler)
     assert driven is not None
     try:

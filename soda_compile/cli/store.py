@@ -12,7 +12,7 @@ from rich.table import Table
 from soda_compile.acceleration.measurement_folder import About, MeasurementFolder
 from soda_compile.acceleration.plan_store import PlanStore
 from soda_compile.acceleration.setting import shown
-from soda_compile.errors import OptionError
+from soda_compile.errors import OptionError, PlanError
 from soda_compile.plans.plan import Plan
 from soda_compile.storage.cache import cache_folder
 
@@ -100,9 +100,13 @@ def _entry(folder: MeasurementFolder) -> dict[str, Any]:
 
 
 def _plans(folder: MeasurementFolder, about: About) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     for path in folder.plan_paths(about.name):
-        plan = Plan.load(path)
+        try:
+            plan = Plan.load(path)
+        except PlanError:
+            found.append({"file": path.name, "anchors": None, "flop_ratio": None})
+            continue
         found.append({"file": path.name, "anchors": len(plan.anchors), "flop_ratio": plan.flop_ratio})
     return found
 
@@ -132,7 +136,8 @@ def _facts(entry: dict[str, Any]) -> list[tuple[str, str]]:
     facts += [("timesteps", " ".join(f"{timestep:g}" for timestep in entry["timesteps"]))]
     for plan in entry["plans"]:
         ratio = "" if plan["flop_ratio"] is None else f", {plan['flop_ratio']:.1%} of the FLOPs"
-        facts.append((plan["file"], f"{plan['anchors']} steps in full{ratio}"))
+        damaged = plan["anchors"] is None
+        facts.append((plan["file"], "damaged; made again" if damaged else f"{plan['anchors']} steps in full{ratio}"))
     for each in entry["verified"]:
         facts.append((f"error of {each['plan']}", f"{each['mean']:.2%} mean, {each['worst']:.2%} worst"))
     return facts

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,6 +37,15 @@ def denoisers_of(pipe: Any) -> dict[str, torch.nn.Module]:
             "compile its model by hand with torch.compile(model, backend='soda') and soda_compile.trajectory"
         )
     return found
+
+
+def model_name(pipe: Any) -> str | None:
+    """Return the name on the hub that a pipeline was loaded by; None for a local folder, or where it is not known."""
+    config = getattr(pipe, "config", None)
+    name = config.get("_name_or_path") if isinstance(config, Mapping) else None
+    if not isinstance(name, str) or name.count("/") != 1 or name.startswith((".", "/", "~")) or os.path.exists(name):
+        return None
+    return name
 
 
 def require_supported(name: str, module: torch.nn.Module) -> None:

@@ -1,23 +1,21 @@
-"""Sources of plans: the user's, or those for what was measured at the pipeline's present setting or near it."""
+"""Plans for what was measured at the pipeline's present setting, or near it."""
 
 import logging
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from soda_compile.acceleration.measurement_folder import Measurement, Request, Verified
 from soda_compile.acceleration.nearest import Near, derived, nearest_first, note
 from soda_compile.acceleration.plan_store import PlanStore
+from soda_compile.acceleration.present_setting import PresentSetting
+from soda_compile.acceleration.say import say
 from soda_compile.acceleration.setting import Setting
 from soda_compile.errors import PlanError, SensitivityError
-from soda_compile.integrations.diffusers.denoisers import architecture, model_digest, signature
-from soda_compile.integrations.diffusers.pipeline_call import call_of
-from soda_compile.integrations.diffusers.schedule_fit import first_step, require_scheduler
-from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook, scheduler_digest, timesteps_of
+from soda_compile.integrations.diffusers.denoisers import model_name
+from soda_compile.integrations.diffusers.schedule_fit import first_step
+from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook, timesteps_of
 from soda_compile.planner import plan as make_plan
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.resume import within
@@ -26,34 +24,12 @@ from soda_compile.plans.sensitivity import Sensitivity
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class GivenPlans:
-    """The same plans for every generation."""
-
-    plans: Mapping[str, Plan]
-
-    def __call__(self, hook: SchedulerHook) -> Mapping[str, Plan]:
-        """Return the plans.
-
-        Raises:
-            PlanError: They were made for another scheduler.
-        """
-        return self.require(hook.scheduler)
-
-    def require(self, scheduler: Any) -> Mapping[str, Plan]:
-        """Return the plans; see ``__call__``."""
-        for plan in self.plans.values():
-            require_scheduler(plan, scheduler)
-        return self.plans
-
-
 @dataclass(eq=False)
 class SearchedPlans:
     """Plans by what was measured for the setting of each generation, or for the nearest setting.
 
     Attributes:
-        pipe: The pipeline.
-        denoisers: Its denoisers by component name.
+        present: Tells the setting of a generation that begins.
         request: What the plans shall reach.
         store: Where measurements and plans are kept.
         max_interval: Longest time, in steps, that a measurement must cover.
@@ -64,8 +40,7 @@ class SearchedPlans:
         verified: What its plans for the request were seen to do.
     """
 
-    pipe: Any
-    denoisers: Mapping[str, torch.nn.Module]
+    present: PresentSetting
     request: Request
     store: PlanStore
     max_interval: int
@@ -74,8 +49,8 @@ class SearchedPlans:
     latest: Measurement | None = None
     exact: bool = False
     verified: Verified | None = None
-    _digests: dict[str, str] = field(default_factory=dict)  # of models, by name and cheap signature
     _found: dict[str, Mapping[str, Plan]] = field(default_factory=dict)  # by key of the setting
+    _made: dict[str, dict[str, Plan]] = field(default_factory=dict)  # by name of the measurement
     _told: set[tuple[str, ...]] = field(default_factory=set)  # what differed, in notes that were given
 
     def __call__(self, hook: SchedulerHook) -> Mapping[str, Plan]:
@@ -88,30 +63,6 @@ class SearchedPlans:
         plans = self.stored(setting, hook.scheduler)
         return plans if plans is not None else self._near(setting, hook)
 
-    def present(self, hook: SchedulerHook) -> Setting:
-        """Return the setting of a generation that begins."""
-        scheduler = hook.scheduler
-        timesteps = timesteps_of(scheduler)
-        steps = getattr(scheduler, "num_inference_steps", None) or len(timesteps)
-        name = f"{hook.name} {scheduler_digest(scheduler)}"
-        return Setting(
-            pipeline=type(self.pipe).__name__,
-            models=self.models(),
-            architectures=self.architectures(),
-            scheduler=name,
-            steps=int(steps),
-            timesteps=tuple(timesteps),
-            call=call_of(scheduler),
-        )
-
-    def models(self) -> dict[str, str]:
-        """Return the digests of the denoisers as they are now, by component name."""
-        return {name: self._digest(name, module) for name, module in self.denoisers.items()}
-
-    def architectures(self) -> dict[str, str]:
-        """Return the digests of the denoisers' architectures, by component name."""
-        return {name: architecture(module) for name, module in self.denoisers.items()}
-
     def take(self, given: Measurement, name: str) -> None:
         """Take the measurement that the user named before all that is stored.
 
@@ -121,18 +72,12 @@ class SearchedPlans:
         plans = self.plan(given)
         self.given = self.latest = given
         say(f"plan for {given.setting.steps} steps{_flops(plans)}, of the measurement {name}")
-        changed = [name for name, digest in self.models().items() if given.setting.models[name] != digest]
+        changed = [name for name, digest in self.present.models().items() if given.setting.models[name] != digest]
         if changed:
             log.warning(
                 "the measurement %s is of other weights of pipe.%s (a LoRA, or a fine-tune?); to measure these, leave "
                 "measurement out", name, ", ".join(changed),
             )  # fmt: skip
-
-    def _digest(self, name: str, module: torch.nn.Module) -> str:
-        cheap = f"{name} {signature(module)}"
-        if cheap not in self._digests:
-            self._digests[cheap] = model_digest(module)
-        return self._digests[cheap]
 
     def stored(self, setting: Setting, scheduler: Any) -> Mapping[str, Plan] | None:
         """Return the plans for a setting that was measured: made for this request, or made now.
@@ -141,20 +86,25 @@ class SearchedPlans:
         """
         if setting.key in self._found:
             return self._found[setting.key]
-        if self.given is not None and self.given.setting.key == setting.key:
-            self._keep(setting, self.plan(self.given), "given", self.given)
-            return self._found[setting.key]
+        given = self.given
+        if given is not None and given.setting.key == setting.key:
+            plans = self._fitting(self.plan(given), scheduler, "the measurement given")
+            if plans is not None:
+                return self._keep(setting, plans, "given", given)
         measured = self.store.measurement(setting)
         if measured is None or measured.longest_interval < self.max_interval:
             return None
-        plans: Mapping[str, Plan] = self.store.plans(setting, self.request) or self._plan_and_store(measured)
+        made = self.store.plans(setting, self.request) or self._plan_and_store(measured)
+        plans = self._fitting(made, scheduler, str(self.store.folder_of(setting)))
+        return None if plans is None else self._keep(setting, plans, "stored", measured)
+
+    def _fitting(self, plans: Mapping[str, Plan], scheduler: Any, where: str) -> Mapping[str, Plan] | None:
         try:
             for plan in plans.values():
                 first_step(plan, scheduler)
         except PlanError as error:
-            log.warning("the stored plan in %s does not fit: %s", self.store.folder_of(setting), error)
+            log.warning("a plan does not fit the timesteps that its setting names (%s): %s", where, error)
             return None
-        self._keep(setting, plans, "stored", measured)
         return plans
 
     def add(self, setting: Setting, sensitivities: Mapping[str, Sensitivity]) -> None:
@@ -164,13 +114,13 @@ class SearchedPlans:
             SensitivityError: A denoiser was never called.
             PlanError: No plan can be made of it.
         """
-        missing = [name for name in self.denoisers if name not in sensitivities]
+        missing = [name for name in self.present.denoisers if name not in sensitivities]
         if missing:
             raise SensitivityError(
                 f"pipe.{missing[0]} was never called while measuring, so there is no plan for it; use settings under "
                 "which every denoiser has a part, or take it out of the pipeline"
             )
-        measured = self.store.save_measurement(setting, sensitivities, model_name(self.pipe))
+        measured = self.store.save_measurement(setting, sensitivities, model_name(self.present.pipe))
         self._keep(setting, self._plan_and_store(measured), "new", measured)
 
     def plan(self, measured: Measurement) -> dict[str, Plan]:
@@ -225,25 +175,28 @@ class SearchedPlans:
             if near.kinds not in self._told:
                 self._told.add(near.kinds)
                 log.warning("%s", note(near, setting, self.request, loss))
-            self._found[setting.key] = plans
-            return plans
+            return self._remember(setting, plans)
         raise PlanError(self._nothing(setting, reasons))
 
     def _plans_near(
         self, near: Near, setting: Setting, hook: SchedulerHook
     ) -> tuple[dict[str, Plan], Mapping[str, Any]]:
         """Return the plans of a measurement of another setting, and what deriving its tables lost."""
-        measured, loss = derived(near.load(), setting, hook)
-        plans = self.plan(measured)
+        found = near.load()
+        measured, loss = derived(found, setting, hook)
+        if measured is not found:
+            plans = self.plan(measured)
+        else:
+            plans = dict(self._made.get(found.name) or self._made.setdefault(found.name, self.plan(found)))
         others = measured.setting.models != setting.models
         whole = tuple(timesteps_of(hook.scheduler))
         for name, plan in plans.items():
             first = first_step(plan, hook.scheduler)
-            if near.calls_differ:  # it may begin earlier or end later than what was measured
+            if near.part_differs:  # it may begin earlier or end later than what was measured
                 plan = within(plan, first, whole)
             # A LoRA changes the weights that the fingerprint is of, not the regions.
             plans[name] = replace(plan, fingerprint="") if others else plan
-        self.latest, self.exact = near.load(), False
+        self.latest, self.exact = found, False
         return plans, loss
 
     def _nothing(self, setting: Setting, reasons: list[str]) -> str:
@@ -255,30 +208,26 @@ class SearchedPlans:
             "pipeline_options or calibrate_with. With the former settings the pipeline runs as before"
         )
 
-    def _keep(self, setting: Setting, plans: Mapping[str, Plan], kind: str, measured: Measurement) -> None:
-        self._found[setting.key], self.latest, self.exact = plans, measured, True
+    def _keep(
+        self, setting: Setting, plans: Mapping[str, Plan], kind: str, measured: Measurement
+    ) -> Mapping[str, Plan]:
+        self.latest, self.exact = measured, True
         folder = self.store.folder_of(setting)
         where = f", in {folder}" if kind != "given" and os.path.exists(folder) else ""
         say(f"{kind} plan for {setting.steps} steps{_flops(plans)}{where}")
+        return self._remember(setting, plans)
+
+    def _remember(self, setting: Setting, plans: Mapping[str, Plan]) -> Mapping[str, Plan]:
+        if len(self._found) == _REMEMBERED:
+            self._found.pop(next(iter(self._found)))
+        self._found[setting.key] = plans
+        return plans
 
 
+_REMEMBERED = 1024  # settings; a server may see any number
 _PLACE = ("first_step", "schedule_steps")
 
 
 def _flops(plans: Mapping[str, Plan]) -> str:
     ratios = [plan.flop_ratio for plan in plans.values() if plan.flop_ratio is not None]
     return f", {100 * sum(ratios) / len(ratios):.0f}% of the FLOPs" if ratios else ""
-
-
-def model_name(pipe: Any) -> str | None:
-    """Return the name on the hub that a pipeline was loaded by; None for a local folder, or where it is not known."""
-    config = getattr(pipe, "config", None)
-    name = config.get("_name_or_path") if isinstance(config, Mapping) else None
-    if not isinstance(name, str) or name.count("/") != 1 or name.startswith((".", "/", "~")) or os.path.exists(name):
-        return None
-    return name
-
-
-def say(text: str) -> None:
-    """Tell the user how it goes, on standard error."""
-    print(f"soda: {text}", file=sys.stderr)
