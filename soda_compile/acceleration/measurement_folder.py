@@ -30,7 +30,7 @@ from soda_compile.storage.json_reader import read_json
 log = logging.getLogger(__name__)
 
 SETTING, CARD, FIGURE = "setting.json", "README.md", "plan.png"
-FORMAT = "soda-measurement/3"  # folders before it have none, and do not say what they were measured under
+FORMAT = "soda-measurement/3"  # version 2 and before name none
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
@@ -145,7 +145,7 @@ class MeasurementFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, SensitivityError) as error:
-            _tell(f"a stored measurement cannot be read and is left alone: {error}")
+            _tell(_old(path) or f"a stored measurement cannot be read and is left alone: {error}")
             return None
         if set(found.measured) != set(found.models) or found.models.keys() != found.architectures.keys():
             _tell(
@@ -250,7 +250,18 @@ def _tell(message: str) -> None:
     log.warning("%s", message)
 
 
-_ADVICE = (
-    "measurements without a format, of version 2 and before, are not read any more; what is there may be removed "
-    "(soda-compile store remove), and the setting is measured again"
-)
+def _old(path: Path) -> str | None:
+    """Return what to tell of a measurement of version 2 or before, the same for a whole store; None if it is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or "format" in found or not {"name", "measured", "models"} <= found.keys():
+        return None
+    return (
+        f"{path.parent.parent} holds measurements of version 2 or before, which do not say all that they were measured "
+        "under; they are left alone. soda-compile store list shows them, and store remove KEY removes them"
+    )
+
+
+_ADVICE = "what is there may be removed (soda-compile store remove), and the setting is measured again"

@@ -72,11 +72,13 @@ class SearchedPlans:
         plans = self.plan(given)
         self.given = self.latest = given
         say(f"plan for {given.setting.steps} steps{_flops(plans)}, of the measurement {name}")
-        changed = [name for name, digest in self.present.models().items() if given.setting.models[name] != digest]
+        present = self.present.models()
+        changed = [component for component, digest in present.items() if given.setting.models[component] != digest]
         if changed:
+            self._told.add(tuple(f"weights {name}" for name in changed))
             log.warning(
-                "the measurement %s is of other weights of pipe.%s (a LoRA, or a fine-tune?); to measure these, leave "
-                "measurement out", name, ", ".join(changed),
+                "the measurement %s is of other weights of pipe.%s (a LoRA, a fine-tune, another dtype?); to measure "
+                "these, leave measurement out", name, ", ".join(changed),
             )  # fmt: skip
 
     def stored(self, setting: Setting, scheduler: Any) -> Mapping[str, Plan] | None:

@@ -87,7 +87,7 @@ def differences(measured: Setting, present: Setting) -> list[Difference]:
         found.append(Difference("pipeline", "", f"it was measured in a {measured.pipeline}"))
     for name, digest in present.models.items():
         if measured.models[name] != digest:
-            text = f"the weights of pipe.{name} are not those that were measured (a LoRA, or a fine-tune?)"
+            text = f"the weights of pipe.{name} are not those that were measured (a LoRA, a fine-tune, another dtype?)"
             found.append(Difference("weights", name, text))
     if measured.scheduler != present.scheduler:
         found.append(Difference("scheduler", "", f"the scheduler is {present.scheduler}, not {measured.scheduler}"))

@@ -138,8 +138,9 @@ def test_other_weights_are_served_with_a_note_and_another_architecture_is_refuse
         for parameter in tuned.transformer.parameters():
             parameter.mul_(1.01)
     pipe = with_it(folder, tmp_path, tuned)
-    assert "is of other weights of pipe.transformer (a LoRA, or a fine-tune?)" in caplog.text
+    assert "is of other weights of pipe.transformer (a LoRA, a fine-tune, another dtype?)" in caplog.text
     SD3.draw(pipe)
+    assert len(notes(caplog)) == 1, "told once"
     assert stats(pipe)["transformer"]["misses"] == {}
     peft = pytest.importorskip("peft")
     adapted = SD3.build()

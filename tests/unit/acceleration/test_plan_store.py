@@ -161,10 +161,14 @@ def test_a_folder_of_version_2_is_left_alone_and_named(tmp_path: Path, caplog: p
     with caplog.at_level(logging.WARNING):
         assert not list(store.measured_like(SETTING))
         assert store.measurement(SETTING) is None
-    (record,) = caplog.records
+        other = tmp_path / "another"
+        other.mkdir()
+        (other / "setting.json").write_bytes(path.read_bytes())
+        assert not list(store.measured_like(SETTING))
+    (record,) = caplog.records  # one for all of them
     assert "version 2" in record.getMessage()
-    assert str(path) in record.getMessage()
-    assert len(list(store.folders())) == 1
+    assert str(tmp_path) in record.getMessage()
+    assert len(list(store.folders())) == 2
 
 
 def test_a_folder_under_another_name_is_not_taken_for_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
