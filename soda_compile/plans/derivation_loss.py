@@ -10,6 +10,9 @@ from soda_compile.plans.operators import OPERATORS, Operator
 from soda_compile.plans.resample import Questions, resample
 from soda_compile.plans.sensitivity import Sensitivity
 
+UNEVEN = 1.25
+"""Longest over shortest step from which on it is told; rounded timesteps stay below."""
+
 
 @dataclass(frozen=True)
 class DerivationLoss:
@@ -21,9 +24,12 @@ class DerivationLoss:
         visited: share of the entries whose levels were all measured; these lose nothing.
         unknown: share of the entries that lie further apart than was measured; they are NaN, and plans avoid them.
         beyond: steps whose level lies outside what was measured, by at most ``noise_schedule.BEYOND`` measured steps.
+        uneven: length of the longest step over that of the shortest, counted in measured steps; 1 where all are alike.
+            Forecasts take steps for even, so their derived errors are rougher than the estimate below where it is far
+            from 1.
         median: median relative error of the residual errors of reuse and forecasts where every other measured step is
-            left out and read between the rest; NaN where too few were measured. An upper estimate: the gaps that
-            were really bridged are half as wide.
+            left out and read between the rest; NaN where too few were measured. That bridges gaps twice as wide as
+            those of the measurement, so schedules that are no finer than that lose less.
         worst_tenth: 90th percentile of the same.
     """
 
@@ -32,6 +38,7 @@ class DerivationLoss:
     visited: float
     unknown: float
     beyond: int
+    uneven: float
     median: float
     worst_tenth: float
 
@@ -48,7 +55,11 @@ class DerivationLoss:
                 )
         if self.unknown:
             text += f"; {self.unknown:.0%} lie further apart than was measured"
-        return text + (f"; {self.beyond} steps lie just outside the measured levels" if self.beyond else "")
+        if self.beyond:
+            text += f"; {self.beyond} steps lie just outside the measured levels"
+        if self.uneven > UNEVEN:
+            text += f"; the longest step is {self.uneven:.1f} times the shortest, so forecasts are rougher"
+        return text
 
 
 def loss_of(sensitivity: Sensitivity, where: Floats, width: int) -> DerivationLoss:
@@ -67,8 +78,10 @@ def loss_of(sensitivity: Sensitivity, where: Floats, width: int) -> DerivationLo
         visited += int((asked.valid & asked.exact).sum())
         unknown += int((asked.exists & ~asked.valid).sum())
     beyond = int(((where < 0) | (where > info.steps - 1)).sum())
-    exist = max(exist, 1)
-    return DerivationLoss(info.steps, len(where), visited / exist, unknown / exist, beyond, *_left_out(sensitivity))
+    lengths = np.diff(where[(where >= 0) & (where <= info.steps - 1)])
+    uneven, exist = float(lengths.max() / lengths.min()) if lengths.size else 1.0, max(exist, 1)
+    shares = visited / exist, unknown / exist
+    return DerivationLoss(info.steps, len(where), *shares, beyond, uneven, *_left_out(sensitivity))
 
 
 def _left_out(sensitivity: Sensitivity) -> tuple[float, float]:

@@ -86,7 +86,7 @@ def schedule_of(sensitivity: Sensitivity) -> NoiseSchedule:
 def _same(sensitivity: Sensitivity, wanted: NoiseSchedule) -> Derived:
     """Return what was measured at these very levels; another scheduler may run them."""
     steps = sensitivity.info.steps
-    loss, made = DerivationLoss(steps, steps, 1.0, 0.0, 0, 0.0, 0.0), sensitivity
+    loss, made = DerivationLoss(steps, steps, 1.0, 0.0, 0, 1.0, 0.0, 0.0), sensitivity
     if wanted.scheduler_digest != sensitivity.info.scheduler_digest or wanted.timesteps != sensitivity.info.timesteps:
         info = replace(sensitivity.info, **_identity(sensitivity, wanted))
         weights = sensitivity.step_weights if wanted.step_weights is None else wanted.step_weights

@@ -1,7 +1,7 @@
 """Tables of errors read between the steps at which they were measured."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soda_compile.plans.noise_schedule import SAME, Floats
-from soda_compile.plans.operators import OPERATORS
+from soda_compile.plans.operators import OPERATORS, Operator
 
 _LEAST = 1e-38
 """Logarithms are taken of no less than this."""
 Indices = NDArray[np.int64]
 Table = NDArray[np.float32]
-_ORDERS = {operator.name: operator.order for operator in OPERATORS}
+_OPERATORS = {operator.name: operator for operator in OPERATORS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +72,37 @@ def resample(tables: Mapping[str, NDArray[Any]], where: Floats, width: int, vari
         width: W of what is returned.
         variance: the tables are variances, not means.
     """
-    made, questions = {}, {}
+    made = {}
     for key, table in tables.items():
-        metric, _, operator = key.partition(".")
-        order, measured_width = _ORDERS.get(operator, 0), table.shape[2]
-        if order not in questions:
-            questions[order] = Questions.of(where, order, width, measured_width)
+        metric, _, name = key.partition(".")
+        operator, values = _OPERATORS.get(name, OPERATORS[0]), table.astype(np.float64)
+        questions = Questions.of(where, operator.order, width, table.shape[2])
         power = (2 if metric == "cosine" else 1) * (2 if variance else 1)  # 1 - cos goes with the squared distance
-        read = read_between(table.astype(np.float64), questions[order], order, power)
+        read = read_between(values, questions, operator.order, power)
+        reuse = tables.get(f"{metric}.{OPERATORS[0].name}")
+        if operator.order and reuse is not None:
+            slips = _slips(where, operator, questions, reuse.shape[2])
+            if slips.valid.any():
+                beside = np.nan_to_num(read_between(reuse.astype(np.float64), slips, 0, power))
+                read = (read ** (2 / power) + beside ** (2 / power)) ** (power / 2)
         made[key] = np.ascontiguousarray(read, dtype=np.float32)
     return made
+
+
+def _slips(where: Floats, operator: Operator, questions: Questions, measured_width: int) -> Questions:
+    """Ask for the reuse of values as old as a forecast lands beside its step.
+
+    Forecasts take steps for evenly spaced. Where they are not, a forecast of the steps' own places is off by some
+    distance, and that of a region by what changes over this distance, on top of what was measured.
+    """
+    width = questions.valid.shape[1]
+    step, age, spacing = (np.asarray(axis) for axis in np.indices(questions.valid.shape))
+    ages = np.array([[operator.ages(n, m) for m in range(1, width + 1)] for n in range(1, width + 1)])
+    weights = np.array([[operator.coefficients([-n for n in row], 0) for row in rows] for rows in ages.tolist()])
+    kept = where[np.maximum(step[..., None] - ages[age, spacing], 0)]
+    distance = np.abs((weights[age, spacing] * kept).sum(axis=-1) - questions.step)
+    slips = questions.valid & (distance > SAME)
+    return replace(questions, distances=(np.where(slips, np.minimum(distance, measured_width), 1.0),), valid=slips)
 
 
 def read_between(table: Floats, questions: Questions, order: int, power: int) -> Floats:
@@ -114,7 +135,7 @@ def read_between(table: Floats, questions: Questions, order: int, power: int) ->
         values = np.minimum(values, found(tuple(np.maximum(distance, 1.0) for distance in distances)))
     errors = np.where(values <= np.log(_LEAST) + 1, 0.0, np.exp(values))
     errors[~questions.valid] = np.nan
-    return np.moveaxis(errors, ages + 1, 1)
+    return np.moveaxis(errors, questions.step.ndim, 1)
 
 
 def _law(distances: tuple[Floats, ...] | list[Floats], order: int, power: int) -> Floats:
