@@ -221,7 +221,7 @@ class SearchedPlans:
 
     def _remember(self, setting: Setting, plans: Mapping[str, Plan]) -> Mapping[str, Plan]:
         if len(self._found) == _REMEMBERED:
-            self._found.pop(next(iter(self._found)))
+            self._found.clear()
         self._found[setting.key] = plans
         return plans
 

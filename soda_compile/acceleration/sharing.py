@@ -25,7 +25,7 @@ def save_measurement(pipe: Any, folder: str | os.PathLike[str]) -> Path:
         soda_compile.save_measurement(pipe, "sd3-28-steps")
 
     and elsewhere ``soda_compile.accelerate(pipe, measurement="sd3-28-steps", speedup=2.0)``, or, after
-    ``huggingface-cli upload owner/name sd3-28-steps``, ``measurement="owner/name"``. In the folder are the tables of
+    ``hf upload owner/name sd3-28-steps``, ``measurement="owner/name"``. In the folder are the tables of
     each denoiser, the plans for the speedup at hand, ``setting.json``, and a card with a picture where matplotlib is
     installed. A measurement that lies there already is replaced in one go.
 

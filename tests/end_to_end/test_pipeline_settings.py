@@ -18,9 +18,10 @@ from tracing import eager_graphs
 
 import soda_compile
 from soda_compile import stats
+from soda_compile.errors import TrajectoryError
 from soda_compile.plans.plan import Plan
 
-FLUX = PIPELINES["flux"]
+DIT, FLUX = PIPELINES["dit"], PIPELINES["flux"]
 SIGMAS = [1.0, 0.9, 0.7, 0.4, 0.1]
 
 
@@ -95,6 +96,24 @@ def test_another_setting_is_served_with_a_note_whose_advice_works(
     assert notes(caplog) == []
 
 
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_generation_shows_the_setting_that_was_measured(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of every pipeline, by its signature alone; the batch is no part of it."""
+    tiny = PIPELINES[name]
+    options = {"num_inference_steps": STEPS, "calibrate_with": samples(tiny), "cache": tmp_path}
+    pipe = soda_compile.accelerate(tiny.build(), speedup=1.3, on_miss="error", **options)
+    tiny.draw(pipe, batch=2)
+    assert notes(caplog) == []
+    (setting,) = tmp_path.glob("*/setting.json")
+    call = json.loads(setting.read_text())["call"]
+    sizes = {"height", "width"} & set(tiny.inputs(torch.Generator(), 1))
+    assert sizes <= set(call)
+    assert {"guidance_scale", "true_cfg_scale"} & set(call)
+    assert not {"num_inference_steps", "return_dict", "class_labels"} & set(call)
+
+
 def test_the_nearest_of_several_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pipe = SD3.build()
     for more in ({"height": 64}, {"height": 32}):
@@ -150,6 +169,31 @@ def test_each_strength_has_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixt
             assert (found - SD3.draw(plain, strength=1.0, **call)).norm() < 0.3 * found.norm()
         soda_compile.restore(pipe)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_loop_that_begins_earlier_is_told_what_works(tmp_path: Path) -> None:
+    """A loop of one's own says nothing of where it begins, so the same plan is found; the advice measures anew."""
+    pipe = DIT.build()
+
+    @torch.no_grad()
+    def loop(first: int) -> None:
+        pipe.scheduler.set_timesteps(8)
+        sample = torch.ones(1, 4, 8, 8)
+        for timestep in pipe.scheduler.timesteps[first:]:
+            sample = pipe.scheduler.scale_model_input(sample, timestep)
+            noise = pipe.transformer(sample, timestep=timestep.reshape(1), class_labels=torch.tensor([3])).sample
+            sample = pipe.scheduler.step(noise[:, :4], timestep, sample).prev_sample
+
+    options = {"speedup": 1.3, "cache": tmp_path, "on_miss": "error"}
+    soda_compile.accelerate(pipe, calibrate_with=lambda seed: loop(4), **options)
+    loop(4)
+    with pytest.raises(TrajectoryError, match=r"starts at step 4; .*refresh=True"):
+        loop(1)
+    soda_compile.restore(pipe)
+    soda_compile.accelerate(pipe, calibrate_with=lambda seed: loop(1), refresh=True, **options)
+    loop(1)
+    loop(4)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_stored_plan_that_does_not_fit_is_measured_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

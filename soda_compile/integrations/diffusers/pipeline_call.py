@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from types import FrameType
 from typing import Any
 
@@ -63,7 +64,7 @@ def _numbers(arguments: Mapping[str, Any]) -> dict[str, Value]:
 def _number(value: Any, *, lists: bool) -> Value | None:
     if isinstance(value, bool):
         return value
-    if isinstance(value, int | float) and math.isfinite(value):
+    if isinstance(value, Real) and math.isfinite(value):
         return float(value)
     if lists and isinstance(value, Sequence) and not isinstance(value, str):
         numbers = [_number(entry, lists=False) for entry in value]
