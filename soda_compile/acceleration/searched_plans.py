@@ -92,7 +92,8 @@ class SearchedPlans:
         if given is not None and given.setting.key == setting.key:
             plans = self._fitting(self.plan(given), scheduler, "the measurement given")
             if plans is not None:
-                return self._keep(setting, plans, "given", given)
+                self.latest, self.exact = given, True
+                return self._remember(setting, plans)
         measured = self.store.measurement(setting)
         if measured is None or measured.longest_interval < self.max_interval:
             return None
@@ -174,7 +175,7 @@ class SearchedPlans:
             except (PlanError, SensitivityError) as error:
                 reasons.append(f"what was measured at {near.measured} does not serve: {error}")
                 continue
-            if near.kinds not in self._told:
+            if near.kinds and near.kinds not in self._told:  # timesteps may differ by rounding alone
                 self._told.add(near.kinds)
                 log.warning("%s", note(near, setting, self.request, loss))
             return self._remember(setting, plans)
@@ -215,7 +216,7 @@ class SearchedPlans:
     ) -> Mapping[str, Plan]:
         self.latest, self.exact = measured, True
         folder = self.store.folder_of(setting)
-        where = f", in {folder}" if kind != "given" and os.path.exists(folder) else ""
+        where = f", in {folder}" if os.path.exists(folder) else ""
         say(f"{kind} plan for {setting.steps} steps{_flops(plans)}{where}")
         return self._remember(setting, plans)
 
