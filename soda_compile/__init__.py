@@ -10,7 +10,7 @@ from soda_compile.acceleration.batched_generations import BatchedGenerations
 from soda_compile.acceleration.compile_ahead import compile_ahead
 from soda_compile.acceleration.handle import restore
 from soda_compile.acceleration.install import install
-from soda_compile.acceleration.planning import plan
+from soda_compile.acceleration.planning import derive, plan
 from soda_compile.acceleration.sharing import save_measurement
 from soda_compile.acceleration.stats import Stats, stats
 from soda_compile.backend.options import check_options
@@ -81,6 +81,7 @@ __all__ = [
     "check_options",
     "compile_ahead",
     "compute_all_plan",
+    "derive",
     "explain",
     "export",
     "fixed_interval_plan",

@@ -1,13 +1,34 @@
-"""``plan``: from one measurement to a plan for any schedule."""
+"""``derive`` and ``plan``: from one measurement to the sensitivity, and a plan, of any schedule."""
 
 from typing import Any
 
 from soda_compile.integrations.diffusers.derive import derive_for, scheduler_at
 from soda_compile.planner import Goal, Strategy
 from soda_compile.planner import plan as make_plan
+from soda_compile.plans.derived import Derived
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.sensitivity import Sensitivity
+
+
+def derive(sensitivity: Sensitivity, *, steps: int | None = None, scheduler: Any = None) -> Derived:
+    """Return the sensitivity of another schedule, read from what was measured, and an estimate of what that loses.
+
+    For example, ``print(derive(sensitivity, steps=28).loss)``. The noise level says what a step is to the model, so
+    errors are taken over where both levels of a pair were measured, and read between them elsewhere; pairs further
+    apart than was measured stay unknown.
+
+    Args:
+        sensitivity: Measured errors.
+        steps: Denoising steps that shall be run; by default those that were measured, or that ``scheduler`` has set.
+        scheduler: The diffusers scheduler that shall run them; by default the measured one. Give it without ``steps``
+            where its timesteps depend on more than their number, as under dynamic shifting, and are set.
+
+    Raises:
+        SensitivityError: If the schedule is too far from the measured one, or noise levels are not known.
+    """
+    wanted = scheduler_at(sensitivity, scheduler, steps)
+    return derive_for(sensitivity, wanted, () if steps is None else (steps,))
 
 
 def plan(
@@ -30,9 +51,8 @@ def plan(
         sensitivity: Measured errors.
         goal: Numbers to reach.
         strategy: How to search, such as ``Unified(pruning=Pruning("drift"))``; by default ``AnchorSchedule()``.
-        steps: Denoising steps that shall be run; by default those that were measured, or that ``scheduler`` has set.
-        scheduler: The diffusers scheduler that shall run them; by default the measured one. Give it without ``steps``
-            where its timesteps depend on more than their number, as under dynamic shifting, and are set.
+        steps: Denoising steps that shall be run; see ``derive``.
+        scheduler: The diffusers scheduler that shall run them; see ``derive``.
         profile: Times measured on the device at hand by ``soda_compile.profile``; without one, costs are FLOPs.
         **numbers: The fields of ``Goal``, instead of one.
 
@@ -42,7 +62,5 @@ def plan(
         SensitivityError: If a table that is needed was not measured, or the schedule is too far from the measured one.
     """
     if scheduler is not None or (steps is not None and steps != sensitivity.info.steps):
-        wanted = scheduler_at(sensitivity, scheduler, steps)
-        arguments = (steps,) if steps is not None else ()
-        sensitivity = derive_for(sensitivity, wanted, arguments).sensitivity
+        sensitivity = derive(sensitivity, steps=steps, scheduler=scheduler).sensitivity
     return make_plan(sensitivity, goal, strategy, profile=profile, **numbers)

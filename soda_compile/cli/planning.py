@@ -29,6 +29,9 @@ _OPERATOR = f"What stale regions do: {', '.join(OPERATOR_CHOICES)}. By default f
 
 def plan(
     sensitivity: Annotated[Path, typer.Argument(help="What soda_compile.calibrate measured (.safetensors).")],
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps to plan for, where others were measured.")
+    ] = None,
     anchors: Annotated[int | None, typer.Option(help="Number of steps that compute everything.")] = None,
     speedup: Annotated[
         float | None,
@@ -57,6 +60,12 @@ def plan(
     if out is not None and not out.parent.is_dir():
         raise OptionError(f"cannot write {out}: there is no folder {out.parent}")
     measured = Sensitivity.load(sensitivity)
+    if steps is not None:
+        from soda_compile.acceleration.planning import derive
+
+        derived = derive(measured, steps=steps)
+        typer.echo(f"{derived.loss}\n")
+        measured = derived.sensitivity
     costs = None if profile is None else Profile.load(profile)
     settings = {"operator": operator, "objective": objective, "step_weights": step_weights}
     strategy = _strategy(

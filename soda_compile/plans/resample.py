@@ -1,6 +1,6 @@
 """Tables of errors read between the steps at which they were measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -120,25 +120,35 @@ def read_between(table: Floats, questions: Questions, order: int, power: int) ->
     """
     ages = 2 if order else 1
     logs = np.moveaxis(np.log(np.maximum(table, _LEAST)), 1, ages + 1)  # regions behind the ages
-    behind = (1,) * (logs.ndim - ages - 1)
-    nodes = np.meshgrid(*(np.arange(1.0, size + 1) for size in logs.shape[1 : ages + 1]), indexing="ij")
-    quotients = _before_the_first(logs - _law(nodes, order, power).reshape(1, *nodes[0].shape, *behind), ages)
+    sizes = logs.shape[1 : ages + 1]
+    nodes = np.meshgrid(*(np.arange(1.0, size + 1) for size in sizes), indexing="ij")
+    quotients = _before_the_first(logs - _behind(_law(nodes, order, power)[None], logs), ages)
 
-    def found(distances: tuple[Floats, ...]) -> Floats:
-        law = _law(distances, order, power)
-        return _interpolate(quotients, questions.step, distances) + law.reshape(*law.shape, *behind)
+    def found(step: Floats, distances: list[Floats]) -> Floats:
+        values = _interpolate(quotients, step, distances)
+        return values + _behind(_law(distances, order, power), values)
 
-    # Entries that are not valid are asked at some distance that is.
-    distances = tuple(np.where(questions.valid, distance, 1.0) for distance in questions.distances)
-    values = found(distances)
-    if any((distance < 1).any() for distance in distances):  # nearer is no worse than one step away
-        values = np.minimum(values, found(tuple(np.maximum(distance, 1.0) for distance in distances)))
-    errors = np.where(values <= np.log(_LEAST) + 1, 0.0, np.exp(values))
-    errors[~questions.valid] = np.nan
-    return np.moveaxis(errors, questions.step.ndim, 1)
+    least = [np.clip(each, 1, size).astype(int) - 1 for each, size in zip(questions.distances, sizes, strict=True)]
+    unknown = np.asarray(
+        np.isnan(quotients).all(axis=(0, *range(ages + 1, logs.ndim)))
+    )  # reach too far back to be measured
+    asked = questions.valid & ~unknown[tuple(least)]
+    step, distances = questions.step[asked], [each[asked] for each in questions.distances]
+    values = found(step, distances)
+    near = np.flatnonzero(np.less(distances, 1).any(axis=0))
+    if near.size:  # no worse than one step away
+        values[near] = np.minimum(values[near], found(step[near], [np.maximum(each[near], 1.0) for each in distances]))
+    errors = np.full((*asked.shape, *values.shape[1:]), np.nan)
+    errors[asked] = np.where(values <= np.log(_LEAST) + 1, 0.0, np.exp(values))
+    return np.moveaxis(errors, asked.ndim, 1)
 
 
-def _law(distances: tuple[Floats, ...] | list[Floats], order: int, power: int) -> Floats:
+def _behind(values: Floats, like: Floats) -> Floats:
+    """Give values as many axes behind as another array has."""
+    return values.reshape(*values.shape, *(1,) * (like.ndim - values.ndim))
+
+
+def _law(distances: Sequence[Floats], order: int, power: int) -> Floats:
     """Return power * log of the product of the distances to all kept values."""
     age, *spacing = distances
     logs = [np.log(age)] + [np.log(age + index * spacing[0]) for index in range(1, order + 1)]
@@ -165,21 +175,16 @@ def _held_back(logs: Floats) -> Floats:
     return np.where(early, np.take_along_axis(logs, first, axis=0), logs)
 
 
-def _interpolate(logs: Floats, step: Floats, distances: tuple[Floats, ...]) -> Floats:
-    """Return [..., axes behind the ages] of a table [T, ages, ...] at real steps and distances."""
+def _interpolate(logs: Floats, step: Floats, distances: list[Floats]) -> Floats:
+    """Return [n, axes behind the ages] of a table [T, ages, ...] at real steps and distances, [n] each."""
     sides = [_linear(step, logs.shape[0])]
     sides += [_logarithmic(distance, size) for distance, size in zip(distances, logs.shape[1:], strict=False)]
-    total: Floats | None = None
+    total = np.zeros((len(step), *logs.shape[len(sides) :]))
     for corner in product((0, 1), repeat=len(sides)):
-        where = tuple(side[0] + end for side, end in zip(sides, corner, strict=True))
         weight = np.prod([side[1] if end else 1 - side[1] for side, end in zip(sides, corner, strict=True)], axis=0)
-        if not weight.any():
-            continue
-        values = logs[tuple(np.minimum(index, size - 1) for index, size in zip(where, logs.shape, strict=False))]
-        weight = weight.reshape(*weight.shape, *(1,) * (values.ndim - weight.ndim))
-        part = np.where(weight == 0, 0.0, weight * values)
-        total = part if total is None else total + part
-    assert total is not None
+        rows = np.flatnonzero(weight)  # what has no weight may be unknown
+        where = tuple(side[0][rows] + end for side, end in zip(sides, corner, strict=True))
+        total[rows] += _behind(weight[rows], total) * logs[where]
     return total
 
 

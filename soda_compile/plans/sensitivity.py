@@ -1,7 +1,8 @@
-"""Sensitivity: the change of each region's output between steps, measured once per model and sampler setting.
+"""Sensitivity: the change of each region's output between steps, measured once per model and guidance.
 
 This is the table of offline fine-grained sensitivity (SODA, arXiv 2603.07057), held per operator: what it costs to
-reuse a value, what it costs to forecast it, and, if that was measured, what it costs to prune tokens.
+reuse a value, what it costs to forecast it, and, if that was measured, what it costs to prune tokens. The tables are
+those of one schedule; ``plans.derived`` reads those of another from them.
 """
 
 import json

@@ -5,9 +5,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from level_tables import level_sensitivity
 from tracing import graphs_as_they_are
 from typer.testing import CliRunner
 
+import soda_compile
 from soda_compile.cli import app
 from soda_compile.planner import AnchorSchedule, PaperSchedule, Unified, explain, plan
 from soda_compile.plans.operators import OPERATORS
@@ -213,6 +215,24 @@ def test_plan_passes_every_option_on(folder):
         words += [word for key, value in goal.items() for word in (f"--{key}", value)]
         succeed("plan", "s.safetensors", *words, "--out", f"{name}.json")
         assert Plan.load(f"{name}.json") == plan(sensitivity(), strategy=strategy, **goal)
+
+
+def test_plan_for_other_steps_says_what_it_is_derived_from(folder):
+    scheduler = pytest.importorskip("diffusers").DDIMScheduler(timestep_spacing="trailing")
+    from soda_compile.integrations.diffusers.noise_levels import noise_levels
+    from soda_compile.integrations.diffusers.scheduler_hook import scheduler_config, scheduler_digest, timesteps_of
+
+    scheduler.set_timesteps(20)
+    known = {"scheduler_config": scheduler_config(scheduler), "scheduler_digest": scheduler_digest(scheduler)}
+    known |= {"timesteps": tuple(timesteps_of(scheduler)), "scheduler": "DDIMScheduler"}
+    measured = level_sensitivity(noise_levels(scheduler), **known)
+    measured.save("levels.safetensors")
+    text = succeed("plan", "levels.safetensors", "--steps", 10, "--speedup", 1.5, "--out", "p.json")
+    assert "10 steps derived from 20: 100% of the entries were measured" in text
+    assert Plan.load("p.json") == soda_compile.plan(measured, steps=10, speedup=1.5)
+    assert_one_line(
+        invoke("plan", "levels.safetensors", "--steps", 2, "--speedup", 2), "calibrate with max_interval of at least"
+    )
 
 
 def test_plan_by_a_profile_says_what_it_takes(folder):

@@ -12,7 +12,7 @@ import soda_compile
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["one line", "sharing", "pipeline", "loop", "serving", "batching"])
+@pytest.mark.parametrize("name", ["one line", "sharing", "pipeline", "other steps", "loop", "serving", "batching"])
 def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     code = re.search(rf"<!-- example: {name} -->\n```python\n(.*?)```", README, re.DOTALL)
     assert code is not None
@@ -43,6 +43,11 @@ def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert scope["noise"].isfinite().all()
         counted = soda_compile.stats(scope["pipe"])["transformer"]
         assert (counted["calls"], counted["misses"]) == (3, {})
+        return
+    if name == "other steps":
+        assert (scope["plan"].steps, scope["plan"].scheduler) == (30, "DPMSolverMultistepScheduler")
+        counted = soda_compile.stats(scope["pipe"])["transformer"]
+        assert (counted["calls"], counted["misses"]) == (30, {})
         return
     assert scope["plan"].flop_ratio <= 1 / 2.5
     if name == "pipeline":
