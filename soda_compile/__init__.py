@@ -11,6 +11,7 @@ from soda_compile.acceleration.compile_ahead import compile_ahead
 from soda_compile.acceleration.handle import restore
 from soda_compile.acceleration.install import install
 from soda_compile.acceleration.planning import derive, plan
+from soda_compile.acceleration.sharing import save_measurement
 from soda_compile.acceleration.stats import Stats, stats
 from soda_compile.backend.options import check_options
 from soda_compile.compiler.observing import Observer
@@ -92,6 +93,7 @@ __all__ = [
     "plan",
     "profile",
     "restore",
+    "save_measurement",
     "stats",
     "trajectory",
     "why",

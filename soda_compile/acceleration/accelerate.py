@@ -1,20 +1,25 @@
 """The one line for a diffusers pipeline. Nothing is patched on classes, and nothing is global."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from soda_compile.acceleration.accelerated import Acceleration
+from soda_compile.acceleration.given_plans import GivenPlans
 from soda_compile.acceleration.handle import HANDLE, require_free
-from soda_compile.acceleration.measuring import Measurer, Watch
-from soda_compile.acceleration.plan_sources import GivenPlans, SearchedPlans
-from soda_compile.acceleration.plan_store import PlanStore, Request
+from soda_compile.acceleration.measurement_folder import Request
+from soda_compile.acceleration.measuring import measuring_later
+from soda_compile.acceleration.measuring_ahead import Runs, find_or_measure
+from soda_compile.acceleration.plan_store import PlanStore
+from soda_compile.acceleration.present_setting import PresentSetting
+from soda_compile.acceleration.searched_plans import SearchedPlans
+from soda_compile.acceleration.sharing import load_measurement
+from soda_compile.acceleration.verifying import install_verified
 from soda_compile.backend.options import Conditioning, check_options
 from soda_compile.errors import OptionError
-from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, default_of, generations_of
+from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, generations_of
 from soda_compile.integrations.diffusers.denoisers import denoisers_of, require_supported
-from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
 from soda_compile.planner import AnchorSchedule, Goal, Strategy
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.denoiser import OnMiss
@@ -37,6 +42,9 @@ def accelerate(
     strategy: Strategy | None = None,
     max_interval: int = 10,
     cache: str | os.PathLike[str] | None = None,
+    measurement: str | os.PathLike[str] | None = None,
+    refresh: bool = False,
+    verify: int = 0,
     mode: str | None = None,
     inductor: Mapping[str, Any] | None = None,
     conditioning: Conditioning = "step",
@@ -51,10 +59,12 @@ def accelerate(
         image = pipe("a lighthouse at dusk", num_inference_steps=28).images[0]
 
     Exactly one of ``plan``, ``speedup`` and ``anchors`` is given. With the last two a plan is looked up for this
-    model, scheduler, number of steps and guidance scale; where none is stored, it is measured now, which takes a few
-    unaccelerated generations, and stored. Later calls of the pipeline with another number of steps (or another
-    scheduler configuration, or a LoRA) use the plan stored for that, or run without one and say so. Compilation
-    happens at the first call of each input shape.
+    setting: the weights, the scheduler and its timesteps, size, guidance, strength and whatever numbers else the
+    pipeline is called with. Where none is stored, it is measured now, which takes a few unaccelerated generations, and
+    stored. Later calls of the pipeline at another setting (another size, number of steps, guidance or scheduler
+    configuration, or a LoRA) use the plan stored for that, or else the nearest measurement, and say once for each kind
+    what differs; where none is near enough, they run without a plan and say so. Compilation happens at the first call
+    of each input shape.
 
     A generation belongs to the scheduler object that drives it. Pipelines that share the denoiser but not the
     scheduler run without the plan until they are accelerated themselves; copies of the scheduler, which servers make
@@ -67,7 +77,8 @@ def accelerate(
         anchors: Number of steps that compute everything, for a pipeline with one denoiser.
         calibrate_with: What to measure on: prompts (or other values of the pipeline's first argument, or dicts of its
             arguments), one generation each; a number of generations from built-in prompts or class labels; or a
-            function that runs one generation from a seed.
+            function that runs one generation from a seed, with arguments of its own. Where measurements of this model
+            are stored, the first is begun and broken off before its first step, to see its setting.
         num_inference_steps: What will be passed to the pipeline; its default otherwise.
         guidance_scale: What will be passed to the pipeline; its default otherwise.
         pipeline_options: More arguments for the generations that measure, such as ``{"height": 512}``.
@@ -75,13 +86,18 @@ def accelerate(
         max_interval: Longest time, in steps, that a value may be kept.
         cache: Folder of stored measurements and plans; by default the one that the environment variable
             SODA_COMPILE_CACHE names, or ``soda_compile`` in the user's cache directory.
+        measurement: What ``save_measurement`` wrote, to be used instead of measuring: a folder, or a repository of the
+            hub as ``owner/name`` or ``owner/name@revision``. It may be of other weights of the same architecture.
+        refresh: Measure anew, whatever is stored.
+        verify: Number of generations to run both with and without the plan, with new seeds; how far their last samples
+            are apart is told and stored.
         mode: A mode of ``torch.compile``.
         inductor: Settings for Inductor.
         conditioning: ``trajectory`` computes modulations for all steps at once, see ``Options``.
         on_miss: What denoiser calls do that no plan covers: ``plain`` runs them compiled without it and warns once
             for each kind, ``error`` raises. ``soda_compile.stats(pipe)`` counts them. ``measure`` is ``plain``, and
-            the first generations of a setting without a plan (another number of steps, guidance, LoRA) are measured:
-            as many as ``calibrate_with`` says, one at a time; later ones follow a plan for ``speedup``.
+            the first generations of a setting without a plan of its own (another number of steps, guidance, LoRA) are
+            measured: as many as ``calibrate_with`` says, one at a time; later ones follow a plan for ``speedup``.
         slot_memory_bytes: Bound on the memory of kept values, for all generations under way; see ``Options``.
 
     Returns:
@@ -90,7 +106,7 @@ def accelerate(
     Raises:
         OptionError: If the options contradict each other, or the pipeline cannot be accelerated as it is.
         PlanError: If the plan is for another scheduler, or none can be made; with ``on_miss="error"`` also at
-            ``set_timesteps`` if there is no plan for those timesteps.
+            ``set_timesteps`` if nothing was measured at that setting or near it.
         SensitivityError: If nothing can be measured.
     """
     require_free(pipe)
@@ -99,49 +115,46 @@ def accelerate(
     options: dict[str, Any] = {"mode": mode, "inductor": dict(inductor or {}), "conditioning": conditioning}
     options |= {"on_miss": "plain" if on_miss == "measure" else on_miss, "slot_memory_bytes": slot_memory_bytes}
     check_options(options)
-    if on_miss == "measure" and plan is not None:
-        raise OptionError("on_miss='measure' needs something to plan for: pass speedup= or anchors= instead of a plan")
+    searched = {"on_miss='measure'": on_miss == "measure", "measurement": measurement, "refresh": refresh}
+    _check_search({**searched, "verify": verify}, plan is not None)
     denoisers = denoisers_of(pipe)
     for name, module in denoisers.items():
         require_supported(name, module)
-    source: GivenPlans | SearchedPlans
-    measure = None
     if plan is not None:
-        source = GivenPlans(_read_plans(plan, list(denoisers)))
-        source(pipe.scheduler)
+        given = GivenPlans(_read_plans(plan, list(denoisers)))
+        given.require(pipe.scheduler)
+        setattr(pipe, HANDLE, Acceleration(pipe, given, denoisers, options).install())
+        return pipe
+    if anchors is not None and len(denoisers) > 1:
+        raise OptionError(f"anchors={anchors} for the denoisers {', '.join(denoisers)}; give speedup instead")
+    request = Request(Goal(anchors=anchors, speedup=speedup), strategy or AnchorSchedule())
+    store = PlanStore(Path(cache) if cache is not None else cache_folder())
+    source = SearchedPlans(PresentSetting(pipe, denoisers), request, store, max_interval, nearest=on_miss != "measure")
+    call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    needed = measurement is None or verify
+    runs = Runs.of(pipe, calibrate_with, call, pipeline_options or {}) if needed else None
+    if measurement is not None:
+        source.take(load_measurement(measurement, source.present), os.fspath(measurement))
+    elif runs is not None:
+        find_or_measure(source, runs, refresh=refresh)
+    measure = measuring_later(source, generations_of(calibrate_with)) if on_miss == "measure" else None
+    handle = Acceleration(pipe, source, denoisers, options, measure)
+    if runs is not None and verify:
+        install_verified(handle, source, runs, verify)
     else:
-        if anchors is not None and len(denoisers) > 1:
-            raise OptionError(f"anchors={anchors} for the denoisers {', '.join(denoisers)}; give speedup instead")
-        request = Request(Goal(anchors=anchors, speedup=speedup), strategy or AnchorSchedule())
-        store = PlanStore(Path(cache) if cache is not None else cache_folder())
-        guidance = default_of(pipe, "guidance_scale") if guidance_scale is None else guidance_scale
-        source = SearchedPlans(pipe, denoisers, request, store, guidance, max_interval)
-        call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-        _find_or_measure(source, calibrate_with, call, pipeline_options or {})
-        if on_miss == "measure":
-            measure = _measurer(source, calibrate_with)
-    setattr(pipe, HANDLE, Acceleration(pipe, source, denoisers, options, measure).install())
+        setattr(pipe, HANDLE, handle.install())
     return pipe
 
 
-def _measurer(source: SearchedPlans, calibrate_with: CalibrateWith) -> Callable[[SchedulerHook], Watch]:
-    """Return what begins to measure settings without a plan, for the generations that begin under a scheduler."""
-    measurer = Measurer(source.denoisers, generations_of(calibrate_with), source.max_interval, source.add)
-    return lambda hook: measurer.begin(source.present(hook.scheduler), hook)
-
-
-def _find_or_measure(
-    source: SearchedPlans, calibrate_with: CalibrateWith, call: Mapping[str, Any], options: Mapping[str, Any]
-) -> None:
-    steps = call["num_inference_steps"] or default_of(source.pipe, "num_inference_steps")
-    if steps is None:
-        raise OptionError(f"{type(source.pipe).__name__} has no default number of steps; pass num_inference_steps")
-    setting = source.setting(steps, source.guidance)
-    if source.stored(setting) is None:
-        # A function calls the pipeline with what it wants; these then only say under which key it is found.
-        arguments = {} if callable(calibrate_with) else call
-        chosen = {name: value for name, value in arguments.items() if value is not None}
-        source.measure(setting, calibrate_with, {**chosen, **options})
+def _check_search(asked: Mapping[str, Any], given: bool) -> None:
+    """Check options that only concern plans that are searched for."""
+    used = [name for name, value in asked.items() if value]
+    if given and used:
+        raise OptionError(f"{used[0]} needs something to plan for: pass speedup= or anchors= instead of a plan")
+    if asked["measurement"] is not None and asked["refresh"]:
+        raise OptionError("measurement= is used instead of measuring, and refresh=True measures; give one of them")
+    if asked["verify"] < 0:
+        raise OptionError(f"verify is {asked['verify']}; it must be a number of generations, or 0")
 
 
 def _read_plans(plan: _PlanLike | Mapping[str, _PlanLike], names: list[str]) -> dict[str, Plan]:

@@ -24,7 +24,8 @@ class Acceleration:
 
     Attributes:
         pipe: The pipeline.
-        plans_for: Gives the plans for a scheduler as it is set, by component name, or says why there are none.
+        plans_for: Gives the plans for the generation that a scheduler begins, by component name, or says why there
+            are none.
         denoisers: Those of the pipeline when it was accelerated, by component name.
         options: Of the backend.
         measure: Begins to measure a setting without a plan, in the generation that begins under a scheduler; None where
@@ -32,7 +33,7 @@ class Acceleration:
     """
 
     pipe: Any
-    plans_for: Callable[[Any], Mapping[str, Plan]]
+    plans_for: Callable[[SchedulerHook], Mapping[str, Plan]]
     denoisers: Mapping[str, torch.nn.Module]
     options: Mapping[str, Any]
     measure: Callable[[SchedulerHook], Watch] | None = None
@@ -83,7 +84,7 @@ class Acceleration:
         driven.plans, driven.watch = {}, None
         self._require_denoisers()
         try:
-            plans = self.plans_for(scheduler)
+            plans = self.plans_for(driven.hook)
             first = {name: first_step(plans[name], scheduler) for name in self.denoisers}
         except PlanError as error:
             if self.options.get("on_miss") == "error":

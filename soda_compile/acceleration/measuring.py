@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from soda_compile.acceleration.plan_store import Setting
+from soda_compile.acceleration.searched_plans import SearchedPlans
+from soda_compile.acceleration.setting import Setting
 from soda_compile.errors import SodaError
 from soda_compile.integrations.base import Stage
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
@@ -175,3 +176,14 @@ class Measurer:
         del self._measured[key]
         self._failed[key] = f"it could not be measured: {reason}"
         log.warning("this setting is not measured, and runs without a plan: %s", reason)
+
+
+def measuring_later(source: SearchedPlans, generations: int) -> Callable[[SchedulerHook], Watch]:
+    """Return what begins to measure settings without a plan, for the generations that begin under a scheduler.
+
+    Args:
+        source: Of plans.
+        generations: How many make a measurement.
+    """
+    measurer = Measurer(source.present.denoisers, generations, source.max_interval, source.add)
+    return lambda hook: measurer.begin(source.present(hook), hook)

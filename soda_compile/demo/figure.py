@@ -5,23 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from soda_compile.demo.measure import Method, labels
-from soda_compile.plans.actions import ACTIONS
-from soda_compile.plans.operators import OPERATORS
-from soda_compile.plans.plan import Plan
+from soda_compile.plans.plan_figure import draw_plan
 from soda_compile.storage.files import write_atomic
 
 COLUMNS = 12
-# By action symbol; dark is work, light is none.
-COLORS = {"C": "#1f3a5f", **{operator.symbol: operator.colour for operator in OPERATORS}}
-SYMBOLS = tuple(action.symbol for action in ACTIONS)
 
 
 def save_figure(path: Path, methods: Sequence[Method], captions: Sequence[str]) -> None:
@@ -42,7 +33,7 @@ def save_figure(path: Path, methods: Sequence[Method], captions: Sequence[str]) 
     _draw_digits(top, methods, captions, columns)
     for index, (part, method) in enumerate(zip(grids, planned, strict=True)):
         assert method.plan is not None
-        _draw_plan(part.subplots(), method.name, method.plan, legend=index == len(planned) - 1)
+        draw_plan(part.subplots(), method.name, method.plan, legend=index == len(planned) - 1)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", pad_inches=0.25)
     write_atomic(path, buffer.getvalue())
@@ -59,25 +50,3 @@ def _draw_digits(part: Any, methods: Sequence[Method], captions: Sequence[str], 
             axis.spines[:].set_color("#cccccc")
         row[0].set_ylabel(f"{method.name}\n", rotation=0, ha="right", va="center", fontsize=12, weight="bold")
         row[0].text(-0.16, 0.42, caption, transform=row[0].transAxes, ha="right", va="top", fontsize=9, color="#555555")
-
-
-def _draw_plan(axis: Axes, name: str, plan: Plan, *, legend: bool) -> None:
-    codes = np.array([[SYMBOLS.index(symbol) for symbol in row] for row in plan.rows])
-    colors = ListedColormap([COLORS[symbol] for symbol in SYMBOLS])
-    axis.pcolormesh(codes, cmap=colors, vmin=-0.5, vmax=len(SYMBOLS) - 0.5, edgecolors="white", linewidth=0.8)
-    axis.invert_yaxis()
-    axis.set_yticks(np.arange(len(plan.regions)) + 0.5, plan.regions, fontsize=7)
-    ticks = range(0, plan.steps, 5)
-    axis.set_xticks(np.array(ticks) + 0.5, [str(tick) for tick in ticks], fontsize=8)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    axis.set_xlabel("step", fontsize=9)
-    axis.set_title(
-        f"{name}: {len(plan.anchors)} of {plan.steps} steps compute everything, {plan.flop_ratio:.3f} of the FLOPs",
-        fontsize=11,
-        loc="left",
-    )
-    if legend:
-        used = [action for action in ACTIONS if action.symbol in "".join(plan.rows)]
-        patches = [Patch(color=COLORS[action.symbol], label=str(action)) for action in used]
-        axis.legend(handles=patches, ncols=len(used), loc="upper right", bbox_to_anchor=(1, -0.08), frameon=False)

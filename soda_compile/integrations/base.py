@@ -188,6 +188,7 @@ class Stage:
         if master.step < first:
             raise TrajectoryError(
                 f"the denoiser is called at step {master.step} of the schedule, but its plan starts at step {first}; "
-                "calibrate with settings under which it is called from there on"
+                "calibrate with settings under which it is called from there on (accelerate(..., refresh=True) does so "
+                "whatever is stored)"
             )
         self.clock.step = master.step - first

@@ -1,5 +1,6 @@
-"""A plan for a trajectory, or a branch of guidance, that begins in the middle of the schedule."""
+"""A plan for another part of the schedule than it was made for: one that begins in the middle, or all of it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from soda_compile.errors import PlanError
@@ -31,6 +32,34 @@ def resume_at(plan: Plan, start: int) -> Plan:
         flop_ratio=None,
         predicted_error=None,
         method=tuple({**dict(plan.method), "start": start}.items()),
+    )
+
+
+def within(plan: Plan, first: int, timesteps: Sequence[float]) -> Plan:
+    """Return the plan for a whole schedule of which it covers a part: before it and behind it all is computed.
+
+    Args:
+        plan: The plan.
+        first: Step of the schedule that is its step 0.
+        timesteps: Those of the schedule.
+
+    Raises:
+        PlanError: It does not lie in the schedule.
+    """
+    steps = len(timesteps)
+    behind = steps - first - plan.steps
+    if first < 0 or behind < 0:
+        raise PlanError(f"the plan has {plan.steps} steps, which do not lie in a schedule of {steps} from {first} on")
+    if plan.steps == steps:
+        return plan
+    ratio = plan.flop_ratio
+    return replace(
+        plan,
+        actions=tuple(((COMPUTE,) * first + row + (COMPUTE,) * behind) for row in plan.actions),
+        timesteps=tuple(timesteps),
+        flop_ratio=None if ratio is None else (ratio * plan.steps + steps - plan.steps) / steps,
+        predicted_error=None,
+        method=tuple((key, value) for key, value in plan.method if key not in ("first_step", "schedule_steps")),
     )
 
 

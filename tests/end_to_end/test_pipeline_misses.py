@@ -64,25 +64,39 @@ def test_any_number_of_adapters_runs() -> None:
     assert stats(pipe)["transformer"]["misses"] == {}
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_an_adapter_after_the_plan_runs_without_it(given: bool, tmp_path: Any) -> None:
-    """It is another model from then on, until the pipeline is accelerated again."""
-    pipe, plain = SD3.build(), SD3.build()
-    if given:
-        soda_compile.accelerate(pipe, sd3_plan())
-    else:
-        inputs = {"calibrate_with": [SD3.inputs(torch.Generator().manual_seed(0), 1)], "cache": tmp_path}
-        soda_compile.accelerate(pipe, speedup=1.3, num_inference_steps=STEPS, **inputs)
+def test_an_adapter_after_a_given_plan_follows_it() -> None:
+    """A plan that names no weights follows the regions."""
+    pipe = soda_compile.accelerate(SD3.build(), sd3_plan())
     fast = SD3.draw(pipe)
-    for each in (pipe, plain):
-        with_adapter(each)
-    found = SD3.draw(pipe)
-    if given:
-        assert (found - fast).abs().max() > 1e-3, "a plan that names no weights follows the regions"
-        return
-    close(found, SD3.draw(plain))
+    with_adapter(pipe)
+    assert (SD3.draw(pipe) - fast).abs().max() > 1e-3
+    assert stats(pipe)["transformer"]["misses"] == {}
+
+
+def test_an_adapter_after_a_measured_plan_follows_it_with_a_note(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is another model from then on: the measurement of the former serves, and the advice measures it."""
+    pipe = SD3.build()
+    inputs = {"calibrate_with": [SD3.inputs(torch.Generator().manual_seed(0), 1)], "cache": tmp_path}
+    options = {"speedup": 1.3, "num_inference_steps": STEPS, **inputs}
+    soda_compile.accelerate(pipe, **options)
+    SD3.draw(pipe)
+    with_adapter(pipe)
+    for _ in range(2):
+        SD3.draw(pipe)
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("soda_compile")]
+    (told,) = [message for message in messages if "the nearest measurement serves" in message]
+    assert "the weights of pipe.transformer are not those that were measured (a LoRA" in told
+    assert f"soda_compile.accelerate(pipe, speedup=1.3, num_inference_steps={STEPS}" in told
     counted = stats(pipe)["transformer"]
-    assert "are not those at accelerate (a LoRA?)" in counted["reasons"]["outside"]
+    assert counted["misses"] == {}
+    caplog.clear()
+    soda_compile.restore(pipe)
+    soda_compile.accelerate(pipe, **options)
+    SD3.draw(pipe)
+    assert "nearest" not in caplog.text
+    assert len(list(tmp_path.iterdir())) == 2
     pipe.transformer.delete_adapters("default")
 
 

@@ -12,7 +12,7 @@ import soda_compile
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["one line", "pipeline", "other steps", "loop", "serving", "batching"])
+@pytest.mark.parametrize("name", ["one line", "sharing", "pipeline", "other steps", "loop", "serving", "batching"])
 def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     code = re.search(rf"<!-- example: {name} -->\n```python\n(.*?)```", README, re.DOTALL)
     assert code is not None
@@ -27,6 +27,13 @@ def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert scope["images"].shape == (2, 8, 8, 1)
         (stored,) = tmp_path.glob("cache/*/*.plan.json")
         assert soda_compile.Plan.load(stored).flop_ratio <= 1 / 2.5
+        return
+    if name == "sharing":
+        assert (tmp_path / "digits-20-steps" / "README.md").exists()
+        assert list(tmp_path.glob("digits-20-steps/*.verified.json"))
+        assert scope["more"].shape == scope["images"].shape == (2, 8, 8, 1)
+        counted = soda_compile.stats(scope["other"])["transformer"]
+        assert (counted["calls"], counted["misses"]) == (44, {})
         return
     if name == "serving":
         counted = soda_compile.stats(scope["pipe"])["transformer"]

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
 
 DENOISERS = ("transformer", "transformer_2", "unconditional_transformer", "unet", "prior")
 _SUPPORTED = ("layer_execution_tracker", CASTING, LORA)  # hooks, beside those of offloading
+_NO_ARCHITECTURE = ("sample_size", "quantization_config")  # of a configuration
 _SAMPLED = 8  # values of each parameter that go into the digest
 
 
@@ -34,6 +37,15 @@ def denoisers_of(pipe: Any) -> dict[str, torch.nn.Module]:
             "compile its model by hand with torch.compile(model, backend='soda') and soda_compile.trajectory"
         )
     return found
+
+
+def model_name(pipe: Any) -> str | None:
+    """Return the name on the hub that a pipeline was loaded by; None for a local folder, or where it is not known."""
+    config = getattr(pipe, "config", None)
+    name = config.get("_name_or_path") if isinstance(config, Mapping) else None
+    if not isinstance(name, str) or name.count("/") != 1 or name.startswith((".", "/", "~")) or os.path.exists(name):
+        return None
+    return name
 
 
 def require_supported(name: str, module: torch.nn.Module) -> None:
@@ -71,6 +83,19 @@ def signature(module: torch.nn.Module) -> str:
     weights = [(name, tuple(value.shape), str(value.dtype), type(value).__name__) for name, value in _weights(module)]
     config = {key: value for key, value in dict(getattr(module, "config", {})).items() if not key.startswith("_")}
     return _digest([type(module).__name__, json.dumps(config, default=str, sort_keys=True), repr(weights)])
+
+
+def architecture(module: torch.nn.Module) -> str:
+    """Return a hash of the class and its configuration, which fine-tuning, a LoRA and quantisation leave alone.
+
+    Where there is no configuration, names and shapes of the weights stand for it, without those of a LoRA.
+    """
+    config = {key: value for key, value in dict(getattr(module, "config", {})).items() if not key.startswith("_")}
+    if config:
+        shape = {key: value for key, value in config.items() if key not in _NO_ARCHITECTURE}
+        return _digest([type(module).__name__, json.dumps(shape, default=str, sort_keys=True)])
+    weights = ((name.replace(".base_layer.", "."), tuple(value.shape)) for name, value in _weights(module))
+    return _digest([type(module).__name__, repr([entry for entry in weights if "lora_" not in entry[0]])])
 
 
 def model_digest(module: torch.nn.Module) -> str:

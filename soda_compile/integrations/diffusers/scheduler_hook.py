@@ -31,18 +31,20 @@ class SchedulerHook:
         check: Called with the scheduler after its timesteps are set, before the trajectory begins.
         arguments: Arguments of the last ``set_timesteps`` call, positional and by keyword.
         ended: Called after the last step of a trajectory.
+        stepped: Called after each step with what it returned.
     """
 
     clock: Clock
-    check: Callable[[Any], None] | None = None
+    check: Callable[[Any], object] | None = None
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     ended: Callable[[], None] | None = None
+    stepped: Callable[[Any], None] | None = None
     _scheduler: Callable[[], Any] = lambda: None
     _ties: "SchedulerTies[SchedulerHook] | None" = None
     _at_start: bool = False
 
     @classmethod
-    def following(cls, scheduler: Any, clock: Clock, check: Callable[[Any], None] | None = None) -> "SchedulerHook":
+    def following(cls, scheduler: Any, clock: Clock, check: Callable[[Any], object] | None = None) -> "SchedulerHook":
         """Return the hook of a scheduler that is tied; it does not keep the scheduler alive."""
         return cls(clock, check, _scheduler=weakref.ref(scheduler))
 
@@ -112,9 +114,9 @@ class SchedulerHook:
 
     def _set_timesteps(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         result = method(*arguments, **options)
+        self.arguments = (arguments, options)
         if self.check is not None:
             self.check(self.scheduler)
-        self.arguments = (arguments, options)
         timesteps = timesteps_of(self.scheduler)
         self.clock.begin(len(timesteps), tuple(timesteps))
         self._at_start = True
@@ -134,6 +136,8 @@ class SchedulerHook:
         result = method(*arguments, **options)
         self._at_start = False
         self.clock.advance()
+        if self.stepped is not None:
+            self.stepped(result)
         if self.ended is not None and self.clock.step == self.clock.steps:
             self.ended()
         return result

@@ -5,21 +5,26 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from planner_tables import make_sensitivity
 from threads import at_once
 
-from soda_compile.acceleration import plan_store
-from soda_compile.acceleration.plan_store import PlanStore, Request, Setting
+from soda_compile.acceleration import measurement_folder
+from soda_compile.acceleration.measurement_folder import FORMAT, Request, Verified
+from soda_compile.acceleration.plan_store import PlanStore
+from soda_compile.acceleration.setting import Setting
 from soda_compile.planner import AnchorSchedule, Goal
 from soda_compile.planner import plan as make_plan
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.sensitivity import Sensitivity
 
 NAMES = ("transformer", "transformer_2")
-SETTING = Setting("Pipeline", dict.fromkeys(NAMES, "0123"), "4567", 6, None)
+SAME = dict.fromkeys(NAMES, "0123")
+TIMESTEPS = (1000.0, 800.0, 600.0, 400.0, 200.0, 100.0)
+SETTING = Setting("Pipeline", SAME, SAME, "Euler 4567", 6, TIMESTEPS, {"height": 64.0, "sizes": (1.0, 2.0), "on": True})
 REQUEST = Request(Goal(anchors=3), AnchorSchedule())
 
 
@@ -96,12 +101,12 @@ def test_two_savers_at_once_never_leave_a_mix(
         seen.append(None if found is None else seed_of(dict(found.sensitivities)))
 
     turns, ids = Turns(order, look), {}
-    save, write_atomic = Sensitivity.save, plan_store.write_atomic
+    save, write_atomic = Sensitivity.save, measurement_folder.write_atomic
     monkeypatch.setattr(
         Sensitivity, "save", lambda self, path: turns.write(ids[threading.get_ident()], lambda: save(self, path))
     )
     monkeypatch.setattr(
-        plan_store,
+        measurement_folder,
         "write_atomic",
         lambda path, data: turns.write(ids[threading.get_ident()], lambda: write_atomic(path, data)),
     )
@@ -117,12 +122,20 @@ def test_two_savers_at_once_never_leave_a_mix(
     assert seen[-1] == order[-1]
 
 
+def changed(**entries: object) -> str:
+    """The text of a setting file with some entries replaced, as JSON."""
+    names = list(NAMES)
+    about = {"format": FORMAT, "name": "a", "date": "", "model": None, "measured": names, "pipeline": "Pipeline"}
+    about |= {"models": SAME, "architectures": SAME, "scheduler": "Euler 4567", "steps": 6, "timesteps": TIMESTEPS}
+    return json.dumps({**about, "call": {}, **entries})
+
+
 @pytest.mark.parametrize(
     "text",
     ["[]", '"text"', "null", "3", "{", "", "{}", '{"name": "a"}', '{"measured": "transformer", "name": "a"}']
-    + ['{"measured": {"transformer": 1}, "name": "a"}', '{"measured": [1, 2], "name": "a"}']
-    + ['{"measured": [], "name": "a"}', '{"measured": ["vae"], "name": "a"}']
-    + [json.dumps({"measured": NAMES, "name": name}) for name in (3, None, [])],
+    + [changed(measured=measured) for measured in ("transformer", {"transformer": 1}, [1, 2], [], ["vae"])]
+    + [changed(name=name) for name in (3, None, [], "../a", "a/b", "")]
+    + [changed(measured=["../transformer", "transformer_2"]), changed(format="soda-measurement/9"), changed(steps=7)],
 )
 def test_a_setting_file_of_another_form_is_named_and_taken_as_none(
     text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -134,9 +147,57 @@ def test_a_setting_file_of_another_form_is_named_and_taken_as_none(
     with caplog.at_level(logging.WARNING):
         assert store.measurement(SETTING) is None
         assert store.plans(SETTING, REQUEST) is None
-    assert str(path) in caplog.text
+    assert str(path.parent) in caplog.text
     store.save_measurement(SETTING, measured(2))
     assert store.measurement(SETTING) is not None
+
+
+def test_a_folder_of_version_2_is_left_alone_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It does not say what it was measured under, so it must not serve."""
+    store, old = PlanStore(tmp_path), {"pipeline": "Pipeline", "models": SAME, "scheduler": "4567", "steps": 6}
+    made = store.save_measurement(SETTING, measured(1))
+    path = store.folder_of(SETTING) / "setting.json"
+    path.write_text(json.dumps({**old, "guidance": None, "measured": sorted(NAMES), "name": made.name}))
+    with caplog.at_level(logging.WARNING):
+        assert not list(store.measured_like(SETTING))
+        assert store.measurement(SETTING) is None
+        other = tmp_path / "another"
+        other.mkdir()
+        (other / "setting.json").write_bytes(path.read_bytes())
+        assert not list(store.measured_like(SETTING))
+    (record,) = caplog.records  # one for all of them
+    assert "version 2" in record.getMessage()
+    assert str(tmp_path) in record.getMessage()
+    assert len(list(store.folders())) == 2
+
+
+def test_a_folder_under_another_name_is_not_taken_for_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, other = PlanStore(tmp_path), replace(SETTING, call={"height": 128.0})
+    store.save_measurement(SETTING, measured(1))
+    store.folder_of(SETTING).rename(store.folder_of(other))
+    assert store.measurement(other) is None
+    assert "not what its name stands for" in caplog.text
+    ((_, found),) = store.measured_like(other)
+    assert found == SETTING
+
+
+def test_only_the_same_pipeline_and_architecture_is_alike(tmp_path: Path) -> None:
+    store = PlanStore(tmp_path)
+    for setting in (SETTING, replace(SETTING, pipeline="Other"), replace(SETTING, architectures={"transformer": "1"})):
+        store.save_measurement(setting, measured(1))
+    tuned = replace(SETTING, models=dict.fromkeys(NAMES, "tuned"), steps=9)
+    assert [found for _, found in store.measured_like(tuned)] == [SETTING]
+
+
+def test_errors_are_recorded_with_their_measurement(tmp_path: Path) -> None:
+    store, verified = PlanStore(tmp_path), Verified("speedup-2.0-abc", (4, 5), (0.01, 0.03))
+    made = store.save_measurement(SETTING, measured(1))
+    store.save_verified(SETTING, made.name, verified)
+    assert store.verified(made) == [verified]
+    assert (verified.mean, verified.worst) == (pytest.approx(0.02), 0.03)
+    store.save_measurement(SETTING, measured(2))
+    assert store.verified(made) == []
+    assert not list(tmp_path.glob("*/*.verified.json")), "replaced with what it is of"
 
 
 @pytest.mark.parametrize("text", ["[]", '"text"', "null", "3", "{", "", "{}", '{"schema": ["soda-plan/1"]}'])

@@ -1,5 +1,7 @@
 """What is left of a plan when a trajectory begins in the middle."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from random_plans import random_plan
@@ -7,7 +9,7 @@ from random_plans import random_plan
 from soda_compile.errors import PlanError
 from soda_compile.plans.actions import ACTIONS
 from soda_compile.plans.plan import Plan
-from soda_compile.plans.resume import resume_at
+from soda_compile.plans.resume import resume_at, within
 
 SYMBOLS = {action.symbol: action for action in ACTIONS}
 
@@ -50,3 +52,16 @@ def test_it_says_what_it_is() -> None:
     assert resume_at(plan, 2).digest != resume_at(plan, 1).digest
     with pytest.raises(PlanError, match="steps 0 to 3; it has no step 4"):
         resume_at(plan, 4)
+
+
+def test_a_plan_of_a_part_computes_the_rest_of_the_schedule() -> None:
+    plan = replace(plan_of("Cr", "CC"), timesteps=(3.0, 2.0))
+    whole = within(replace(plan, method=(("first_step", 1),)), 1, (4.0, 3.0, 2.0, 1.0))
+    assert whole.rows == ("CCrC", "CCCC")
+    assert whole.timesteps == (4.0, 3.0, 2.0, 1.0)
+    assert whole.flop_ratio == (1 + 0.5 * 2 + 1) / 4
+    assert "first_step" not in dict(whole.method)
+    assert within(plan, 0, (3.0, 2.0)) is plan
+    for first, steps in ((-1, 4), (3, 4), (1, 2)):
+        with pytest.raises(PlanError, match="do not lie in a schedule"):
+            within(plan, first, range(steps))

@@ -1,0 +1,115 @@
+"""What ``accelerate`` does before the first generation: finds what was measured for it, or measures."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from soda_compile.acceleration.say import say
+from soda_compile.acceleration.searched_plans import SearchedPlans
+from soda_compile.acceleration.setting import Setting, differences
+from soda_compile.errors import OptionError, SensitivityError
+from soda_compile.integrations.diffusers.beginnings import Watching, begin
+from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, calibration_runs, default_of
+from soda_compile.measure.calibration import calibrate_denoisers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Generations to measure on.
+
+    Attributes:
+        generate: Runs one from a seed.
+        generations: How many make a measurement.
+    """
+
+    generate: Callable[[int], Any]
+    generations: int
+
+    @classmethod
+    def of(
+        cls, pipe: Any, calibrate_with: CalibrateWith, call: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> "Runs":
+        """Make them of the arguments of ``accelerate``.
+
+        Args:
+            pipe: The pipeline.
+            calibrate_with: What to generate from.
+            call: What will be passed to the pipeline, None where that is its default. A function passes what it wants.
+            options: More arguments for the pipeline.
+
+        Raises:
+            OptionError: If there is nothing to generate from.
+        """
+        chosen = {} if callable(calibrate_with) else {key: value for key, value in call.items() if value is not None}
+        steps = {**chosen, **options}.get("num_inference_steps") or default_of(pipe, "num_inference_steps")
+        if steps is None and not callable(calibrate_with):
+            raise OptionError(f"{type(pipe).__name__} has no default number of steps; pass num_inference_steps")
+        return cls(*calibration_runs(pipe, calibrate_with, {**chosen, **options}))
+
+
+def find_or_measure(source: SearchedPlans, runs: Runs, *, refresh: bool) -> None:
+    """Take the plans that are stored for the setting of the given generations; where there are none, measure.
+
+    The setting is known once a generation begins. Where measurements of these very weights are stored, one generation
+    is begun and broken off before its first step, to look for its setting among them.
+
+    Args:
+        source: Holds the plans.
+        runs: What to measure on.
+        refresh: Measure in any case.
+
+    Raises:
+        SensitivityError: If nothing can be measured.
+        PlanError: If no plan can be made of it.
+    """
+    if not refresh and _is_known(source) and _find(source, runs):
+        return
+    measure(source, runs)
+
+
+def _is_known(source: SearchedPlans) -> bool:
+    models, pipeline = source.present.models(), type(source.present.pipe).__name__
+    abouts = (folder.about() for folder in source.store.folders())
+    return any(about is not None and (about.pipeline, about.models) == (pipeline, models) for about in abouts)
+
+
+def _find(source: SearchedPlans, runs: Runs) -> bool:
+    """Return whether nothing needs to be measured now."""
+    scheduler, settings = source.present.pipe.scheduler, list[Setting]()
+    try:
+        begin(scheduler, runs.generate, lambda hook: settings.append(source.present(hook)))
+    except Exception as error:  # whatever a pipeline raises for inputs that it cannot use
+        log.warning(
+            "a generation to measure on fails before its first step (%s: %s), so nothing is measured now; generations "
+            "follow what is stored for them, or the nearest",
+            type(error).__name__, error,
+        )  # fmt: skip
+        return True
+    return bool(settings) and source.stored(settings[0], scheduler) is not None
+
+
+def measure(source: SearchedPlans, runs: Runs) -> None:
+    """Run generations, and store what was measured and the plans; see ``find_or_measure``."""
+    settings: list[Setting] = []
+    say(f"measuring {type(source.present.pipe).__name__} in {runs.generations} generations")
+    measured = calibrate_denoisers(
+        source.present.pipe,
+        runs.generate,
+        generations=runs.generations,
+        max_interval=source.max_interval,
+        framework=Watching(lambda hook: settings.append(source.present(hook))),
+    )
+    if not settings:
+        raise SensitivityError(
+            f"the generations to measure on never set the timesteps of {type(source.present.pipe).__name__}"
+        )
+    setting = settings[0]
+    if mixed := [each for other in settings for each in differences(other, setting)]:
+        log.warning("the generations to measure on differ: %s. They are stored as the first", mixed[0].text)
+    tables = {
+        name: replace(each, info=replace(each.info, guidance=setting.guidance)) for name, each in measured.items()
+    }
+    source.add(setting, tables)

@@ -1,0 +1,236 @@
+"""Plans for what was measured at the pipeline's present setting, or near it."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from soda_compile.acceleration.measurement_folder import Measurement, Request, Verified
+from soda_compile.acceleration.nearest import Near, derived, nearest_first, note
+from soda_compile.acceleration.plan_store import PlanStore
+from soda_compile.acceleration.present_setting import PresentSetting
+from soda_compile.acceleration.say import say
+from soda_compile.acceleration.setting import Setting
+from soda_compile.errors import PlanError, SensitivityError
+from soda_compile.integrations.diffusers.denoisers import model_name
+from soda_compile.integrations.diffusers.schedule_fit import first_step
+from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook, timesteps_of
+from soda_compile.planner import plan as make_plan
+from soda_compile.plans.plan import Plan
+from soda_compile.plans.resume import within
+from soda_compile.plans.sensitivity import Sensitivity
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class SearchedPlans:
+    """Plans by what was measured for the setting of each generation, or for the nearest setting.
+
+    Attributes:
+        present: Tells the setting of a generation that begins.
+        request: What the plans shall reach.
+        store: Where measurements and plans are kept.
+        max_interval: Longest time, in steps, that a measurement must cover.
+        given: The measurement that the user named; it goes before all that is stored.
+        nearest: Whether a measurement of another setting serves where there is none of the present one.
+        latest: The measurement that plans were last taken from.
+        exact: Whether it is of the setting of the generation that they were taken for.
+        verified: What its plans for the request were seen to do.
+    """
+
+    present: PresentSetting
+    request: Request
+    store: PlanStore
+    max_interval: int
+    given: Measurement | None = None
+    nearest: bool = True
+    latest: Measurement | None = None
+    exact: bool = False
+    verified: Verified | None = None
+    _found: dict[str, Mapping[str, Plan]] = field(default_factory=dict)  # by key of the setting
+    _made: dict[str, dict[str, Plan]] = field(default_factory=dict)  # by name of the measurement
+    _told: set[tuple[str, ...]] = field(default_factory=set)  # what differed, in notes that were given
+
+    def __call__(self, hook: SchedulerHook) -> Mapping[str, Plan]:
+        """Return the plans for the generation that begins.
+
+        Raises:
+            PlanError: Nothing was measured for its setting, nor near enough.
+        """
+        setting = self.present(hook)
+        plans = self.stored(setting, hook.scheduler)
+        return plans if plans is not None else self._near(setting, hook)
+
+    def take(self, given: Measurement, name: str) -> None:
+        """Take the measurement that the user named before all that is stored.
+
+        Raises:
+            PlanError: No plan can be made of it.
+        """
+        plans = self.plan(given)
+        self.given = self.latest = given
+        say(f"plan for {given.setting.steps} steps{_flops(plans)}, of the measurement {name}")
+        present = self.present.models()
+        changed = [component for component, digest in present.items() if given.setting.models[component] != digest]
+        if changed:
+            self._told.add(tuple(f"weights {name}" for name in changed))
+            log.warning(
+                "the measurement %s is of other weights of pipe.%s (a LoRA, a fine-tune, another dtype?); to measure "
+                "these, leave measurement out", name, ", ".join(changed),
+            )  # fmt: skip
+
+    def stored(self, setting: Setting, scheduler: Any) -> Mapping[str, Plan] | None:
+        """Return the plans for a setting that was measured: made for this request, or made now.
+
+        None where nothing was measured for it, or what is stored does not fit the scheduler's present timesteps.
+        """
+        if setting.key in self._found:
+            return self._found[setting.key]
+        given = self.given
+        if given is not None and given.setting.key == setting.key:
+            plans = self._fitting(self.plan(given), scheduler, "the measurement given")
+            if plans is not None:
+                self.latest, self.exact = given, True
+                return self._remember(setting, plans)
+        measured = self.store.measurement(setting)
+        if measured is None or measured.longest_interval < self.max_interval:
+            return None
+        made = self.store.plans(setting, self.request) or self._plan_and_store(measured)
+        plans = self._fitting(made, scheduler, str(self.store.folder_of(setting)))
+        return None if plans is None else self._keep(setting, plans, "stored", measured)
+
+    def _fitting(self, plans: Mapping[str, Plan], scheduler: Any, where: str) -> Mapping[str, Plan] | None:
+        try:
+            for plan in plans.values():
+                first_step(plan, scheduler)
+        except PlanError as error:
+            log.warning("a plan does not fit the timesteps that its setting names (%s): %s", where, error)
+            return None
+        return plans
+
+    def add(self, setting: Setting, sensitivities: Mapping[str, Sensitivity]) -> None:
+        """Store what was measured for a setting, and the plans.
+
+        Raises:
+            SensitivityError: A denoiser was never called.
+            PlanError: No plan can be made of it.
+        """
+        missing = [name for name in self.present.denoisers if name not in sensitivities]
+        if missing:
+            raise SensitivityError(
+                f"pipe.{missing[0]} was never called while measuring, so there is no plan for it; use settings under "
+                "which every denoiser has a part, or take it out of the pipeline"
+            )
+        measured = self.store.save_measurement(setting, sensitivities, model_name(self.present.pipe))
+        self._keep(setting, self._plan_and_store(measured), "new", measured)
+
+    def plan(self, measured: Measurement) -> dict[str, Plan]:
+        """Return the plans made of a measurement.
+
+        Raises:
+            PlanError: The request cannot be met.
+        """
+        plans = {}
+        for name, sensitivity in measured.sensitivities.items():
+            try:
+                plan = make_plan(sensitivity, self.request.goal, self.request.strategy)
+            except PlanError as error:
+                raise PlanError(f"pipe.{name}: {error}") from None
+            where = {key: int(sensitivity.info.notes[key]) for key in _PLACE if key in sensitivity.info.notes}
+            plans[name] = replace(plan, method=tuple({**dict(plan.method), **where}.items()))
+        return plans
+
+    def record(self, verified: Verified) -> None:
+        """Keep what the latest plans were seen to do, if they are of the very setting that was run."""
+        if self.latest is None or not self.exact:
+            return
+        self.verified = verified
+        if self.given is None:
+            self.store.save_verified(self.latest.setting, self.latest.name, verified)
+
+    def all_verified(self, measured: Measurement) -> list[Verified]:
+        """Return what plans of a measurement were seen to do, for whatever requests."""
+        found = {each.request: each for each in self.store.verified(measured)}
+        if self.verified is not None and self.latest is measured:
+            found[self.verified.request] = self.verified
+        return list(found.values())
+
+    def _plan_and_store(self, measured: Measurement) -> dict[str, Plan]:
+        plans = self.plan(measured)
+        self.store.save_plans(measured.setting, self.request, measured.name, plans)
+        return plans
+
+    def _near(self, setting: Setting, hook: SchedulerHook) -> Mapping[str, Plan]:
+        """Return the plans of the nearest measurement that fits, and say once for each kind what differs.
+
+        Raises:
+            PlanError: There is none.
+        """
+        reasons = []
+        for near in nearest_first(setting, self.given, self.store) if self.nearest else ():
+            try:
+                plans, loss = self._plans_near(near, setting, hook)
+            except (PlanError, SensitivityError) as error:
+                reasons.append(f"what was measured at {near.measured} does not serve: {error}")
+                continue
+            if near.kinds and near.kinds not in self._told:  # timesteps may differ by rounding alone
+                self._told.add(near.kinds)
+                log.warning("%s", note(near, setting, self.request, loss))
+            return self._remember(setting, plans)
+        raise PlanError(self._nothing(setting, reasons))
+
+    def _plans_near(
+        self, near: Near, setting: Setting, hook: SchedulerHook
+    ) -> tuple[dict[str, Plan], Mapping[str, Any]]:
+        """Return the plans of a measurement of another setting, and what deriving its tables lost."""
+        found = near.load()
+        measured, loss = derived(found, setting, hook)
+        if measured is not found:
+            plans = self.plan(measured)
+        else:
+            plans = dict(self._made.get(found.name) or self._made.setdefault(found.name, self.plan(found)))
+        others = measured.setting.models != setting.models
+        whole = tuple(timesteps_of(hook.scheduler))
+        for name, plan in plans.items():
+            first = first_step(plan, hook.scheduler)
+            if near.part_differs:  # it may begin earlier or end later than what was measured
+                plan = within(plan, first, whole)
+            # A LoRA changes the weights that the fingerprint is of, not the regions.
+            plans[name] = replace(plan, fingerprint="") if others else plan
+        self.latest, self.exact = found, False
+        return plans, loss
+
+    def _nothing(self, setting: Setting, reasons: list[str]) -> str:
+        return (
+            f"no plan is stored for {setting.pipeline} at {setting.steps} steps ({self.store.folder_of(setting)})"
+            + "".join(f"; {reason}" for reason in reasons[:2])
+            + "; to measure one call soda_compile.restore(pipe) and "
+            f"accelerate(pipe, num_inference_steps={setting.steps}, ...) with the other arguments of this call in "
+            "pipeline_options or calibrate_with. With the former settings the pipeline runs as before"
+        )
+
+    def _keep(
+        self, setting: Setting, plans: Mapping[str, Plan], kind: str, measured: Measurement
+    ) -> Mapping[str, Plan]:
+        self.latest, self.exact = measured, True
+        folder = self.store.folder_of(setting)
+        where = f", in {folder}" if os.path.exists(folder) else ""
+        say(f"{kind} plan for {setting.steps} steps{_flops(plans)}{where}")
+        return self._remember(setting, plans)
+
+    def _remember(self, setting: Setting, plans: Mapping[str, Plan]) -> Mapping[str, Plan]:
+        if len(self._found) == _REMEMBERED:
+            self._found.clear()
+        self._found[setting.key] = plans
+        return plans
+
+
+_REMEMBERED = 1024  # settings; a server may see any number
+_PLACE = ("first_step", "schedule_steps")
+
+
+def _flops(plans: Mapping[str, Plan]) -> str:
+    ratios = [plan.flop_ratio for plan in plans.values() if plan.flop_ratio is not None]
+    return f", {100 * sum(ratios) / len(ratios):.0f}% of the FLOPs" if ratios else ""
