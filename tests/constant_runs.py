@@ -9,7 +9,7 @@ from side_models import side_inputs, step_inputs
 from torch import Tensor, nn
 
 import soda_compile
-from soda_compile.backend import entry
+from soda_compile.backend import prepared
 from soda_compile.plans.plan import Plan
 
 STEPS = 6
@@ -38,7 +38,7 @@ def generate(model: nn.Module, compiled: Callable[..., Tensor], given: Calls) ->
 def without(model: nn.Module, plan: Plan, given: Calls) -> list[Tensor]:
     """What the plan gives where everything is computed at each step."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(entry, "take_constants", lambda structure, timestep, lowering: (structure, None))
+        patch.setattr(prepared, "take_constants", lambda structure, timestep, lowering: (structure, None))
         return generate(model, compiled_with(model, plan), given)
 
 

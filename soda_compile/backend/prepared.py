@@ -39,6 +39,7 @@ class PreparedDenoiser:
         build: Compiles another plan for the same graph.
         constants: Computes further inputs of the program, once in a generation; None if there are none.
         conditioning: Computes those after them; None if there are none.
+        weights: For each input of the program whether it is a parameter or buffer.
         compile_seconds: Time that compiling took.
     """
 
@@ -49,6 +50,7 @@ class PreparedDenoiser:
     build: Callable[[Plan], Program]
     constants: ConstantStage | None
     conditioning: ConditioningStage | None
+    weights: tuple[bool, ...]
     compile_seconds: float
 
     def at(self, sizes: Mapping[str, int]) -> PlannedDenoiser:
@@ -62,7 +64,9 @@ class PreparedDenoiser:
             timestep=paths.index(self.plan.timestep_input) if self.plan.timestep_input in paths else None,
             build=lambda plan: self.build(plan).at(sizes),
             on_miss=self.options.on_miss,
-            pool=SlotPool(self.options.slot_memory_bytes, Recording(parameters) if self.options.cuda_graphs else None),
+            pool=SlotPool(
+                self.options.slot_memory_bytes, Recording(self.weights) if self.options.cuda_graphs else None
+            ),
             constants=self.constants and self.constants.at(sizes),
             conditioning=self.conditioning and self.conditioning.at(sizes),
             compile_seconds=self.compile_seconds,
@@ -94,7 +98,9 @@ def prepare(structure: Structure, plan: Plan, options: Options, lowering: Loweri
 
     program = build(plan)
     remember(plan, structure)
-    return PreparedDenoiser(structure, plan, options, program, build, constants, stage, time.perf_counter() - started)
+    return PreparedDenoiser(
+        structure, plan, options, program, build, constants, stage, steps.parameters, time.perf_counter() - started
+    )
 
 
 def _conditioning_stage(

@@ -86,6 +86,7 @@ class Program:
         prepared: Number of inputs, the last ones, that the runtime computes before the step; none is the caller's.
         notes: Parts that the analysis and the passes left alone, and why.
         sizes: Sizes that differ between calls, by register; a program that has such runs at none but ``at`` them.
+        numbers: The same as numbers, where it is ``at`` them.
         shared_memory: By distinct step, filled at its first run.
     """
 
@@ -99,6 +100,7 @@ class Program:
     prepared: int = 0
     notes: tuple[Note, ...] = ()
     sizes: dict[int, Size] = field(default_factory=dict)
+    numbers: dict[int, int] = field(default_factory=dict)
     shared_memory: dict[int, SharedMemory] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -133,15 +135,16 @@ class Program:
         }
 
     def empty_registers(self) -> list[Any]:
-        """Return registers with constants and coefficients in place; slots and all else are None."""
-        return [self.tensors.get(number) for number in range(self.registers)]
+        """Return registers with constants, coefficients and sizes in place; slots and all else are None."""
+        known: dict[int, Any] = {**self.tensors, **self.numbers}
+        return [known.get(number) for number in range(self.registers)]
 
     def at(self, sizes: Mapping[str, int]) -> "Program":
         """Return the program for calls of these sizes, by name; the code is shared, and slots have their layouts.
 
         Code that some graph's conditions do not cover is compiled.
         """
-        if not self.sizes and not any(isinstance(call.function, SymbolicCode) for step in self.steps for call in step):
+        if not sizes:
             return self
         numbers = {register: value_at(size.expression, sizes) for register, size in self.sizes.items()}
         calls = {
@@ -154,7 +157,7 @@ class Program:
         return dataclasses.replace(
             self,
             steps=tuple(tuple(calls[call] for call in step) for step in self.steps),
-            tensors={**self.tensors, **numbers},
+            numbers=numbers,
             slots={register: cut.at(sizes) for register, cut in self.slots.items()},
             sizes={},
         )

@@ -169,7 +169,10 @@ class Recording:
 
 def _obstacle(program: Program, inputs: Sequence[Any], device: torch.device) -> str | None:
     """Return why steps cannot be recorded: a graph would keep what the host passes by value."""
+    read = frozenset().union(*program.registers_read.values())
     for number, value in enumerate(inputs):
+        if number not in read:
+            continue  # such as a number that only tells a size
         if not isinstance(value, torch.Tensor):
             return f"input {number} is a {type(value).__name__}, not a tensor"
         if value.device != device:

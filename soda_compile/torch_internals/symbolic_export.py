@@ -126,8 +126,9 @@ def adopt(export: SymbolicExport) -> SymbolicSizes:
     tensors = [node.meta["val"] for node in graph.find_nodes(op="placeholder")][-len(export.positions) :]
     for number, (value, position) in enumerate(zip(tensors, export.positions, strict=True)):
         for axis, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-            if isinstance(size, torch.SymInt) and expression(size).is_Symbol:
-                name = expression(size).name
+            # Symbols as they were made: conditions speak of those too that were found to follow from others.
+            if isinstance(size, torch.SymInt) and size.node._expr.is_Symbol:
+                name = size.node._expr.name
                 carrier = position == -1
                 places.setdefault(name, (export.carried[number], None) if carrier else (position, axis))
                 symbols.setdefault(name, size)

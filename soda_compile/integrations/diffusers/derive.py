@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import diffusers
 import numpy as np
 
 from soda_compile.errors import SensitivityError
@@ -96,6 +95,8 @@ def measured_scheduler(info: SensitivityInfo) -> Any:
     Raises:
         SensitivityError: If none is recorded, or diffusers does not know it.
     """
+    import diffusers  # takes seconds, and a process that runs a package needs none of it
+
     kind = getattr(diffusers, info.scheduler or "", None)
     if kind is None or info.scheduler_config is None:
         raise SensitivityError(

@@ -205,7 +205,7 @@ def test_weights_that_move_are_recorded_anew(capturer: TapeCapturer):
 def test_inputs_elsewhere_are_named(capturer: TapeCapturer, caplog: pytest.LogCaptureFixture):
     assert not capturer.tapes
     recording = cuda_graphs.Recording((True, False))
-    program: Any = type("Program", (), {"tensors": {}})()
+    program: Any = type("Program", (), {"tensors": {}, "registers_read": {0: frozenset({0, 1})}})()
     inputs = [torch.zeros(2, device="meta"), torch.zeros(3)]
     with caplog.at_level(logging.WARNING, "soda_compile"):
         assert recording.start(program, [], inputs) is None

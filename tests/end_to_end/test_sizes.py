@@ -1,0 +1,111 @@
+"""One compilation for all sizes: as few as plain torch.compile makes, and the same samples as at fixed sizes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from eager_reference import tensors
+from plain_models import DitBlock, Listed
+from random_plans import random_plan
+from sized_models import FIRST, SIZED, VARIED, Size, SizedModel
+from torch import Tensor, nn
+from tracing import eager_graphs
+
+import soda_compile
+from soda_compile.backend import entry
+from soda_compile.backend.entry import soda
+from soda_compile.compiler.symbolic_code import SymbolicCode
+
+STEPS = 4
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each graph that was analysed kept its symbolic sizes."""
+    seen: list[bool] = []
+    analyse = entry.analyse_graph
+
+    def analysed(*inputs: Any, symbolic: bool = False) -> Any:
+        seen.append(symbolic)
+        return analyse(*inputs, symbolic=symbolic)
+
+    monkeypatch.setattr(entry, "analyse_graph", analysed)
+    return seen
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    with eager_graphs():
+        yield
+
+
+def generate(
+    model: nn.Module, sized: SizedModel, sizes: Sequence[Size], dynamic: bool | None, **options: Any
+) -> tuple[list[list[Tensor]], int]:
+    """Generations of these sizes; samples of each step, and how often Dynamo compiled."""
+    torch._dynamo.reset()
+    compiled = []
+
+    def backend(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        compiled.append(module)
+        return soda(module, inputs, options=options) if options else module.forward
+
+    run = torch.compile(model, backend=backend, dynamic=dynamic)
+    found = []
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=64):
+        for size in sizes:
+            with soda_compile.trajectory(model):
+                found.append(
+                    [torch.cat([t.flatten() for t in tensors(run(**call))]) for call in sized.calls(size, STEPS)]
+                )
+    return found, len(compiled)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(
+    ("name", "kind", "dynamic"),
+    [("sd3", "text", True), ("flux", "resolution", None), ("wan", "resolution", True), ("dit", "batch", None)],
+)
+def test_as_few_compilations_as_plain(name: str, kind: str, dynamic: bool | None, captures: list[bool]) -> None:
+    sized, sizes = SIZED[name], VARIED[kind][:4]
+    model = sized.build()
+    names = soda_compile.inspect(model, **sized.calls(FIRST, STEPS)[0]).region_names
+    options = {"plan": random_plan(1, names, STEPS, compute=0.3), "on_miss": "error"}
+    wanted, _ = generate(model, sized, sizes, dynamic=False, **options)
+    _, plain = generate(model, sized, sizes, dynamic)
+    captures.clear()
+    found, compiled = generate(model, sized, sizes, dynamic, **options)
+    assert compiled <= plain
+    assert len(captures) == compiled  # none for a size alone
+    assert captures[-1]
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_code_is_compiled_once_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Listed(DitBlock).eval()
+
+    def call(batch: int, tokens: int) -> dict[str, Tensor]:
+        return {"x": torch.randn(batch, tokens, 4), "t": torch.rand(batch)}
+
+    sizes = ((2, 9), (3, 16), (5, 12))
+    calls = [[call(*size) for _ in range(STEPS)] for size in sizes]
+    plan = random_plan(1, soda_compile.inspect(model, **calls[0][0]).region_names, STEPS, compute=0.4)
+    codes: list[SymbolicCode] = []
+    begin = SymbolicCode.at_example
+    monkeypatch.setattr(SymbolicCode, "at_example", lambda code: codes.append(code) or begin(code))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="soda", options={"plan": plan, "on_miss": "error"}, dynamic=True)
+    with torch.no_grad():
+        for generation in calls:
+            with soda_compile.trajectory(model):
+                found = torch.stack([compiled(**inputs) for inputs in generation])
+        reference = torch.compile(model, backend="soda", options={"plan": plan, "lowering": "eager"}, dynamic=False)
+        torch._dynamo.reset()
+        with soda_compile.trajectory(model):
+            wanted = torch.stack([reference(**inputs) for inputs in calls[-1]])
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert codes
+    assert all(len(code.made) == 1 for code in codes)
