@@ -43,7 +43,7 @@ def capture(module: fx.GraphModule, inputs: Sequence[Any], *, symbolic: bool = F
     sources = [clean_path(source_name(node) or node.name, root) for node in placeholders]
     _write_plainly(module)
     keep_floats(module)
-    _fix_floats(module)
+    _fix_floats(module, of_sizes=not symbolic)
     if symbolic:
         with _failures_named():
             exported = export_symbolic(module, inputs, DECOMPOSITIONS)
@@ -155,9 +155,9 @@ def _fill_diagonal(graph: fx.Graph, node: fx.Node) -> None:
     graph.erase_node(node)
 
 
-def _fix_floats(module: fx.GraphModule) -> None:
+def _fix_floats(module: fx.GraphModule, *, of_sizes: bool) -> None:
     """Put numbers for floats that Dynamo made symbolic (the epsilon of a norm, under ``dynamic=True``)."""
-    numbers = {node: known_float(node.meta.get("example_value")) for node in module.graph.nodes}
+    numbers = {node: known_float(node.meta.get("example_value"), of_sizes=of_sizes) for node in module.graph.nodes}
     fixed = {node: number for node, number in numbers.items() if number is not None and node.op != "placeholder"}
 
     def put(source: fx.Node) -> Any:

@@ -178,9 +178,13 @@ class SizeNames:
 
         for symbol, (whole, _) in self._symbols.items():
             wanted = _named(wanted, whole, symbol)
-        return sympy_interp(
-            PythonReferenceAnalysis, {name: value for name, (_, value) in self._symbols.items()}, wanted
-        )
+
+        class Numbers(PythonReferenceAnalysis):
+            @staticmethod
+            def int_truediv(a: Any, b: Any) -> Any:
+                return a / b  # which PyTorch has for expressions alone
+
+        return sympy_interp(Numbers, {name: value for name, (_, value) in self._symbols.items()}, wanted)
 
 
 def with_size_nodes(graph: fx.Graph, given: Mapping[fx.Node, Expression]) -> fx.Graph:

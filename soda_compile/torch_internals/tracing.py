@@ -164,11 +164,19 @@ def inductor_cache_folder() -> Path:
     return Path(default_cache_dir() if folder is None else folder).absolute()
 
 
-def known_float(value: Any) -> float | None:
-    """Return the number behind a symbolic float that Dynamo knows, with a guard; None for anything else."""
+def known_float(value: Any, *, of_sizes: bool) -> float | None:
+    """Return the number behind a symbolic float that Dynamo knows, with a guard; None for anything else.
+
+    Args:
+        value: What may be such a float.
+        of_sizes: Whether to take a float that follows from symbolic sizes as well, which a guard would fix.
+    """
     from torch.fx.experimental.symbolic_shapes import guard_float
 
-    return guard_float(value) if isinstance(value, torch.SymFloat) and value.node.has_hint() else None
+    if not isinstance(value, torch.SymFloat) or not value.node.has_hint():
+        return None
+    follows = any(symbol.is_integer for symbol in value.node.expr.free_symbols)
+    return guard_float(value) if of_sizes or not follows else None
 
 
 @dataclass(frozen=True)
