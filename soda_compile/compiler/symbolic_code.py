@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from soda_compile.compiler.variants import Subgraph
 from soda_compile.torch_internals.inductor import SizedCode, inductor_compile_symbolic
 from soda_compile.torch_internals.inductor_patches import Compiled
@@ -46,5 +48,6 @@ class SymbolicCode:
             given = [
                 (size.expression, number) for size, number in zip(self.subgraph.sizes.values(), numbers, strict=True)
             ]
-            self.made.append(inductor_compile_symbolic(self.subgraph.module, given, self.options))
+            with torch.inference_mode(False):  # compiled once, and called in whatever mode
+                self.made.append(inductor_compile_symbolic(self.subgraph.module, given, self.options))
             return self.made[-1].function
