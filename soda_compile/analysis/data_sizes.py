@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from soda_compile.errors import CaptureError
-from soda_compile.torch_internals.size_expressions import free_symbols
+from soda_compile.torch_internals.size_expressions import follows_from_data, free_symbols
 
 
 def refuse_data_sizes(nodes: Iterable[fx.Node]) -> None:
@@ -33,7 +33,7 @@ def _symbols(value: object) -> set[object]:
     if isinstance(value, list | tuple):
         return set().union(*map(_symbols, value))
     sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
-    return free_symbols(size for size in sizes if isinstance(size, torch.SymInt) and not size.node.has_hint())
+    return free_symbols(filter(follows_from_data, sizes))
 
 
 def _described(node: fx.Node) -> str:

@@ -94,8 +94,13 @@ def _by_size(
                 return _attempt(kept, fixed, options)
             try:
                 return _attempt(kept, fixed, options, symbolic=True)
-            except CaptureError as error:
-                log.warning("the denoiser is compiled for each size on its own: %s", error)
+            except (PlanError, OptionError):
+                raise
+            except Exception as error:  # whatever symbolic sizes break, fixed ones may not
+                log.warning(
+                    "the denoiser is compiled for each size on its own, as symbolic sizes failed: %s: %s",
+                    type(error).__name__, error,
+                )  # fmt: skip
         with fixed_sizes(values) as fixed:
             return _attempt(kept, fixed, options)
 

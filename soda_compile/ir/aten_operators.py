@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
-from soda_compile.torch_internals.size_expressions import is_varying, size_hint
+from soda_compile.torch_internals.size_expressions import follows_from_data, size_hint
 
 aten = torch.ops.aten
 
@@ -102,7 +102,7 @@ def holds_tensor(node: fx.Node) -> bool:
 
 def can_be_stored(node: fx.Node) -> bool:
     """Return whether the node's value is one tensor whose sizes do not depend on data."""
-    return holds_tensor(node) and all(isinstance(size, int) or is_varying(size) for size in tensor_of(node).shape)
+    return holds_tensor(node) and not any(map(follows_from_data, tensor_of(node).shape))
 
 
 def tensor_bytes(node: fx.Node) -> int:

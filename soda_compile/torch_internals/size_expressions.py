@@ -27,12 +27,17 @@ def expression(size: Any) -> Expression:
     return size.node.expr if isinstance(size, torch.SymInt | torch.SymFloat) else sympy.sympify(size)
 
 
+def follows_from_data(value: Any) -> bool:
+    """Return whether a value is a symbolic number that only the data tell."""
+    return isinstance(value, torch.SymInt | torch.SymFloat) and not value.node.has_hint()
+
+
 def is_varying(value: Any) -> bool:
     """Return whether a value is a symbolic number that follows from sizes of inputs, not from data."""
     return (
         isinstance(value, torch.SymInt | torch.SymFloat)
+        and not follows_from_data(value)
         and bool(expression(value).free_symbols)
-        and value.node.has_hint()
     )
 
 
@@ -66,10 +71,12 @@ def with_values(arguments: Any) -> Any:
 
 
 def as_arguments(values: Any) -> Any:
-    """Return values as arguments of a node."""
+    """Return values as arguments of a node; symbolic numbers that are known by now as plain ones."""
 
     def wrap(value: Any) -> Any:
-        return SizeArgument(value) if is_varying(value) else value
+        if not isinstance(value, torch.SymInt | torch.SymFloat) or follows_from_data(value):
+            return value
+        return SizeArgument(value) if is_varying(value) else value_at(value, {})
 
     return fx.node.map_aggregate(values, wrap)
 
@@ -87,7 +94,8 @@ def inline_sizes(graph: fx.Graph) -> None:
 
 def _is_number(node: fx.Node) -> bool:
     value = node.meta.get("val")
-    return is_varying(value) or (node.op == "call_function" and isinstance(value, int | float))
+    symbolic = isinstance(value, torch.SymInt | torch.SymFloat) and not follows_from_data(value)
+    return symbolic or (node.op == "call_function" and isinstance(value, int | float))
 
 
 def sizes_read(graph: fx.Graph) -> list[torch.SymInt]:
