@@ -8,11 +8,26 @@ from typing import Any
 import torch
 from torch import fx
 
-from soda_compile.torch_internals.size_expressions import SizeNames, expression, free_symbols, size_hint
+from soda_compile.torch_internals.size_expressions import SizeNames, expression, free_symbols, is_varying, size_hint
 from soda_compile.torch_internals.tracing import SizeGuards, size_guards
 
-Place = tuple[int, int | None]
-"""Position of an input, and the axis whose size it is; None where the input is the number itself."""
+
+@dataclass(frozen=True)
+class Place:
+    """Where the inputs of a call tell a size.
+
+    Attributes:
+        position: Position of the input.
+        axis: Index into the sizes of the input, and the strides after them; None where the input is the number itself.
+    """
+
+    position: int
+    axis: int | None
+
+    def read(self, inputs: Sequence[Any]) -> int:
+        """Return the size in one call."""
+        value = inputs[self.position]
+        return int(value) if self.axis is None else int((*value.shape, *value.stride())[self.axis])
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +44,7 @@ class SymbolicSizes:
 
     def of(self, inputs: Sequence[Any]) -> dict[str, int]:
         """Return the sizes of one call by name."""
-        return {
-            name: int(inputs[position] if axis is None else inputs[position].shape[axis])
-            for name, (position, axis) in self.places.items()
-        }
+        return {name: place.read(inputs) for name, place in self.places.items()}
 
     @property
     def hints(self) -> dict[str, int]:
@@ -116,22 +128,29 @@ def export_symbolic(module: fx.GraphModule, inputs: Sequence[Any], decomposition
 
 
 def adopt(export: SymbolicExport) -> SymbolicSizes:
-    """Let the process trace under the environment of an exported graph from here on."""
+    """Let the process trace under the environment of an exported graph from here on.
+
+    Raises:
+        LookupError: If no input tells one of the sizes.
+    """
     from torch._guards import TracingContext
 
     graph = export.program.graph
-
     places: dict[str, Place] = {}
     symbols: dict[str, torch.SymInt] = {}
     tensors = [node.meta["val"] for node in graph.find_nodes(op="placeholder")][-len(export.positions) :]
     for number, (value, position) in enumerate(zip(tensors, export.positions, strict=True)):
-        for axis, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+        for axis, size in enumerate((*value.shape, *value.stride()) if isinstance(value, torch.Tensor) else ()):
             # Symbols as they were made: conditions speak of those too that were found to follow from others.
             if isinstance(size, torch.SymInt) and size.node._expr.is_Symbol:
                 name = size.node._expr.name
                 carrier = position == -1
-                places.setdefault(name, (export.carried[number], None) if carrier else (position, axis))
+                places.setdefault(name, Place(export.carried[number], None) if carrier else Place(position, axis))
                 symbols.setdefault(name, size)
+    read = [node.meta.get("val") for node in graph.nodes]
+    sizes = (size for value in read if isinstance(value, torch.Tensor) for size in (*value.shape, *value.stride()))
+    if unknown := {symbol.name for symbol in free_symbols(filter(is_varying, sizes))} - places.keys():
+        raise LookupError(f"no input tells the sizes {', '.join(sorted(unknown))}")
     TracingContext.get().fake_mode = _environment(graph)
     return SymbolicSizes(places, symbols)
 
