@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from soda_compile.backend.prepared import PreparedDenoiser
@@ -19,7 +19,7 @@ class BySize:
         symbolic: Indices of the inputs whose sizes may differ between calls.
         compile: Compiles for the sizes of these inputs, and others like them.
         compiled: What runs, by sizes.
-        prepared: What is compiled, for one size or many.
+        prepared: What is compiled, and may serve further sizes.
     """
 
     symbolic: tuple[int, ...]
@@ -31,9 +31,8 @@ class BySize:
     def add(self, inputs: Sequence[Any], made: PreparedDenoiser | Run) -> "BySize":
         """Keep what was compiled for the sizes of these inputs."""
         if isinstance(made, PreparedDenoiser):
-            if made.structure.sizes is not None:
-                self.prepared.append(made)
-            made = _at(made, inputs)
+            self.prepared.append(replace(made, compile_seconds=None))
+            made = made.for_inputs(inputs)
         self.compiled[self._sizes(inputs)] = made
         return self
 
@@ -48,16 +47,7 @@ class BySize:
 
     def _found(self, inputs: Sequence[Any]) -> Run | None:
         """Return what runs at the sizes of these inputs from what is compiled; None if nothing covers them."""
-        for made in self.prepared:
-            sizes = made.structure.sizes
-            if sizes is not None and sizes.hold(sizes.of(inputs)):
-                return _at(made, inputs)
-        return None
+        return next((made.for_inputs(inputs) for made in self.prepared if made.covers(inputs)), None)
 
     def _sizes(self, inputs: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
         return sizes_of([inputs[index] for index in self.symbolic])
-
-
-def _at(made: PreparedDenoiser, inputs: Sequence[Any]) -> Run:
-    sizes = made.structure.sizes
-    return made.at({} if sizes is None else sizes.of(inputs))

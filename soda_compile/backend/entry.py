@@ -156,6 +156,8 @@ def _attempt(module: fx.GraphModule, inputs: Sequence[Any], options: Options, *,
     except Miss as miss:  # an observer's
         return miss
     except (PlanError, CaptureError, OptionError) as error:
+        if symbolic and isinstance(error, CaptureError):
+            raise  # fixed sizes are tried next
         if plan is None or options.on_miss == "error" or not _is_miss(plan, structure, error):
             raise
         return Miss(_MISSES[type(error)], str(error))

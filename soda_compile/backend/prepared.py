@@ -3,8 +3,9 @@
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from soda_compile.backend.options import Options
 from soda_compile.backend.variations import remember
@@ -40,7 +41,7 @@ class PreparedDenoiser:
         constants: Computes further inputs of the program, once in a generation; None if there are none.
         conditioning: Computes those after them; None if there are none.
         weights: For each input of the program whether it is a parameter or buffer.
-        compile_seconds: Time that compiling took.
+        compile_seconds: Time that compiling took; None where a denoiser made of it has told that already.
     """
 
     structure: Structure
@@ -51,7 +52,17 @@ class PreparedDenoiser:
     constants: ConstantStage | None
     conditioning: ConditioningStage | None
     weights: tuple[bool, ...]
-    compile_seconds: float
+    compile_seconds: float | None
+
+    def covers(self, inputs: Sequence[Any]) -> bool:
+        """Return whether calls of other sizes, those of these inputs, can share what is compiled."""
+        sizes = self.structure.sizes
+        return sizes is not None and sizes.hold(sizes.of(inputs))
+
+    def for_inputs(self, inputs: Sequence[Any]) -> PlannedDenoiser:
+        """Return the denoiser for calls of the sizes of these inputs."""
+        sizes = self.structure.sizes
+        return self.at({} if sizes is None else sizes.of(inputs))
 
     def at(self, sizes: Mapping[str, int]) -> PlannedDenoiser:
         """Return the denoiser for calls of these sizes, by name; none where all sizes are fixed."""

@@ -15,6 +15,7 @@ from tracing import eager_graphs
 import soda_compile
 from soda_compile.backend import entry
 from soda_compile.backend.entry import soda
+from soda_compile.capture import normalisation
 from soda_compile.compiler.symbolic_code import SymbolicCode
 
 STEPS = 4
@@ -84,15 +85,8 @@ def test_as_few_compilations_as_plain(name: str, kind: str, dynamic: bool | None
 
 
 def test_code_is_compiled_once_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    model = Listed(DitBlock).eval()
-
-    def call(batch: int, tokens: int) -> dict[str, Tensor]:
-        return {"x": torch.randn(batch, tokens, 4), "t": torch.rand(batch)}
-
-    sizes = ((2, 9), (3, 16), (5, 12))
-    calls = [[call(*size) for _ in range(STEPS)] for size in sizes]
-    plan = random_plan(1, soda_compile.inspect(model, **calls[0][0]).region_names, STEPS, compute=0.4)
+    model, plan = listed()
+    calls = [listed_calls(*size) for size in ((2, 9), (3, 16), (5, 12))]
     codes: list[SymbolicCode] = []
     begin = SymbolicCode.at_example
     monkeypatch.setattr(SymbolicCode, "at_example", lambda code: codes.append(code) or begin(code))
@@ -109,3 +103,48 @@ def test_code_is_compiled_once_for_all_sizes(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert codes
     assert all(len(code.made) == 1 for code in codes)
+
+
+def listed_calls(batch: int, tokens: int) -> list[dict[str, Tensor]]:
+    return [{"x": torch.randn(batch, tokens, 4), "t": torch.rand(batch)} for _ in range(STEPS)]
+
+
+def listed() -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    model = Listed(DitBlock).eval()
+    return model, random_plan(1, soda_compile.inspect(model, **listed_calls(2, 9)[0]).region_names, STEPS, compute=0.4)
+
+
+def run_at(model: nn.Module, plan: Any, dynamic: bool, *sizes: tuple[int, int]) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="soda", options={"plan": plan}, dynamic=dynamic)
+    for size in sizes:
+        with torch.no_grad(), soda_compile.trajectory(model):
+            for call in listed_calls(*size):
+                compiled(**call)
+
+
+@pytest.mark.usefixtures("eager")
+def test_what_serves_many_sizes_is_counted_once() -> None:
+    model, plan = listed()
+    run_at(model, plan, True, (2, 9), (3, 16), (5, 12))
+    counted = soda_compile.stats(model)["model"]
+    assert (counted["compilations"], counted["misses"]) == (1, {})
+
+
+@pytest.mark.usefixtures("eager")
+def test_fixed_sizes_serve_where_symbolic_ones_fail(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also for a plan that has fitted before, whose graphs that cannot be captured run without it otherwise."""
+
+    def fail(*inputs: Any) -> Any:
+        raise RuntimeError("no such thing")
+
+    model, plan = listed()
+    run_at(model, plan, False, (2, 9))
+    monkeypatch.setattr(normalisation, "export_symbolic", fail)
+    run_at(model, plan, True, (3, 9), (4, 9))
+    counted = soda_compile.stats(model)["model"]
+    assert (counted["calls"], counted["misses"]) == (3 * STEPS, {})
+    assert "symbolic sizes failed: CaptureError" in caplog.text
