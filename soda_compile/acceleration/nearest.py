@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from soda_compile.acceleration.measurement_folder import Measurement, MeasurementFolder, Request
-from soda_compile.acceleration.plan_store import PlanStore, same_kind
+from soda_compile.acceleration.plan_store import PlanStore
 from soda_compile.acceleration.setting import Difference, Setting, differences, remoteness, same_timesteps, shown
 from soda_compile.errors import SensitivityError
 from soda_compile.integrations.diffusers.derive import derive_for
@@ -55,7 +55,6 @@ def nearest_first(present: Setting, given: Measurement | None, store: PlanStore)
     found = [
         Near(measured, differences(measured, present), _loading(folder), str(folder.path))
         for folder, measured in store.measured_like(present)
-        if same_kind(measured, present)
     ]
     return sorted(found, key=lambda near: remoteness(near.differences))
 

@@ -146,18 +146,14 @@ class Program:
         """
         if not sizes:
             return self
-        numbers = {register: value_at(size.expression, sizes) for register, size in self.sizes.items()}
-        calls = {
-            call: call
-            if not isinstance(call.function, SymbolicCode)
-            else dataclasses.replace(call, function=call.function.at(sizes))
-            for step in self.steps
-            for call in step
-        }
+        functions = {call.function for step in self.steps for call in step}
+        code = {each: each.at(sizes) if isinstance(each, SymbolicCode) else each for each in functions}
         return dataclasses.replace(
             self,
-            steps=tuple(tuple(calls[call] for call in step) for step in self.steps),
-            numbers=numbers,
+            steps=tuple(
+                tuple(dataclasses.replace(call, function=code[call.function]) for call in step) for step in self.steps
+            ),
+            numbers={register: value_at(size.expression, sizes) for register, size in self.sizes.items()},
             slots={register: cut.at(sizes) for register, cut in self.slots.items()},
             sizes={},
         )

@@ -1,6 +1,6 @@
 """Symbolic sizes inside the arguments of a graph, and the same graph with these sizes as inputs and operators."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,13 @@ class SizeArgument:
 def expression(size: Any) -> Expression:
     """Return a number, symbolic or not, as an expression in what is known of its symbols now."""
     return size.node.expr if isinstance(size, torch.SymInt | torch.SymFloat) else sympy.sympify(size)
+
+
+def layout_of(value: Any) -> tuple[Any, ...]:
+    """Return what of a value may be a symbolic size: sizes and strides of a tensor, an integer itself."""
+    if isinstance(value, torch.Tensor):
+        return (*value.shape, *value.stride())
+    return (value,) if isinstance(value, int | torch.SymInt) else ()
 
 
 def follows_from_data(value: Any) -> bool:
@@ -104,7 +111,7 @@ def sizes_read(graph: fx.Graph) -> list[torch.SymInt]:
     Where all that matters is a number of tokens, ``s0*s1/4``, that is one expression, and no kernel need know of the
     height and width that it follows from.
     """
-    given = [size for node in graph.find_nodes(op="placeholder") for size in _layout(node.meta["val"])]
+    given = [size for node in graph.find_nodes(op="placeholder") for size in layout_of(node.meta["val"])]
     used = [value for node in graph.nodes for value in _symbolic_arguments(node)]
     wanted = {expression(value): value for value in (*given, *used) if is_varying(value)}
     if not wanted:
@@ -129,10 +136,6 @@ def _named(wanted: Expression, whole: Expression, name: Expression) -> Expressio
     made = wanted.subs(whole, name)
     plain = all(power.exp.is_Integer and power.exp > 0 for power in made.atoms(sympy.Pow))
     return made if plain else wanted.xreplace({whole: name})
-
-
-def _layout(value: Any) -> Sequence[Any]:
-    return (*value.shape, *value.stride()) if isinstance(value, torch.Tensor) else (value,)
 
 
 def _symbolic_arguments(node: fx.Node) -> list[Any]:

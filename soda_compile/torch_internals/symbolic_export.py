@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from soda_compile.torch_internals.size_expressions import SizeNames, expression, free_symbols, is_varying, size_hint
+from soda_compile.torch_internals.size_expressions import (
+    SizeNames,
+    expression,
+    free_symbols,
+    is_varying,
+    layout_of,
+    size_hint,
+)
 from soda_compile.torch_internals.tracing import SizeGuards, size_guards
 
 
@@ -27,7 +34,7 @@ class Place:
     def read(self, inputs: Sequence[Any]) -> int:
         """Return the size in one call."""
         value = inputs[self.position]
-        return int(value) if self.axis is None else int((*value.shape, *value.stride())[self.axis])
+        return int(value) if self.axis is None else int(layout_of(value)[self.axis])
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +116,8 @@ def export_symbolic(module: fx.GraphModule, inputs: Sequence[Any], decomposition
             arguments.append(torch.empty(inputs[number], 0, device="meta"))
             shapes.append({0: torch.export.Dim.AUTO})
             told[symbol] = (last, 0)
-    with graph.inserting_after(last):
-        known = {}
-        for symbol, place in reversed(told.items()):
-            known[symbol] = graph.call_method("size", place)
-    first = next(node for node in graph.nodes if node.op != "placeholder" and node not in known.values())
-    with graph.inserting_before(first):
+    with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
+        known = {symbol: graph.call_method("size", place) for symbol, place in told.items()}
         _keep_relations(graph, known, axes, examples)
     for number in numbers:
         _replace(graph, nodes[number], known.get(expression(examples[nodes[number]]), inputs[number]))
@@ -140,15 +143,14 @@ def adopt(export: SymbolicExport) -> SymbolicSizes:
     symbols: dict[str, torch.SymInt] = {}
     tensors = [node.meta["val"] for node in graph.find_nodes(op="placeholder")][-len(export.positions) :]
     for number, (value, position) in enumerate(zip(tensors, export.positions, strict=True)):
-        for axis, size in enumerate((*value.shape, *value.stride()) if isinstance(value, torch.Tensor) else ()):
+        for axis, size in enumerate(layout_of(value)):
             # Symbols as they were made: conditions speak of those too that were found to follow from others.
             if isinstance(size, torch.SymInt) and size.node._expr.is_Symbol:
                 name = size.node._expr.name
                 carrier = position == -1
                 places.setdefault(name, Place(export.carried[number], None) if carrier else Place(position, axis))
                 symbols.setdefault(name, size)
-    read = [node.meta.get("val") for node in graph.nodes]
-    sizes = (size for value in read if isinstance(value, torch.Tensor) for size in (*value.shape, *value.stride()))
+    sizes = (size for node in graph.nodes for size in layout_of(node.meta.get("val")))
     if unknown := {symbol.name for symbol in free_symbols(filter(is_varying, sizes))} - places.keys():
         raise LookupError(f"no input tells the sizes {', '.join(sorted(unknown))}")
     TracingContext.get().fake_mode = _environment(graph)

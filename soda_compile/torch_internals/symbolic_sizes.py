@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from torch import fx
 
+from soda_compile.torch_internals.size_expressions import follows_from_data, layout_of
+
 
 def symbolic_inputs(inputs: Sequence[Any]) -> tuple[int, ...]:
     """Return the indices of inputs that are symbolic numbers, or have symbolic sizes or strides, all with a hint."""
-    return tuple(index for index, value in enumerate(inputs) if any(map(_is_symbolic, _sizes(value))))
+    return tuple(index for index, value in enumerate(inputs) if any(map(_is_symbolic, layout_of(value))))
 
 
 def sizes_of(inputs: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
     """Return what of each input may be symbolic, as numbers."""
-    return tuple(tuple(map(_number, _sizes(value))) for value in inputs)
+    return tuple(tuple(map(_number, layout_of(value))) for value in inputs)
 
 
 def lasting_copy(module: fx.GraphModule) -> fx.GraphModule:
@@ -53,14 +55,8 @@ def fixed_sizes(inputs: Sequence[Any]) -> Iterator[list[Any]]:
         yield [fixed(value) for value in inputs]
 
 
-def _sizes(value: Any) -> tuple[Any, ...]:
-    if isinstance(value, torch.Tensor):
-        return (*value.shape, *value.stride())
-    return (value,) if isinstance(value, int | torch.SymInt) else ()
-
-
 def _is_symbolic(size: Any) -> bool:
-    return isinstance(size, torch.SymInt) and bool(size.node.has_hint())
+    return isinstance(size, torch.SymInt) and not follows_from_data(size)
 
 
 def _number(value: Any) -> Any:
