@@ -1,5 +1,6 @@
 """Selections of the tokens of a tensor, and taking them."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import torch
@@ -7,6 +8,7 @@ from torch import fx
 
 from soda_compile.ir.aten_operators import tensor_of
 from soda_compile.ir.graphs import add_call
+from soda_compile.torch_internals.size_expressions import expression
 
 aten = torch.ops.aten
 
@@ -28,7 +30,7 @@ class Tokens:
     @property
     def kept(self) -> int:
         """Return the number of tokens that are wanted in each sample."""
-        return self.count if self.index is None else int(tensor_of(self.index).shape[1])
+        return self.count if self.index is None else tensor_of(self.index).shape[1]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Place:
     offset: int = 0
     batch: int = 0
     repeat: int = 1
+
+    @property
+    def key(self) -> Hashable:
+        """Return what tells it from others; its numbers may be symbolic."""
+        return self.axis, expression(self.offset), self.batch, expression(self.repeat)
 
     def moved(self, axis: int, batch: int) -> "Place":
         """Return the same tokens where the axes have other numbers."""

@@ -1,6 +1,6 @@
 """Moves the choice of tokens from the end of a branch to its beginning."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -75,11 +75,11 @@ class _Sinker:
         self._dependent = descendants_of(*carries)
         self._carries = ancestors_of(*carries)
         self._whole: set[fx.Node] = set()
-        self._made: dict[tuple[fx.Node, Place], fx.Node] = {}
+        self._made: dict[tuple[fx.Node, Hashable], fx.Node] = {}
 
     def want(self, node: fx.Node, place: Place) -> fx.Node:
         """Return the wanted tokens of a node."""
-        key = (node, place)
+        key = (node, place.key)
         if key not in self._made:
             self._made[key] = self._make(node, place)
         return self._made[key]

@@ -8,6 +8,7 @@ from torch import fx
 
 from soda_compile.ir.aten_operators import tensor_of
 from soda_compile.passes.selection import Place, Tokens
+from soda_compile.torch_internals.size_expressions import SizeArgument
 
 aten = torch.ops.aten
 
@@ -40,8 +41,23 @@ def shape_of(node: Any) -> list[int]:
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:
-    """Return the node's positional arguments."""
-    return node.args
+    """Return the node's positional arguments, symbolic numbers as such."""
+    found: tuple[Any, ...] = fx.node.map_aggregate(
+        node.args, lambda leaf: leaf.value if isinstance(leaf, SizeArgument) else leaf
+    )
+    return found
+
+
+def bounds(start: int | None, stop: int | None, size: int) -> tuple[int, int]:
+    """Return where a slice begins and ends on an axis of this size, any of them symbolic."""
+
+    def place(at: int | None, default: int) -> int:
+        if at is None:
+            return default
+        at = at + size if at < 0 else at
+        return size if at > size else at
+
+    return place(start, 0), place(stop, size)
 
 
 def wrap(axis: int, rank: int) -> int:

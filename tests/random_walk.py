@@ -123,7 +123,8 @@ class Walk:
 
     def derived(self) -> None:
         """A pipeline made from the components draws."""
-        made = diffusers.StableDiffusion3Pipeline.from_pipe(self.pipe)
+        dtype = self.pipe.transformer.dtype  # diffusers casts all components to float32 unless it is told otherwise
+        made = diffusers.StableDiffusion3Pipeline.from_pipe(self.pipe, torch_dtype=dtype)
         made.set_progress_bar_config(disable=True)
         self.compare("from_pipe", made)
 

@@ -1,8 +1,8 @@
 """Token axes of a region's values, and the residual streams that the tokens of cuts belong to."""
 
-import math
 import operator
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 from torch import fx
@@ -13,6 +13,8 @@ from soda_compile.ir.aten_operators import CONVOLUTIONS, aten, holds_tensor, pac
 from soda_compile.ir.graphs import add_call, find_node
 from soda_compile.ir.structure import Region, Structure
 from soda_compile.plans.actions import Action
+
+_FINEST = 1 << 20  # denominator of a rate; as a fraction it counts symbolic tokens without rounding
 
 
 def token_axis(shape: Sequence[int]) -> int | None:
@@ -180,7 +182,10 @@ def _same_tokens(carry: fx.Node, shape: tuple[int, ...]) -> bool:
 
 
 def wanted_tokens(region: Region, cut: int, action: Action) -> int:
-    """Return how many tokens of a cut are computed: by ``rate`` for the longest token group, else by ``side_rate``."""
+    """Return how many tokens of a cut are computed: by ``rate`` for the longest token group, else by ``side_rate``.
+
+    Where the number of tokens is symbolic, so is this.
+    """
     counts = [entry.shape[1] for entry in region.cuts]
-    rate = action.rate if counts[cut] == max(counts) else action.side_rate
-    return counts[cut] - math.floor(rate * counts[cut])
+    rate = Fraction(action.rate if counts[cut] == max(counts) else action.side_rate).limit_denominator(_FINEST)
+    return counts[cut] - rate.numerator * counts[cut] // rate.denominator

@@ -123,8 +123,8 @@ def _why_fixed(options: Options) -> str:
     """Return why graphs are compiled for each size on its own; empty where they need not be."""
     if options.observer is not None:
         return "it is measured"
-    if options.plan is not None and options.plan.pruning is not None:
-        return "the plan prunes tokens, and how many are kept is a number in its graphs"
+    if options.plan is not None and options.plan.pruning is not None and options.plan.pruning.score == "random":
+        return "the plan prunes tokens by random scores, which are drawn for a number of tokens"
     return ""
 
 

@@ -81,7 +81,7 @@ class PreparedDenoiser:
             constants=self.constants and self.constants.at(sizes),
             conditioning=self.conditioning and self.conditioning.at(sizes),
             compile_seconds=self.compile_seconds,
-            samples=functools.cache(functools.partial(slot_samples, self.structure, program)),
+            samples=functools.cache(lambda: slot_samples(self.structure.at(sizes), program)),
         )
 
 

@@ -71,7 +71,7 @@ def require_token_axes(structure: Structure, plan: Plan) -> None:
     """
     if plan.pruning is None:
         return
-    rows = zip(plan.regions, plan.actions, structure.regions, pruning_faults(structure), strict=True)
+    rows = zip(plan.regions, plan.actions, structure.regions, pruning_faults(structure.example), strict=True)
     for name, actions, region, fault in rows:
         if not any(action.kind == "prune" for action in actions):
             continue

@@ -7,9 +7,10 @@ from soda_compile.ir.structure import Region, Structure
 from soda_compile.plans.actions import Action
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.pruning import IndexUse
+from soda_compile.torch_internals.size_expressions import Expression, expression
 
 # One choice serves cuts that agree in these: group of blocks, samples, tokens, wanted tokens.
-IndexKey = tuple[int, int, int, int]
+IndexKey = tuple[int, Expression, Expression, Expression]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class IndexSharing:
 
 def _key(group: int, region: Region, cut: int, wanted: int) -> IndexKey:
     samples, count = region.cuts[cut].shape[:2]
-    return group, samples, count, wanted
+    return group, expression(samples), expression(count), expression(wanted)
 
 
 def share_indices(structure: Structure, plan: Plan) -> IndexSharing:

@@ -24,7 +24,7 @@ from soda_compile.ir.roles import Size
 from soda_compile.ir.structure import Cut, Note, Structure
 from soda_compile.plans.plan import Plan
 from soda_compile.torch_internals.inductor_patches import Compiled
-from soda_compile.torch_internals.size_expressions import value_at
+from soda_compile.torch_internals.size_expressions import keys_at, value_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +155,7 @@ class Program:
             ),
             numbers={register: value_at(size.expression, sizes) for register, size in self.sizes.items()},
             slots={register: cut.at(sizes) for register, cut in self.slots.items()},
+            slot_keys={register: keys_at(key, sizes) for register, key in self.slot_keys.items()},
             sizes={},
         )
 

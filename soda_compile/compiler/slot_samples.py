@@ -38,7 +38,7 @@ def slot_samples(structure: Structure, program: Program) -> Mapping[int, SampleS
         axis: SampleAxis | None = SampleAxis(0, 1, samples, cut.shape[0] // samples)
         if key[0] == "index":
             kind, group, folded, *rest = key
-            key = (kind, group, folded / samples, *rest)
+            key = (kind, group, folded // samples, *rest)
         elif key[0] == "cut":
             axis = regions[key[1]].cuts[key[2]]
             if axis is None and samples > 1:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import fx
 
+from soda_compile.ir.fixed_sizes import graph_at
 from soda_compile.torch_internals.size_expressions import size_hint, value_at
 from soda_compile.torch_internals.symbolic_export import SymbolicSizes
 
@@ -171,6 +172,25 @@ class Structure:
         blocks = {call.block.key: call.block for call in self.calls}
         made = {key: tuple(make(block, index) for index in range(len(block.regions))) for key, block in blocks.items()}
         return tuple(result for call in self.calls for result in made[call.block.key])
+
+    def at(self, sizes: Mapping[str, int]) -> "Structure":
+        """Return the structure where symbolic sizes have these values, by name; itself where none are given."""
+        if not sizes:
+            return self
+
+        def fixed(block: BlockGraph) -> BlockGraph:
+            regions = (replace(region, cuts=tuple(cut.at(sizes) for cut in region.cuts)) for region in block.regions)
+            module = fx.GraphModule(block.module, graph_at(block.module.graph, sizes))
+            return replace(block, module=module, regions=tuple(regions))
+
+        blocks = {call.block.key: call.block for call in self.calls}
+        made = {key: fixed(block) for key, block in blocks.items()}
+        return replace(self, calls=tuple(replace(call, block=made[call.block.key]) for call in self.calls), sizes=None)
+
+    @cached_property
+    def example(self) -> "Structure":
+        """Return the structure at the sizes of the example."""
+        return self.at(self.sizes.hints) if self.sizes is not None else self
 
     @property
     def flops(self) -> int:

@@ -66,6 +66,11 @@ def value_at(number: Any, sizes: Mapping[str, int]) -> Any:
     return int(value) if value.is_Integer else float(value)
 
 
+def keys_at(key: Any, sizes: Mapping[str, int]) -> Any:
+    """Return a key with numbers for the expressions in it, where the symbols have these values, by name."""
+    return tuple(value_at(part, sizes) if isinstance(part, sympy.Basic) else part for part in key)
+
+
 def with_values(arguments: Any) -> Any:
     """Return arguments of a node with the values that nodes and symbolic numbers among them have."""
 

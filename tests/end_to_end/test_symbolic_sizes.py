@@ -83,6 +83,24 @@ def test_a_plan_at_many_sizes_with_one_compilation_of_dynamo(block: type[nn.Modu
     assert soda_compile.stats(model)["model"]["misses"] == {}
 
 
+@pytest.mark.parametrize(
+    "pruning",
+    [Pruning("drift", share="block", staleness=0.1), Pruning("feature_mean", groups=2)],
+    ids=["drift", "mean"],
+)
+def test_tokens_are_pruned_at_any_number_of_them(pruning: Pruning) -> None:
+    model, sizes = model_of(Listed, DitBlock), ((6, 9), (8, 16), (10, 12))
+    plan = random_plan(1, soda_compile.inspect(model, **calls(2, 9)[0]).region_names, STEPS, pruning=pruning)
+    static = compile_for(model, dynamic=False, plan=plan)
+    expected = [generate(model, static, calls(*each)) for each in sizes]
+    compiled = compile_for(model, dynamic=True, plan=plan)
+    before = soda_compile.stats(model)["model"]["compilations"]
+    for each, wanted in zip(sizes, expected, strict=True):
+        torch.testing.assert_close(generate(model, compiled, calls(*each)), wanted, rtol=1e-5, atol=1e-6)
+    counted = soda_compile.stats(model)["model"]
+    assert (counted["compilations"] - before, counted["misses"]) == (1, {})
+
+
 def test_numbers_that_are_sizes() -> None:
     model = model_of(Grid, DitBlock)
     plan = random_plan(2, soda_compile.inspect(model, **calls(2, 9, grid=True)[0]).region_names, STEPS)
@@ -90,8 +108,10 @@ def test_numbers_that_are_sizes() -> None:
     static = compile_for(model, dynamic=False, plan=plan)
     expected = [generate(model, static, calls(*each, grid=True)) for each in sizes]
     compiled = compile_for(model, dynamic=True, plan=plan)
-    for each, wanted in zip(sizes, expected, strict=True):
-        torch.testing.assert_close(generate(model, compiled, calls(*each, grid=True)), wanted, rtol=1e-5, atol=1e-6)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for each, wanted in zip(sizes, expected, strict=True):
+            found = generate(model, compiled, calls(*each, grid=True))
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     assert len(soda_compile.stats(model)["model"]["misses"]) == 0
 
 
