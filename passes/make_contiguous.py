@@ -11,7 +11,7 @@ from soda_compile.analysis.blocks import block_labels
 from soda_compile.ir.meta import meta_of
 from soda_compile.ir.structure import Note
 from soda_compile.passes.base import Pass, PassResult
-from soda_compile.torch_internals.size_expressions import with_values
+from soda_compile.torch_internals.size_expressions import Expression, comparable, with_values
 
 aten = torch.ops.aten
 
@@ -98,6 +98,6 @@ def _propagate(graph: fx.Graph, changed: fx.Node) -> dict[fx.Node, Any]:
     return values
 
 
-def _strides(value: Any) -> list[tuple[int, ...]]:
+def _strides(value: Any) -> list[tuple[Expression, ...]]:
     tensors = value if isinstance(value, list | tuple) else [value]
-    return [tensor.stride() for tensor in tensors if isinstance(tensor, torch.Tensor)]
+    return [comparable(tensor.stride()) for tensor in tensors if isinstance(tensor, torch.Tensor)]

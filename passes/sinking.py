@@ -48,18 +48,6 @@ def arguments(node: fx.Node) -> tuple[Any, ...]:
     return found
 
 
-def bounds(start: int | None, stop: int | None, size: int) -> tuple[int, int]:
-    """Return where a slice begins and ends on an axis of this size, any of them symbolic."""
-
-    def place(at: int | None, default: int) -> int:
-        if at is None:
-            return default
-        at = at + size if at < 0 else at
-        return size if at > size else at
-
-    return place(start, 0), place(stop, size)
-
-
 def wrap(axis: int, rank: int) -> int:
     """Return an axis counted from the front."""
     return axis + rank if axis < 0 else axis

@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from soda_compile.passes.selection import Place
-from soda_compile.passes.sinking import Sinker, Unsinkable, aligned, arguments, bounds, shape_of, wrap
+from soda_compile.passes.sinking import Sinker, Unsinkable, aligned, arguments, shape_of, wrap
+from soda_compile.torch_internals.size_expressions import slice_bounds
 
 aten = torch.ops.aten
 
@@ -106,7 +107,7 @@ def slice_axis(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
         raise Unsinkable("a slice takes some samples, or every so many tokens")
     if axis != place.axis:
         return sinker.call(node.target, sinker.want(source, place), axis, start, stop, step)
-    first = bounds(start, stop, size[axis])[0]
+    first = slice_bounds(start, stop, size[axis])[0]
     return sinker.want(source, replace(place, offset=place.offset + first))
 
 
@@ -180,7 +181,7 @@ def _written_tokens(sinker: Sinker, node: fx.Node, place: Place) -> fx.Node:
     base, source, _, start, stop, step = values
     count = sinker.tokens.count
     if node.target is aten.slice_scatter.default and (step or 1) == 1:
-        first, last = bounds(start, stop, shape_of(base)[place.axis])
+        first, last = slice_bounds(start, stop, shape_of(base)[place.axis])
         if first <= place.offset and place.offset + count <= last:
             return sinker.want(source, replace(place, offset=place.offset - first))
         if place.offset + count <= first or last <= place.offset:

@@ -128,7 +128,7 @@ def eager_subgraphs() -> Any:
     """Packages exported inside hold no machine code: their subgraphs run as the graphs that they were made of."""
     modules: dict[str, Any] = {}
 
-    def aot_compile(module: Any, options: Any, folder: str, hints: Any) -> tuple[list[str], SizeGuards]:
+    def aot_compile(module: Any, sizes: Any, options: Any, folder: str) -> tuple[list[str], SizeGuards]:
         modules[Path(folder).name] = module
         Path(folder).mkdir()
         (Path(folder) / "subgraph.so").write_bytes(b"code of " + Path(folder).name.encode())

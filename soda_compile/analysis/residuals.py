@@ -11,6 +11,7 @@ from torch import fx
 
 from soda_compile.ir.ancestry import Ancestry, ancestors_of
 from soda_compile.ir.aten_operators import aten, is_heavy, looks_through, takes_features, tensor_of
+from soda_compile.torch_internals.size_expressions import comparable
 
 RESIDUAL_ADDS = frozenset({aten.add.Tensor})
 
@@ -64,7 +65,7 @@ def _match(
     add: fx.Node, operand: fx.Node, branch: fx.Node, ancestry: Ancestry, found: dict[fx.Node, Residual]
 ) -> Residual | None:
     """Return the residual add with ``operand`` on the carry side, if it is one; ``found`` loses what it swallows."""
-    if tensor_of(operand).shape != tensor_of(add).shape:
+    if comparable(tensor_of(operand).shape) != comparable(tensor_of(add).shape):
         return None  # a shift or bias that is broadcast is no stream
     for carry in _streams_behind(operand, found):
         if not ancestry.depends(branch, carry):

@@ -12,6 +12,7 @@ from torch import fx
 from soda_compile.analysis.residuals import RESIDUAL_ADDS, Residual
 from soda_compile.ir.ancestry import SHAPE_ONLY, Ancestry, ancestors_of
 from soda_compile.ir.aten_operators import aten, is_heavy, packet, tensor_of
+from soda_compile.torch_internals.size_expressions import comparable
 
 CONCATENATIONS = frozenset({aten.cat.default, aten.stack.default})
 
@@ -82,7 +83,8 @@ def _joined_stream(node: fx.Node, reached: Container[fx.Node]) -> fx.Node | None
         return None
     for source in node.all_input_nodes:
         is_weight = source.op == "placeholder" and source.name.startswith("p_")
-        is_whole = node.target in CONCATENATIONS or tensor_of(source).shape == tensor_of(node).shape
+        alike = comparable(tensor_of(source).shape) == comparable(tensor_of(node).shape)
+        is_whole = node.target in CONCATENATIONS or alike
         if source not in reached and not is_weight and is_whole:
             return source
     return None

@@ -13,6 +13,7 @@ from soda_compile.ir.aten_operators import CONVOLUTIONS, aten, holds_tensor, pac
 from soda_compile.ir.graphs import add_call, find_node
 from soda_compile.ir.structure import Region, Structure
 from soda_compile.plans.actions import Action
+from soda_compile.torch_internals.size_expressions import comparable, slice_bounds, with_values
 
 _FINEST = 1 << 20  # denominator of a rate; as a fraction it counts symbolic tokens without rounding
 
@@ -90,12 +91,13 @@ def stream_into(operand: fx.Node, branch: fx.Node) -> fx.Node:
     """
     read = ancestors_of(branch)
     frontier, seen = [operand], {operand}
+    shape = comparable(tensor_of(operand).shape)
     while frontier:
         node = frontier.pop(0)
         if node in read:
             return node
         for source in node.all_input_nodes:
-            if source not in seen and holds_tensor(source) and tensor_of(source).shape == tensor_of(operand).shape:
+            if source not in seen and holds_tensor(source) and comparable(tensor_of(source).shape) == shape:
                 seen.add(source)
                 frontier.append(source)
     return operand
@@ -117,10 +119,11 @@ def join_streams(graph: fx.Graph, region: Region) -> None:
             if start is not None and holds_tensor(nodes[operand]):
                 parts[start] = nodes[operand]
         streams = [parts[start] for start in sorted(parts)]
-        widths = [tuple(tensor_of(stream).shape) for stream in streams]
-        starts = [sum(width[1] for width in widths[:index]) for index in range(len(widths))]
-        whole = all(len(width) == 3 and width[0] == cut.shape[0] for width in widths)
-        if not whole or starts != sorted(parts) or sum(width[1] for width in widths) != cut.shape[1]:
+        samples, tokens, _ = comparable(cut.shape)
+        widths = [comparable(tensor_of(stream).shape) for stream in streams]
+        starts = tuple(sum(width[1] for width in widths[:index]) for index in range(len(widths)))
+        whole = all(len(width) == 3 and width[0] == samples for width in widths)
+        if not whole or starts != comparable(sorted(parts)) or sum(width[1] for width in widths) != tokens:
             continue
         last = max(streams, key=list(graph.nodes).index)
         before = (
@@ -149,9 +152,8 @@ def _token_offset(branch: fx.Node, cut: fx.Node) -> int | None:
 def _start(node: fx.Node) -> int:
     """Return the first token that a slice or a part of a split takes."""
     if node.target is aten.slice.Tensor and len(node.args) > 2 and node.args[1] in (1, -2):
-        first = node.args[2]
-        size = tensor_of(node.all_input_nodes[0]).shape[1]
-        return slice(first, None).indices(size)[0]
+        first = with_values(node.args[2])
+        return slice_bounds(first, None, tensor_of(node.all_input_nodes[0]).shape[1])[0]  # type: ignore[no-any-return]
     if node.target is operator.getitem:
         split: Any = node.args[0]
         axis = split.args[2] if len(split.args) > 2 else 0
@@ -177,8 +179,8 @@ def _has_channels_first(cut: fx.Node) -> bool:
 def _same_tokens(carry: fx.Node, shape: tuple[int, ...]) -> bool:
     if not holds_tensor(carry):
         return False
-    own = tuple(tensor_of(carry).shape)
-    return token_axis(own) is not None and own[:2] == shape[:2]
+    own = tensor_of(carry).shape
+    return token_axis(own) is not None and comparable(own[:2]) == comparable(shape[:2])
 
 
 def wanted_tokens(region: Region, cut: int, action: Action) -> int:

@@ -14,6 +14,7 @@ from soda_compile.capture.normalisation import capture
 from soda_compile.capture.unwrapping import unwrap_inputs
 from soda_compile.errors import CaptureError
 from soda_compile.ir.captured import Captured
+from soda_compile.torch_internals.symbolic_sizes import fixed_sizes
 from soda_compile.torch_internals.tracing import capture_failures, source_name
 from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
 
@@ -79,6 +80,8 @@ def capture_model(
     kwargs: Mapping[str, Any],
     holders: Holders | None = None,
     around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    *,
+    symbolic: bool = False,
 ) -> CapturedCall:
     """Capture one call of a model as the backend would; run it in eager mode, without gradients.
 
@@ -88,6 +91,7 @@ def capture_model(
         kwargs: Arguments of the call by name.
         holders: Where the model's forward may be kept, to run it within the hooks on it; None leaves hooks out.
         around: Makes the context of the call.
+        symbolic: Whether sizes that Dynamo makes symbolic stay so; it does for axes that are marked as dynamic.
 
     Raises:
         CaptureError: If Dynamo cannot capture the model, or a graph is not supported.
@@ -96,7 +100,8 @@ def capture_model(
     runs: list[GraphRun] = []
 
     def backend(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        captured = capture_graph(module, inputs)
+        with fixed_sizes(inputs) if symbolic else nullcontext(inputs) as given:
+            captured = capture_graph(module, given, symbolic=symbolic)
 
         def run(*values: Any) -> Any:
             outputs = module.forward(*values)

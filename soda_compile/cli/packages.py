@@ -73,7 +73,7 @@ def run(
     if not programs:
         raise OptionError(f"no program of {package} is for {', '.join(size or [])}; soda-compile info shows the sizes")
     for program in programs:
-        values = {name: wanted.get(name, low) for name, (low, _) in program.entry.dims.items()}
+        values = {name: wanted.get(name, dim.low) for name, dim in program.entry.dims.items()}
         timing = time_package(denoiser, program, rounds, values)
         others = tuple(step for step in range(plan.steps) if step not in plan.anchors)
         kinds = {"an anchor step": plan.anchors, "another step": others}
@@ -104,5 +104,6 @@ def _sizes(texts: list[str]) -> dict[str, int]:
 
 def _fits(entry: ProgramEntry, wanted: dict[str, int]) -> bool:
     """Return whether a program is for these sizes."""
-    ends = {name: entry.dims.get(name, [1, 0]) for name in wanted}
-    return all(low <= wanted[name] <= high for name, (low, high) in ends.items())
+    return all(
+        name in entry.dims and entry.dims[name].low <= size <= entry.dims[name].high for name, size in wanted.items()
+    )

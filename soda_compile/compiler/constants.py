@@ -14,7 +14,7 @@ from soda_compile.compiler.dependence import Dependence
 from soda_compile.compiler.separation import separate
 from soda_compile.ir.graphs import results_of
 from soda_compile.ir.structure import Structure
-from soda_compile.torch_internals.size_expressions import expression
+from soda_compile.torch_internals.size_expressions import comparable
 
 LEAST = 0.01
 """Share of a full step's work from which on constants are worth the memory of their values."""
@@ -57,10 +57,10 @@ def _latents(structure: Structure) -> set[str]:
         for name, node in zip(call.outputs, results_of(call.block.module.graph), strict=True)
     }
     returned = [made[name] for name in structure.outputs if name in made]
-    outputs = [_shape(value) for value in returned if isinstance(value, torch.Tensor)]
+    outputs = [comparable(value.shape) for value in returned if isinstance(value, torch.Tensor)]
     owned = {name for name, mine in zip(structure.inputs, structure.parameters, strict=True) if mine}
     shapes = {
-        name: _shape(value)
+        name: comparable(value.shape)
         for name in structure.inputs
         if name not in owned
         and isinstance(value := structure.read_values.get(name), torch.Tensor)
@@ -69,11 +69,6 @@ def _latents(structure: Structure) -> set[str]:
     }
     exact = {name for name, shape in shapes.items() if shape in outputs}
     return exact or {name for name, shape in shapes.items() if any(_alike(shape, other) for other in outputs)}
-
-
-def _shape(value: torch.Tensor) -> tuple[Any, ...]:
-    """Return sizes as they can be compared where some are symbolic."""
-    return tuple(map(expression, value.shape))
 
 
 def _alike(one: Sequence[Any], other: Sequence[Any]) -> bool:

@@ -78,6 +78,13 @@ class Subgraph:
         ends = zip(self.graph.find_nodes(op="placeholder"), self.inputs, strict=False)
         return {node: end for node, end in ends if isinstance(end, Size)}
 
+    @property
+    def module_over_tensors(self) -> fx.GraphModule:
+        """Return the graph where it takes each size as that of an empty tensor's first axis, not as a number."""
+        sizes = {node: size.expression for node, size in self.sizes.items()}
+        graph = with_size_nodes(self.graph, sizes, of_tensors=True) if sizes else self.graph
+        return fx.GraphModule(self.graph.owning_module or torch.nn.Module(), graph)
+
     @cached_property
     def module(self) -> fx.GraphModule:
         """Return the graph with its Python code, which only what is compiled or run needs."""

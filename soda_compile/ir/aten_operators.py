@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
-from soda_compile.torch_internals.size_expressions import follows_from_data, size_hint
+from soda_compile.torch_internals.size_expressions import comparable, follows_from_data, size_hint
 
 aten = torch.ops.aten
 
@@ -85,7 +85,8 @@ def takes_features(node: fx.Node) -> bool:
     if packet(node) not in SELECTIONS:
         return False
     parts = node.meta["val"] if isinstance(node.meta["val"], list | tuple) else [node.meta["val"]]
-    return any(part.shape[-1:] != tensor_of(node.all_input_nodes[0]).shape[-1:] for part in parts)
+    whole = comparable(tensor_of(node.all_input_nodes[0]).shape[-1:])
+    return any(comparable(part.shape[-1:]) != whole for part in parts)
 
 
 def tensor_of(node: fx.Node) -> torch.Tensor:

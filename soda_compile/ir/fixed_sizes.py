@@ -8,6 +8,7 @@ from torch import fx
 
 from soda_compile.ir.graphs import copy_graph
 from soda_compile.torch_internals.size_expressions import SizeArgument, follows_from_data, layout_of, value_at
+from soda_compile.torch_internals.tracing import new_fake_mode
 
 
 def graph_at(graph: fx.Graph, sizes: Mapping[str, int]) -> fx.Graph:
@@ -15,9 +16,7 @@ def graph_at(graph: fx.Graph, sizes: Mapping[str, int]) -> fx.Graph:
 
     Tensors whose sizes follow from data stay as they are.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    mode = FakeTensorMode()
+    mode = new_fake_mode()
 
     def fixed(value: Any) -> Any:
         if isinstance(value, SizeArgument):

@@ -10,10 +10,11 @@ from typing import Any
 from soda_compile.compiler.variants import Subgraph
 from soda_compile.errors import PackageError
 from soda_compile.packages.conditions import broken
-from soda_compile.packages.sizes import read_size, show
+from soda_compile.packages.sizes import in_dimensions, show
 from soda_compile.packages.spaces import Space
 from soda_compile.storage.progress import progress_bar
 from soda_compile.torch_internals.inductor import aot_compile
+from soda_compile.torch_internals.size_expressions import Expression, value_at
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,46 @@ class SubgraphCode:
         raise PackageError(f"subgraph {self.key} is compiled for a package and runs after soda_compile.load only")
 
 
+@dataclass(frozen=True, eq=False)
+class SizedSubgraph:
+    """A subgraph, and the sizes that it is for.
+
+    Attributes:
+        subgraph: The subgraph.
+        symbols: Its symbols as expressions in the dimensions, by name.
+        space: The dimensions.
+    """
+
+    subgraph: Subgraph
+    symbols: Mapping[str, Expression]
+    space: Space
+
+    @property
+    def sizes(self) -> list[Expression]:
+        """Return what its size inputs take, in the dimensions."""
+        return [in_dimensions(size.expression, self.symbols) for size in self.subgraph.sizes.values()]
+
+    def compile(self, options: dict[str, Any], folder: str) -> list[str]:
+        """Compile into files in a folder; return their paths.
+
+        Raises:
+            PackageError: If Inductor makes code that does not hold for all sizes.
+        """
+        hints = [value_at(size, self.space.typical()) for size in self.sizes]
+        taken = [size.expression for size in self.subgraph.sizes.values()]
+        module = self.subgraph.module_over_tensors
+        paths, guards = aot_compile(module, list(zip(taken, hints, strict=True)), options, folder)
+        sizes = {f"size_{number}": size for number, size in enumerate(self.sizes)}
+        for condition, point in broken(guards, sizes, self.space):
+            raise PackageError(
+                f"{self.subgraph.name}: Inductor's code rests on {condition}, which does not hold at {show(point)}; "
+                "leave that out of dynamic_shapes"
+            )
+        return paths
+
+
 def compile_subgraphs(
-    subgraphs: Mapping[str, tuple[Subgraph, Space]], options: dict[str, Any], folder: Path
+    subgraphs: Mapping[str, SizedSubgraph], options: dict[str, Any], folder: Path
 ) -> dict[str, list[Path]]:
     """Compile subgraphs into files in a folder; give their paths by key.
 
@@ -43,17 +82,10 @@ def compile_subgraphs(
     """
     files = {}
     with progress_bar() as progress:
-        for key, (subgraph, space) in progress.track(subgraphs.items(), description="compiling for the package"):
+        for key, sized in progress.track(subgraphs.items(), description="compiling for the package"):
             started = time.perf_counter()
-            hints = space.typical()
-            paths, guards = aot_compile(subgraph.module, options, str(folder / key), hints)
-            for condition, point in broken(guards, {name: read_size(name) for name in hints}, space):
-                raise PackageError(
-                    f"{subgraph.name}: Inductor's code rests on {condition}, which does not hold at {show(point)}; "
-                    "leave that out of dynamic_shapes"
-                )
-            files[key] = _needed([Path(path) for path in paths])
-            log.info("compiled %s (%s) in %.1f s", subgraph.name, key, time.perf_counter() - started)
+            files[key] = _needed([Path(path) for path in sized.compile(options, str(folder / key))])
+            log.info("compiled %s (%s) in %.1f s", sized.subgraph.name, key, time.perf_counter() - started)
     return files
 
 

@@ -1,82 +1,50 @@
-"""The conditions of a model and of compiled code on dynamic sizes, and where they do not hold."""
+"""Where the conditions of a graph, or of compiled code, on dynamic sizes do not hold."""
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-from torch import fx
-
-from soda_compile.capture.forward import CompiledForward
-from soda_compile.errors import PackageError
-from soda_compile.packages.arguments import flatten
-from soda_compile.packages.sizes import Point, Size
+from soda_compile.packages.sizes import Point
 from soda_compile.packages.spaces import Space
-from soda_compile.packages.trace import ExampleInputs, bind_example
-from soda_compile.torch_internals.tracing import SizeGuards, capture_failures, mark_dynamic, size_guards
-from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
+from soda_compile.torch_internals.size_expressions import Expression, value_at
+from soda_compile.torch_internals.tracing import SizeGuards
 
 # Points at which a condition is tried: all sizes, or that many spread over them.
 _TRIED = 1024
 
 
-def doubtful_points(model: torch.nn.Module, example: ExampleInputs, space: Space) -> list[tuple[str, Point]]:
-    """Return sizes at which the model may be another graph, with Dynamo's condition that does not hold there.
-
-    Runs the model once, in eager mode.
-
-    Raises:
-        PackageError: If the model holds for fixed sizes only.
-    """
-    bound = bind_example(model, example)
-    space.stretch(bound, space.points()[-1])
-    leaves = flatten(bound.arguments)
-    for path, axes in space.axes.items():
-        for axis in axes:
-            mark_dynamic(leaves[path], axis)
-    found: list[SizeGuards] = []
-
-    def backend(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        fakes = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
-
-        def run(*values: Any) -> Any:
-            fake_of = {id(value): fake for value, fake in zip(flatten_inputs(values), fakes, strict=True)}
-            axes = [(path, axis) for path in space.axes for axis in space.axes[path] if id(leaves[path]) in fake_of]
-            found.append(size_guards({(path, axis): fake_of[id(leaves[path])].shape[axis] for path, axis in axes}))
-            return module.forward(*values)
-
-        return run
-
-    try:
-        with torch.no_grad():
-            CompiledForward(model, backend)(*bound.args, **bound.kwargs)
-    except capture_failures() as error:
-        raise PackageError(f"{type(model).__name__} does not take dynamic sizes: {error}") from error
-    return [
-        (str(condition), point)
-        for guards in found
-        for condition, point in broken(guards, {key: space.axes[key[0]][key[1]] for key in guards.symbols}, space)
-    ]
-
-
-def broken(guards: SizeGuards, sizes: Mapping[Any, Size], space: Space) -> Iterator[tuple[Any, Point]]:
+def broken(guards: SizeGuards, sizes: Mapping[Any, Expression], space: Space) -> Iterator[tuple[str, Point]]:
     """Yield conditions that do not hold everywhere, each with the smallest and the largest sizes where it does not.
 
     Args:
-        guards: The conditions.
-        sizes: What the conditions' symbols stand for, by their names.
+        guards: The conditions. That no size is 1, which would be broadcast, is one that they need not name.
+        sizes: What the conditions' symbols stand for in the dimensions, by their names.
         space: All sizes.
     """
+    for size in sizes.values():
+        failing = [values for values in _points({size}, space) if value_at(size, values) < 2]
+        yield from _ends(f"{size} > 1", failing)
     for condition in guards.conditions:
         about = guards.about(condition)
-        failing: list[Point] = []
-        roots = set().union(*(sizes[name].names for name in about)) & space.ranges.keys()
-        for point in _spread({name: space.ranges[name] for name in sorted(roots)}):
-            values = {name: low for name, (low, _) in space.ranges.items()} | point
-            if not guards.holds(condition, {name: sizes[name].at(values) for name in about}):
-                failing.append(values)
-        yield from ((condition, values) for values in failing[:1] + failing[1:][-1:])
+        failing = [
+            values
+            for values in _points({sizes[name] for name in about}, space)
+            if not guards.holds(condition, {name: value_at(sizes[name], values) for name in about})
+        ]
+        yield from _ends(str(condition), failing)
+
+
+def _ends(condition: str, failing: list[dict[str, int]]) -> Iterator[tuple[str, Point]]:
+    yield from ((condition, values) for values in failing[:1] + failing[1:][-1:])
+
+
+def _points(sizes: set[Expression], space: Space) -> Iterator[dict[str, int]]:
+    """Yield values of all dimensions; those that the sizes depend on take all that they can, or many."""
+    smallest = {name: low for name, (low, _) in space.ranges.items()}
+    roots = {symbol.name for size in sizes for symbol in size.free_symbols} & space.ranges.keys()
+    for point in _spread({name: space.ranges[name] for name in sorted(roots)}):
+        yield smallest | point
 
 
 def _spread(ranges: Mapping[str, tuple[int, int]]) -> Iterator[dict[str, int]]:

@@ -36,7 +36,7 @@ def _facts(package: Package) -> Iterator[str]:
         arguments = (f"{name} {entry}" for name, entry in program.call.arguments.items())
         yield f"inputs       {', '.join(arguments)}"
         if program.dims:
-            ranges = (f"{name} from {low} to {high}" for name, (low, high) in program.dims.items())
+            ranges = (f"{name} from {dim.low} to {dim.high}" for name, dim in program.dims.items())
             yield f"for any      {', '.join(ranges)}"
         fixed = ", ".join(f"{name}={value!r}" for name, value in program.call.constants.items() if value is not None)
         if fixed:
@@ -57,6 +57,7 @@ def _memory_bytes(entry: TensorEntry, values: Point) -> int:
 
 def _slots(program: ProgramEntry) -> str:
     """Return the memory of all slots at the smallest and the largest sizes."""
-    ends = [{name: ends[index] for name, ends in program.dims.items()} for index in (0, 1)]
+    smallest = {name: dim.low for name, dim in program.dims.items()}
+    ends = [smallest, {name: dim.high for name, dim in program.dims.items()}]
     sizes = [sum(_memory_bytes(slot, values) for slot in program.slots.values()) for values in ends]
     return " to ".join(dict.fromkeys(amount(size, "B") for size in sizes))

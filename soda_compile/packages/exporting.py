@@ -112,7 +112,7 @@ def _write(
     if inside:
         archive.add(WEIGHTS, pack(weights.of_kind("parameter", "buffer")))
     manifest = Manifest(
-        format="soda-package/2",
+        format="soda-package/3",
         environment=environment(device.type),
         model=type(programs.model).__name__,
         config=_config(programs.model),

@@ -52,7 +52,7 @@ class Environment(Entry):
 class TensorEntry(Entry):
     """Layout of a tensor: sizes and strides in elements, dtype by name.
 
-    Where a program is for many sizes, they are text: sums of products of its dimensions, ``4*height*width``.
+    Where a program is for many sizes, they are text: how they follow from its dimensions, ``4*height*width``.
     """
 
     shape: list[int | str]
@@ -124,6 +124,26 @@ class SubgraphCall(Entry):
     release: list[int]
 
 
+class DimEntry(Entry):
+    """A dimension of a program for many sizes.
+
+    Attributes:
+        low: Its smallest value.
+        high: Its largest value.
+        argument: Path of an argument that tells it.
+        axis: The axis whose size does: ``scale`` times the dimension, plus ``shift``.
+        scale: See there.
+        shift: See there.
+    """
+
+    low: int
+    high: int
+    argument: str
+    axis: int
+    scale: int
+    shift: int
+
+
 class ProgramEntry(Entry):
     """A step program (``soda_compile.compiler.program.Program``), with equal calls listed once.
 
@@ -136,8 +156,9 @@ class ProgramEntry(Entry):
         layouts: Layout of these tensors by register.
         calls: All distinct calls.
         steps: For each step the indices of its calls.
-        flops: For each step the FLOPs of what runs; for many sizes, at the smallest.
-        dims: For a program for many sizes, the smallest and largest value of each dimension.
+        flops: For each step the FLOPs of what runs; for many sizes, in the middle of the ranges.
+        sizes: For a program for many sizes, registers that tell code a size, as the first of an empty tensor's.
+        dims: For such a program, its dimensions.
     """
 
     call: CallEntry
@@ -149,7 +170,8 @@ class ProgramEntry(Entry):
     calls: list[SubgraphCall]
     steps: list[list[int]]
     flops: list[int]
-    dims: dict[str, list[int]] = {}
+    sizes: dict[str, int | str] = {}
+    dims: dict[str, DimEntry] = {}
 
 
 class MemberEntry(Entry):
@@ -176,7 +198,7 @@ class Manifest(Entry):
         members: All other files.
     """
 
-    format: Literal["soda-package/2"]
+    format: Literal["soda-package/3"]
     environment: Environment
     model: str
     config: dict[str, Any] | None

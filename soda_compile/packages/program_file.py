@@ -1,7 +1,7 @@
 """A step program to its file form and back."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -10,19 +10,47 @@ from soda_compile.compiler.program import Call, Program
 from soda_compile.errors import PackageError
 from soda_compile.ir.structure import Cut
 from soda_compile.packages.aot import SubgraphCode
-from soda_compile.packages.manifest import CallEntry, FixedEntry, ProgramEntry, SubgraphCall, TensorEntry, dtype_name
-from soda_compile.packages.sizes import Point, size_at
+from soda_compile.packages.manifest import (
+    CallEntry,
+    DimEntry,
+    FixedEntry,
+    ProgramEntry,
+    SubgraphCall,
+    TensorEntry,
+    dtype_name,
+)  # fmt: skip
+from soda_compile.packages.sizes import Point, size_at, written
+from soda_compile.packages.spaces import Space
 from soda_compile.packages.tensors import laid_out, named_dtype
 from soda_compile.torch_internals.inductor_patches import Compiled
+from soda_compile.torch_internals.size_expressions import Expression
 
 _Identity = tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
-def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], prefix: str) -> ProgramEntry:
+def encode(
+    program: Program,
+    call: CallEntry,
+    tensors: dict[str, torch.Tensor],
+    prefix: str,
+    symbols: Mapping[str, Expression],
+    space: Space,
+) -> ProgramEntry:
     """Return the file form of a program whose functions are ``SubgraphCode``.
 
-    Its constants and coefficients go to ``tensors``, by names that begin with ``prefix``.
+    Args:
+        program: The program.
+        call: How it is called.
+        tensors: Takes its constants and coefficients, by names that begin with ``prefix``.
+        prefix: See there.
+        symbols: Symbols of its sizes as expressions in the dimensions, by name.
+        space: The dimensions.
     """
+
+    def layout(cut: Cut) -> TensorEntry:
+        shape, stride = ([written(size, symbols) for size in sizes] for sizes in (cut.shape, cut.stride))
+        return TensorEntry(shape=shape, stride=stride, dtype=dtype_name(cut.dtype))
+
     numbers: dict[_Identity, int] = {}
     steps = [[numbers.setdefault(_identity(one), len(numbers)) for one in step] for step in program.steps]
     names = {register: f"{prefix}{register}" for register in program.tensors}
@@ -31,10 +59,7 @@ def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], 
         call=call,
         registers=program.registers,
         outputs=list(program.outputs),
-        slots={
-            str(register): TensorEntry(shape=list(cut.shape), stride=list(cut.stride), dtype=dtype_name(cut.dtype))
-            for register, cut in program.slots.items()
-        },
+        slots={str(register): layout(cut) for register, cut in program.slots.items()},
         tensors={str(register): name for register, name in names.items()},
         layouts={str(register): FixedEntry.of(tensor) for register, tensor in program.tensors.items()},
         calls=[
@@ -43,7 +68,24 @@ def encode(program: Program, call: CallEntry, tensors: dict[str, torch.Tensor], 
         ],
         steps=steps,
         flops=list(program.flops),
+        sizes={str(register): written(size.expression, symbols) for register, size in program.sizes.items()},
+        dims=dict(_dims(call, space)),
     )
+
+
+def _dims(call: CallEntry, space: Space) -> Iterator[tuple[str, DimEntry]]:
+    """Yield each dimension with the first argument that tells it.
+
+    Raises:
+        PackageError: If none that the denoiser reads does.
+    """
+    for name, (low, high) in space.varying.items():
+        read = (path for path in space.axes if path not in call.unused)
+        found = [(path, axis, size) for path in read for axis, size in space.axes[path].items() if size.dim == name]
+        if not found:
+            raise PackageError(f"no tensor that the denoiser reads has the size {name}")
+        path, axis, size = found[0]
+        yield name, DimEntry(low=low, high=high, argument=path, axis=axis, scale=size.scale, shift=size.shift)
 
 
 def _identity(one: Call) -> _Identity:
@@ -77,18 +119,24 @@ def decode(
 
 
 def with_slots(program: Program, entry: ProgramEntry, device: torch.device, values: Point) -> Program:
-    """Return a program of its own for these sizes: branches of guidance keep their slots by program."""
+    """Return a program of its own for these sizes: branches of guidance keep their slots by program.
+
+    Code takes a size as that of an empty tensor.
+    """
     slots = {}
     for register, slot in entry.slots.items():
         dtype = named_dtype(slot.dtype)
         shape, stride = (tuple(size_at(size, values) for size in sizes) for sizes in (slot.shape, slot.stride))
         slots[int(register)] = Cut("slot", shape, stride, dtype, device, math.prod(shape) * dtype.itemsize)
-    return replace(program, slots=slots)
+    sizes = {
+        int(register): torch.empty(size_at(size, values), 0, device=device) for register, size in entry.sizes.items()
+    }
+    return replace(program, slots=slots, tensors=program.tensors | sizes)
 
 
 def _check(entry: ProgramEntry, tensors: Mapping[str, torch.Tensor], code: Mapping[str, Compiled]) -> None:
     """Refuse a program that was put together wrongly, before it runs into native code."""
-    registers = {int(register) for register in (*entry.slots, *entry.tensors)}
+    registers = {int(register) for register in (*entry.slots, *entry.tensors, *entry.sizes)}
     for call in entry.calls:
         registers |= {*call.arguments, *call.results, *call.release}
         if call.piece not in code:

@@ -1,6 +1,6 @@
 """A step program of a loaded package: what calls it takes, at which sizes, and how they are bound to it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from soda_compile.errors import PackageError
 from soda_compile.packages.arguments import RETURN_DICT, decode_result, is_plain
 from soda_compile.packages.manifest import CallEntry, ProgramEntry, TensorEntry
 from soda_compile.packages.program_file import with_slots
-from soda_compile.packages.sizes import Point, read_size, show, size_at
+from soda_compile.packages.sizes import Point, show, size_at
 from soda_compile.packages.tensors import laid_out
 from soda_compile.runtime.denoiser import PlannedDenoiser
 
@@ -45,7 +45,6 @@ class SizedProgram:
     _made: dict[tuple[int, ...], _Sized] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._tells = list(_tells(self.entry))
         self._inputs = [
             (read.name, self.weights[read.name] if read.kind == "weight" else None) for read in self.call.inputs
         ]
@@ -77,15 +76,14 @@ class SizedProgram:
     def _read(self, leaves: Mapping[str, Any]) -> dict[str, int]:
         """Return the dimensions as the first argument that has them tells."""
         values: dict[str, int] = {}
-        for name, path, axis, scale, shift in self._tells:
-            tensor, entry = leaves.get(path), self.call.arguments[path]
+        for name, dim in self.entry.dims.items():
+            tensor, entry = leaves.get(dim.argument), self.call.arguments[dim.argument]
             if not isinstance(tensor, torch.Tensor) or tensor.ndim != len(entry.shape):
-                raise Mismatch(f"{path} is {_describe(tensor)}, but was {entry}")
-            values[name], rest = divmod(tensor.shape[axis] - shift, scale)
-            low, high = self.entry.dims[name]
-            if rest or not low <= values[name] <= high:
+                raise Mismatch(f"{dim.argument} is {_describe(tensor)}, but was {entry}")
+            values[name], rest = divmod(tensor.shape[dim.axis] - dim.shift, dim.scale)
+            if rest or not dim.low <= values[name] <= dim.high:
                 found = TensorEntry.of(tensor)
-                raise Mismatch(f"{path} is {found}, but was {entry} with {name} from {low} to {high}")
+                raise Mismatch(f"{dim.argument} is {found}, but was {entry} with {name} from {dim.low} to {dim.high}")
         return values
 
     def _require_constants(self, leaves: Mapping[str, Any]) -> None:
@@ -133,17 +131,6 @@ class SizedProgram:
         if value.device != self.device:
             raise PackageError(f"{path} lies on {value.device}, the package runs on {self.device}; move it there")
         return laid_out(value, stride, self.device)
-
-
-def _tells(entry: ProgramEntry) -> Iterator[tuple[str, str, int, int, int]]:
-    """Yield for each dimension where it is read: argument and axis, scale and shift."""
-    found: set[str] = set()
-    for path, layout in entry.call.arguments.items():
-        for axis, size in enumerate(layout.shape):
-            form = None if isinstance(size, int) or path in entry.call.unused else read_size(size).linear
-            if form and form[0] not in found:
-                found.add(form[0])
-                yield form[0], path, axis, form[1], form[2]
 
 
 def _describe(value: Any) -> str:

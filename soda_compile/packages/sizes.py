@@ -1,70 +1,79 @@
-"""Sizes that depend on dynamic dimensions: sums of products, as text ``4*height*width + 3``."""
+"""How a size follows from the dynamic dimensions of a package: as an expression, and as the text of it in a file."""
 
+import ast
 import functools
-import itertools
-import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
-import numpy as np
+import sympy  # type: ignore[import-untyped]
+
+from soda_compile.errors import PackageError
+from soda_compile.torch_internals.size_expressions import Expression, expression
 
 Point = Mapping[str, int]
 
+_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+
 
 @dataclass(frozen=True)
-class Size:
-    """A sum of terms, each a factor and the names of dimensions that it is multiplied by.
+class AxisSize:
+    """The size of an axis: a multiple of one dimension, plus a number.
 
-    Factors are whole for sizes; for other numbers that a model computes from sizes they may be fractions.
+    Attributes:
+        dim: Name of the dimension.
+        scale: Factor, 1 or more.
+        shift: What is added.
     """
 
-    terms: tuple[tuple[float, tuple[str, ...]], ...]
-
-    def at(self, values: Mapping[str, Any]) -> Any:
-        """Return the size where the dimensions have these values: numbers, symbols or nodes of a graph."""
-        factors = ([values[part] if isinstance(part, str) else part for part in _parts(*term)] for term in self.terms)
-        products = [functools.reduce(operator.mul, parts) for parts in factors]
-        return functools.reduce(operator.add, products) if products else 0
+    dim: str
+    scale: int = 1
+    shift: int = 0
 
     @property
-    def names(self) -> frozenset[str]:
-        """Return the dimensions that it depends on."""
-        return frozenset(name for _, names in self.terms for name in names)
+    def expression(self) -> Expression:
+        """Return it as an expression in the dimension."""
+        return self.scale * sympy.Symbol(self.dim, integer=True, positive=True) + self.shift
 
-    @property
-    def linear(self) -> tuple[str, int, int] | None:
-        """Return name, scale and shift, where it is a multiple of one dimension, plus a number."""
-        named = [(factor, names) for factor, names in self.terms if names]
-        if len(named) != 1 or len(named[0][1]) != 1:
-            return None
-        scale, shift = named[0][0], sum(factor for factor, names in self.terms if not names)
-        return (named[0][1][0], scale, shift) if isinstance(scale, int) and isinstance(shift, int) else None
-
-    def __str__(self) -> str:
-        return " + ".join("*".join(map(str, _parts(*term))) for term in self.terms)
+    def at(self, values: Point) -> int:
+        """Return the size where the dimensions have these values."""
+        return self.scale * values[self.dim] + self.shift
 
 
-def _parts(factor: float, names: tuple[str, ...]) -> list[Any]:
-    """Return what is multiplied in a term: no factor of 1 before a name."""
-    return [*([factor] if factor != 1 or not names else []), *names]
+def written(size: Any, symbols: Mapping[str, Expression]) -> int | str:
+    """Return a size as a package writes it: a number, or its text in the dimensions.
+
+    Args:
+        size: A number, symbolic or not, or an expression.
+        symbols: The symbols of the captured graph as expressions in the dimensions, by name.
+
+    Raises:
+        PackageError: It takes more than sums, products, whole quotients and remainders.
+    """
+    found = in_dimensions(size, symbols)
+    if found.is_Integer:
+        return int(found)
+    _parsed(str(found))
+    return str(found)
 
 
-def read_size(text: str) -> Size:
-    """Return the size that ``str`` wrote."""
-    terms = []
-    for term in text.split(" + "):
-        first, *rest = term.split("*")
-        factor, names = (1, [first, *rest]) if first.isidentifier() else (int(first), rest)
-        terms.append((factor, tuple(names)))
-    return Size(tuple(terms))
+def in_dimensions(size: Any, symbols: Mapping[str, Expression]) -> Expression:
+    """Return a size as an expression in the dimensions; see ``written``."""
+    found = size if isinstance(size, sympy.Basic) else expression(size)
+    return found.xreplace({symbol: symbols[symbol.name] for symbol in found.free_symbols if symbol.name in symbols})
 
 
 def size_at(size: int | str, values: Point) -> int:
     """Return the size in a package's description where the dimensions have these values."""
-    return size if isinstance(size, int) else int(read_size(size).at(values))
+    return size if isinstance(size, int) else _evaluate(_parsed(size), values)
 
 
 def show(point: Point) -> str:
@@ -72,34 +81,27 @@ def show(point: Point) -> str:
     return ", ".join(f"{name}={value}" for name, value in point.items())
 
 
-def fit(points: Sequence[Point], values: Sequence[int]) -> int | Size | None:
-    """Return the size that has these values at these points; None if no sum of products with whole factors has.
-
-    Args:
-        points: All combinations of two values for each dimension at least; more points are checked.
-        values: The size at each point.
-    """
-    if len(set(values)) == 1:
-        return values[0]
-    products, factors = _solve(points, values)
-    terms = tuple((round(factor), group) for factor, group in zip(factors, products, strict=True) if round(factor))
-    size = Size(terms[::-1])
-    return size if all(size.at(point) == value for point, value in zip(points, values, strict=True)) else None
+@functools.cache
+def _parsed(text: str) -> ast.expr:
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        raise PackageError(f"{text!r} is no size of a package") from None
+    for node in ast.walk(tree):
+        known = isinstance(node, ast.BinOp | ast.Name | ast.Load | ast.UnaryOp | ast.USub) or type(node) in _OPERATORS
+        if not known and not (isinstance(node, ast.Constant) and isinstance(node.value, int)):
+            raise PackageError(f"a package can write sums, products and whole quotients of sizes, but not {text}")
+    return tree
 
 
-def fit_number(points: Sequence[Point], values: Sequence[float]) -> Size | None:
-    """Return the same for a floating point number that the model computes from sizes, such as a scale of positions."""
-    products, factors = _solve(points, values)
-    simple = [float(Fraction(factor).limit_denominator(1 << 16)) for factor in factors]
-    size = Size(tuple((factor, group) for factor, group in zip(simple, products, strict=True) if factor))
-    close = (math.isclose(size.at(point), value, rel_tol=1e-12) for point, value in zip(points, values, strict=True))
-    return size if all(close) else None
-
-
-def _solve(points: Sequence[Point], values: Sequence[float]) -> tuple[list[tuple[str, ...]], list[float]]:
-    """Return all products of dimensions, and the factors with which they come nearest to the values."""
-    names = [name for name in points[0] if len({point[name] for point in points}) > 1]
-    products = [group for count in range(len(names) + 1) for group in itertools.combinations(names, count)]
-    rows = [[math.prod(point[name] for name in group) for group in products] for point in points]
-    factors = np.linalg.lstsq(np.array(rows, dtype=float), np.array(values, dtype=float))[0]
-    return products, [float(factor) for factor in factors]
+def _evaluate(node: ast.expr, values: Point) -> int:
+    match node:
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.Name(id=name):
+            return values[name]
+        case ast.BinOp(left=left, op=sign, right=right):
+            return _OPERATORS[type(sign)](_evaluate(left, values), _evaluate(right, values))
+        case ast.UnaryOp(operand=operand):
+            return -_evaluate(operand, values)
+    raise AssertionError(node)  # _parsed has looked

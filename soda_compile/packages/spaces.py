@@ -1,7 +1,6 @@
-"""The sizes that a package is made for: the dynamic dimensions, what of the inputs has them, and sizes to try."""
+"""The sizes that a package is made for: the dynamic dimensions, and what of the inputs has them."""
 
 import inspect
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 
 from soda_compile.errors import OptionError
 from soda_compile.packages.arguments import copy_tensors, map_leaves
-from soda_compile.packages.sizes import Point, Size
+from soda_compile.packages.sizes import AxisSize, Point
 from soda_compile.torch_internals.tracing import linear_dim
 
 DynamicShapes = Mapping[str, Any]
@@ -26,10 +25,12 @@ class Space:
         ranges: Smallest and largest value of each dimension. None of them is 1: at size 1 a model is another graph
             (of broadcasts), so it has a program of its own.
         axes: Size of each dynamic axis, by argument path.
+        fixed: Sizes of all other axes.
     """
 
     ranges: Mapping[str, tuple[int, int]]
-    axes: Mapping[str, Mapping[int, Size]]
+    axes: Mapping[str, Mapping[int, AxisSize]]
+    fixed: frozenset[int] = frozenset()
 
     @property
     def varying(self) -> dict[str, tuple[int, int]]:
@@ -37,22 +38,20 @@ class Space:
         return {name: (low, high) for name, (low, high) in self.ranges.items() if low < high}
 
     def typical(self) -> dict[str, int]:
-        """Return sizes in the middle of the ranges, all different where possible, so that none is taken for another."""
-        sizes: dict[str, int] = {}
+        """Return sizes in the middle of the ranges, where possible not those of other axes.
+
+        A graph holds for the sizes at which those that are compared on the way are equal, and no others.
+        """
+        sizes = {name: low for name, (low, high) in self.ranges.items() if low == high}
         for name, (low, high) in self.varying.items():
             middle = sorted(range(low, high + 1), key=lambda size: abs(size - (low + high + 1) // 2))
-            sizes[name] = next((size for size in middle if size not in sizes.values()), middle[0])
+            taken = {*sizes.values(), *self.fixed}
+            sizes[name] = next((size for size in middle if size not in taken), middle[0])
         return sizes
 
-    def points(self) -> list[dict[str, int]]:
-        """Return sizes to capture the model at: what they have in common holds for all sizes.
-
-        Two values of each dimension in all combinations tell how sizes depend on them, a last point checks it.
-        """
-        pairs = [sorted({low, min(low + 1, high)}) for low, high in self.ranges.values()]
-        last = tuple(min(low + 2, high) for low, high in self.ranges.values())
-        points = dict.fromkeys([*itertools.product(*pairs), last])
-        return [dict(zip(self.ranges, point, strict=True)) for point in points]
+    def varying_axes(self, path: str) -> dict[int, AxisSize]:
+        """Return the axes of an argument whose size takes several values."""
+        return {axis: size for axis, size in self.axes.get(path, {}).items() if size.dim in self.varying}
 
     def stretch(self, bound: inspect.BoundArguments, point: Point) -> None:
         """Replace the arguments by copies with their dynamic axes at these sizes; their entries are repeated."""
@@ -87,7 +86,7 @@ def space_of(leaves: Mapping[str, Any], shapes: DynamicShapes | None) -> Space:
         OptionError: Naming what is not an argument, an axis or a range.
     """
     ranges: dict[str, tuple[int, int]] = {}
-    axes: dict[str, dict[int, Size]] = {}
+    axes: dict[str, dict[int, AxisSize]] = {}
     for path, entries in _entries(shapes or {}, leaves):
         for axis, dim in entries.items():
             value = leaves[path]
@@ -96,9 +95,15 @@ def space_of(leaves: Mapping[str, Any], shapes: DynamicShapes | None) -> Space:
             root, scale, shift = _linear(path, axis, dim)
             if ranges.setdefault(root.__name__, (root.min, root.max)) != (root.min, root.max):
                 raise OptionError(f"dynamic_shapes: {root.__name__} has several ranges; use one Dim for one name")
-            terms = ((scale, (root.__name__,)), *([(shift, ())] if shift else []))
-            axes.setdefault(path, {})[axis % value.ndim] = Size(terms)
-    return Space(ranges, axes)
+            axes.setdefault(path, {})[axis % value.ndim] = AxisSize(root.__name__, scale, shift)
+    tensors = {path: value for path, value in leaves.items() if isinstance(value, torch.Tensor)}
+    fixed = (
+        size
+        for path, value in tensors.items()
+        for axis, size in enumerate(value.shape)
+        if axis not in axes.get(path, {})
+    )
+    return Space(ranges, axes, frozenset(fixed))
 
 
 def batch_shapes(leaves: Mapping[str, Any], low: int, high: int) -> dict[str, Any]:

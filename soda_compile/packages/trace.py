@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,11 @@ from soda_compile.compiler.analyse import analyse
 from soda_compile.errors import CaptureError, PackageError
 from soda_compile.ir.structure import Structure
 from soda_compile.packages.arguments import copy_tensors, encode_result, encode_signature, flatten, is_plain
-from soda_compile.packages.manifest import CallEntry, InputEntry, TensorEntry, WeightEntry
+from soda_compile.packages.manifest import CallEntry, InputEntry, TensorEntry, WeightEntry, dtype_name
+from soda_compile.packages.sizes import AxisSize, written
+from soda_compile.packages.spaces import Space
+from soda_compile.torch_internals.size_expressions import Expression
+from soda_compile.torch_internals.tracing import mark_dynamic
 
 ExampleInputs = Mapping[str, Any] | tuple[Any, ...]
 
@@ -76,8 +80,12 @@ class ModelTensors:
 
 
 def trace(
-    model: torch.nn.Module, bound: inspect.BoundArguments, weights: ModelTensors, timestep_input: str | None
-) -> tuple[Structure, CallEntry]:
+    model: torch.nn.Module,
+    bound: inspect.BoundArguments,
+    weights: ModelTensors,
+    timestep_input: str | None,
+    space: Space,
+) -> tuple[Structure, CallEntry, dict[str, Expression]]:
     """Capture one call of a denoiser, and how it is called; run it once, in eager mode.
 
     Args:
@@ -85,14 +93,22 @@ def trace(
         bound: Inputs of one call, from ``bind_example``.
         weights: Takes the model's tensors.
         timestep_input: Which input carries the timestep.
+        space: The sizes that stay symbolic.
+
+    Returns:
+        The structure, the call, and the symbols of its sizes as expressions in the dimensions, by name.
 
     Raises:
-        CaptureError: If Dynamo cannot capture the model as one graph.
+        CaptureError: If Dynamo cannot capture the model as one graph, or not with these sizes symbolic.
         PackageError: If the call takes or returns what a package cannot express.
     """
     arguments = copy_tensors(dict(bound.arguments))
     bound.arguments.update(arguments)
-    captured = capture_model(model, bound.args, bound.kwargs)
+    leaves = flatten(arguments)
+    for path in space.axes:
+        for axis in space.varying_axes(path):
+            mark_dynamic(leaves[path], axis)
+    captured = capture_model(model, bound.args, bound.kwargs, symbolic=bool(space.varying))
     run, *others = captured.runs
     if others or run.captured is None:
         raise CaptureError(
@@ -100,9 +116,10 @@ def trace(
             "TORCH_LOGS=graph_breaks tells where it breaks"
         )
     structure = analyse(run.captured)
-    leaves = flatten(arguments)
     tensors = {path: value for path, value in leaves.items() if isinstance(value, torch.Tensor)}
-    inputs = _inputs(run.inputs, structure.paths, tensors, weights)
+    symbols = _symbols(structure, run.inputs, tensors, space)
+    structure, values = _without_sizes(structure, run.inputs)
+    inputs = _inputs(values, structure.paths, tensors, weights)
     read = {entry.name for entry in inputs if entry.kind == "argument"}
     constants = {path: value for path, value in leaves.items() if path not in tensors}
     for path, value in constants.items():
@@ -113,14 +130,14 @@ def trace(
             )
     call = CallEntry(
         signature=encode_signature(bound.signature),
-        arguments={path: TensorEntry.of(value) for path, value in tensors.items()},
+        arguments={path: _layout(value, space.varying_axes(path)) for path, value in tensors.items()},
         unused=[path for path in tensors if path not in read],
         constants=constants,
         inputs=inputs,
         timestep=structure.paths.index(timestep_input) if timestep_input in structure.paths else None,
         result=encode_result(captured.result, lambda tensor: _position(run.outputs, tensor)),
     )
-    return structure, call
+    return structure, call, symbols
 
 
 def bind_example(model: torch.nn.Module, example: ExampleInputs) -> inspect.BoundArguments:
@@ -151,6 +168,49 @@ def _inputs(
         else:
             entries.append(InputEntry(kind="weight", name=weights.name(value, path)))
     return entries
+
+
+def _symbols(
+    structure: Structure, inputs: Sequence[Any], arguments: Mapping[str, torch.Tensor], space: Space
+) -> dict[str, Expression]:
+    if structure.sizes is None:
+        return {}
+    passed = {id(value): path for path, value in arguments.items()}
+    symbols = {}
+    for name, place in structure.sizes.places.items():
+        path = passed.get(id(inputs[place.position]))
+        size = space.varying_axes(path).get(place.axis) if path and place.axis is not None else None
+        if size is None:
+            raise PackageError(f"a size that varies is told by {structure.paths[place.position]}, and by no argument")
+        symbols[name] = size.expression
+    return symbols
+
+
+def _without_sizes(structure: Structure, inputs: Sequence[Any]) -> tuple[Structure, list[Any]]:
+    """Leave out the inputs that are sizes of others, which nothing reads where sizes are symbolic."""
+    if structure.sizes is None:
+        return structure, list(inputs)
+    kept = [number for number, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
+    left = replace(
+        structure,
+        inputs=tuple(structure.inputs[number] for number in kept),
+        paths=tuple(structure.paths[number] for number in kept),
+        parameters=tuple(structure.parameters[number] for number in kept),
+    )
+    return left, [inputs[number] for number in kept]
+
+
+def _layout(value: torch.Tensor, axes: Mapping[int, AxisSize]) -> TensorEntry:
+    """Return the layout of a dense tensor, some sizes of which vary."""
+    if not axes:
+        return TensorEntry.of(value)
+    shape = [axes[axis].expression if axis in axes else size for axis, size in enumerate(value.shape)]
+    stride: list[Any] = [1] * value.ndim
+    inside = 1
+    for axis in sorted(range(value.ndim), key=lambda axis: (value.stride(axis), -axis)):
+        stride[axis], inside = inside, inside * shape[axis]
+    sizes, strides = ([written(size, {}) for size in layout] for layout in (shape, stride))
+    return TensorEntry(shape=sizes, stride=strides, dtype=dtype_name(value.dtype))
 
 
 def _position(outputs: Sequence[Any], tensor: torch.Tensor) -> int:

@@ -133,19 +133,19 @@ def add_axis(
 
 
 def aot_compile(
-    module: fx.GraphModule, options: dict[str, Any], folder: str, hints: Mapping[str, int] | None = None
+    module: fx.GraphModule, sizes: Sequence[tuple[Any, int]], options: dict[str, Any], folder: str
 ) -> tuple[list[str], SizeGuards]:
     """Compile a graph with AOTInductor.
 
     Args:
-        module: The graph. Where a placeholder has dynamic sizes, ``layout`` in its meta has them with its strides.
+        module: The graph; the last inputs are empty tensors that tell sizes, see ``with_size_nodes``.
+        sizes: What these are, as for ``inductor_compile_symbolic``.
         options: Settings for Inductor.
         folder: Where the files go.
-        hints: The dynamic dimensions with a typical value, none of them 1.
 
     Returns:
         Paths of the files, sources among them (``open_subgraph`` needs those that are not sources), and the conditions
-        on the dynamic dimensions that the code rests on.
+        on the sizes that the code rests on, by ``size_0`` and so on.
     """
     from torch._inductor.compile_fx import compile_fx_aot
 
@@ -154,10 +154,9 @@ def aot_compile(
     settings = set(inductor_options())
     packaging = {"aot_inductor.package": True, "aot_inductor.output_path": folder}
     patches = {**{name: value for name, value in smaller.items() if name in settings}, **options, **packaging}
-    with _alone(module, hints or {}) as (copy, inputs, sizes):
-        files = compile_fx_aot(copy, inputs, config_patches=patches)
-    assert isinstance(files, list)
-    return [file for file in files if isinstance(file, str)], size_guards(sizes)
+    with _alone(module, _hints(sizes), [whole for whole, _ in sizes]) as (copy, inputs, symbols):
+        files: Any = compile_fx_aot(copy, inputs, config_patches=patches)
+        return [file for file in files if isinstance(file, str)], size_guards(symbols)
 
 
 @contextmanager
@@ -180,17 +179,13 @@ def _alone(
     shape_env = ShapeEnv()
     fake_mode = FakeTensorMode(shape_env=shape_env)
     sizes: dict[str, Any] = {name: _new_size(shape_env, name, hint) for name, hint in hints.items()}
-    names = SizeNames(zip(expressions, sizes.values(), strict=False))
+    names = SizeNames(zip(expressions, sizes.values(), strict=True))
 
     def fake(node: fx.Node) -> Any:
         value = node.meta["val"]
         if not isinstance(value, torch.Tensor):
             return names(value)
-        if expressions:
-            layout = [list(map(names, entry)) for entry in (value.shape, value.stride())]
-            return torch.empty_strided(*layout, dtype=value.dtype, device=value.device)
-        shape, stride = node.meta.get("layout", (value.shape, value.stride()))
-        layout = [[size if isinstance(size, int) else size.at(sizes) for size in entry] for entry in (shape, stride)]
+        layout = [list(map(names, entry)) for entry in (value.shape, value.stride())]
         return torch.empty_strided(*layout, dtype=value.dtype, device=value.device)
 
     with fake_mode:

@@ -27,6 +27,23 @@ def expression(size: Any) -> Expression:
     return size.node.expr if isinstance(size, torch.SymInt | torch.SymFloat) else sympy.sympify(size)
 
 
+def comparable(sizes: Iterable[Any]) -> tuple[Expression, ...]:
+    """Return sizes as they can be compared without a guard: equal where they are so whatever the symbols are."""
+    return tuple(map(expression, sizes))
+
+
+def slice_bounds(start: Any, stop: Any, size: Any) -> tuple[Any, Any]:
+    """Return where a slice begins and ends on an axis of this size, any of them symbolic."""
+
+    def place(at: Any, default: Any) -> Any:
+        if at is None:
+            return default
+        at = at + size if at < 0 else at
+        return size if at > size else at
+
+    return place(start, 0), place(stop, size)
+
+
 def layout_of(value: Any) -> tuple[Any, ...]:
     """Return what of a value may be a symbolic size: sizes and strides of a tensor, an integer itself."""
     if isinstance(value, torch.Tensor):
@@ -203,12 +220,13 @@ class SizeNames:
         return sympy_interp(Numbers, {name: value for name, (_, value) in self._symbols.items()}, wanted)
 
 
-def with_size_nodes(graph: fx.Graph, given: Mapping[fx.Node, Expression]) -> fx.Graph:
+def with_size_nodes(graph: fx.Graph, given: Mapping[fx.Node, Expression], *, of_tensors: bool = False) -> fx.Graph:
     """Return a copy of a graph in which nodes compute what its arguments held as symbolic numbers.
 
     Args:
         graph: The graph.
         given: Its placeholders that take sizes, with what they take.
+        of_tensors: Whether they take empty tensors instead, which have the size as that of their first axis.
     """
     made = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -227,7 +245,8 @@ def with_size_nodes(graph: fx.Graph, given: Mapping[fx.Node, Expression]) -> fx.
 
     for node in graph.nodes:
         if node.op != "placeholder" and names is None:
-            names = SizeNames((whole, fx.Proxy(copies[size], tracer)) for size, whole in given.items())
+            numbers = {size: _first_size(made, copies[size]) if of_tensors else copies[size] for size in given}
+            names = SizeNames((whole, fx.Proxy(numbers[size], tracer)) for size, whole in given.items())
         copies[node] = made.node_copy(node, copies.__getitem__)
         if node.op != "placeholder":
             with made.inserting_before(copies[node]):
@@ -235,6 +254,14 @@ def with_size_nodes(graph: fx.Graph, given: Mapping[fx.Node, Expression]) -> fx.
                     (copies[node].args, copies[node].kwargs), put
                 )
     return made
+
+
+def _first_size(graph: fx.Graph, tensor: fx.Node) -> fx.Node:
+    """Let a placeholder take an empty tensor in place of a size; return a node for that."""
+    tensors = (node.meta.get("val") for node in graph.find_nodes(op="placeholder"))
+    like = next(value for value in tensors if isinstance(value, torch.Tensor))
+    tensor.meta = {"val": like.new_empty((tensor.meta["val"], 0))}
+    return graph.call_function(torch.ops.aten.sym_size.int, (tensor, 0))
 
 
 def free_symbols(sizes: Iterable[Any]) -> set[Any]:

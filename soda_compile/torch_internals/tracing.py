@@ -228,6 +228,13 @@ def linear_dim(dim: Any) -> tuple[Any, int, int] | None:
     return root, function(1) - function(0), function(0)
 
 
+def new_fake_mode() -> Any:
+    """Return a mode in which tensors are made that hold no data."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
 def fake_mode_of(values: Any) -> AbstractContextManager[Any]:
     """Return the fake mode that the fake tensors among ``values`` belong to; nothing if there are none."""
     from torch._guards import detect_fake_mode

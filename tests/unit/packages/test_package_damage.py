@@ -147,9 +147,9 @@ def test_swapped_weights_are_noticed(package: Path, tmp_path: Path, no_code: Non
 
 def test_newer_and_unknown_formats_are_refused(package: Path, tmp_path: Path, no_code: None) -> None:
     def newer(members: dict[str, bytes]) -> None:
-        edited(members, MANIFEST, lambda manifest: manifest.update(format="soda-package/3", novelty=1))
+        edited(members, MANIFEST, lambda manifest: manifest.update(format="soda-package/4", novelty=1))
 
-    refused(rebuilt(package, tmp_path / "newer.soda.pt2", newer), "format 'soda-package/3' is not known; .* reads")
+    refused(rebuilt(package, tmp_path / "newer.soda.pt2", newer), "format 'soda-package/4' is not known; .* reads")
 
     def unknown(members: dict[str, bytes]) -> None:
         edited(members, MANIFEST, lambda manifest: manifest.update(novelty=1))
