@@ -24,6 +24,7 @@ struct Value {
     return found->second;
   }
   bool is_null() const { return kind == Kind::null; }
+  bool is_text() const { return kind == Kind::string; }
   int64_t integer() const { return static_cast<int64_t>(number); }
   std::vector<int64_t> integers() const {
     std::vector<int64_t> result;

@@ -118,6 +118,16 @@ def test_cpp_gives_what_python_gives(package: Path, sized: Path, wanted: list[Te
         assert torch.equal(results[f"{step}/0"], theirs)
     failed = subprocess.run([*command[:2], "nowhere", "out"], capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stderr) == (1, "soda_run: cannot read nowhere\n")
-    failed = subprocess.run([command[0], str(sized), "a", "b"], capture_output=True, text=True, check=False)
+    denoiser = soda_compile.load(sized)
+    for batch in (2, 5):
+        calls = mixed_calls(batch=batch)
+        save_file(toy.tensors(calls), tmp_path / "sized.safetensors")
+        command[1:3] = [str(sized), str(tmp_path / "sized.safetensors")]
+        subprocess.run([*command, str(tmp_path / "out.safetensors")], **quiet)
+        results = load_file(tmp_path / "out.safetensors")
+        for step, theirs in enumerate(toy.outputs(denoiser, calls)):
+            assert torch.equal(results[f"{step}/0"], theirs)
+    save_file(toy.tensors(mixed_calls(batch=7)), tmp_path / "sized.safetensors")
+    failed = subprocess.run([*command, "out"], capture_output=True, text=True, check=False)
     assert failed.returncode == 1
-    assert "its first program is for many sizes" in failed.stderr
+    assert "no program for inputs of these sizes: hidden_states [7, 4, 8]" in failed.stderr
