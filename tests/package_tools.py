@@ -80,6 +80,28 @@ def inputs(step: int = 0, batch: int = 2, **changes: Any) -> dict[str, Any]:
     return {**values, **changes}
 
 
+class Grid(Denoiser):
+    """Takes [batch, width, height, columns] and makes height * columns tokens."""
+
+    most = 99
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Any:  # type: ignore[override]
+        batch, width, height, columns = hidden_states.shape
+        gate = 1 + torch.cos(timestep / 1000)[:, None, None] * (columns / 4)
+        x = hidden_states.reshape(batch, width, -1).transpose(1, 2)
+        if height >= self.most:
+            x = x.sin()
+        for block in self.blocks:
+            x = block(x, gate)
+        return (self.out(x).transpose(1, 2).reshape(batch, width, height, columns),)
+
+
+def grid_inputs(step: int, *sizes: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(step)
+    values = torch.randn(sizes[0], WIDTH, *sizes[1:], generator=generator)
+    return {"hidden_states": values, "timestep": torch.full((sizes[0],), TIMESTEPS[step])}
+
+
 def trajectory(**changes: Any) -> list[dict[str, Any]]:
     return [inputs(step, **changes) for step in range(STEPS)]
 

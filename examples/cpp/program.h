@@ -64,6 +64,8 @@ class Program {
       int64_t size = found->second.size(dim["axis"].integer()) - dim["shift"].integer(), scale = dim["scale"].integer();
       if (size % scale != 0 || size / scale < dim["low"].integer() || size / scale > dim["high"].integer())
         return std::nullopt;
+      for (int64_t other : dim["without"].integers())
+        if (size / scale == other) return std::nullopt;
       dims[name] = size / scale;
     }
     for (const auto& [name, index] : arguments_) {

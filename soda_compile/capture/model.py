@@ -15,7 +15,7 @@ from soda_compile.capture.unwrapping import unwrap_inputs
 from soda_compile.errors import CaptureError
 from soda_compile.ir.captured import Captured
 from soda_compile.torch_internals.symbolic_sizes import fixed_sizes
-from soda_compile.torch_internals.tracing import capture_failures, source_name
+from soda_compile.torch_internals.tracing import SizeGuards, capture_failures, size_guards, source_name
 from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
 
 log = logging.getLogger(__name__)
@@ -29,11 +29,13 @@ class GraphRun:
         captured: The graph; None for what ``capture_graph`` gives None for.
         inputs: The very values that went in, plain tensors and numbers, one for each input of the graph.
         outputs: The very values that came out.
+        guards: What Dynamo takes for granted about symbolic sizes of the inputs, by their position and axis.
     """
 
     captured: Captured | None
     inputs: Sequence[Any]
     outputs: Sequence[Any]
+    guards: SizeGuards
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +105,13 @@ def capture_model(
         with fixed_sizes(inputs) if symbolic else nullcontext(inputs) as given:
             captured = capture_graph(module, given, symbolic=symbolic)
 
+        fakes = [_value(node) for node in module.graph.find_nodes(op="placeholder")]
+        sizes = {(number, axis): size for number, fake in enumerate(fakes) for axis, size in _varying(fake)}
+
         def run(*values: Any) -> Any:
             outputs = module.forward(*values)
-            runs.append(GraphRun(captured, flatten_inputs(values), outputs))
+            # Only now Dynamo has seen all of the model.
+            runs.append(GraphRun(captured, flatten_inputs(values), outputs, size_guards(sizes)))
             return outputs
 
         return run
@@ -119,6 +125,11 @@ def capture_model(
     if not runs:
         raise CaptureError(f"{type(model).__name__} calls no operator, so there is no graph")
     return CapturedCall(tuple(runs), result, compiled.reason)
+
+
+def _varying(value: Any) -> list[tuple[int, torch.SymInt]]:
+    shape: Sequence[Any] = value.shape if isinstance(value, torch.Tensor) else ()
+    return [(axis, size) for axis, size in enumerate(shape) if isinstance(size, torch.SymInt)]
 
 
 def _is_rest(module: fx.GraphModule) -> bool:

@@ -104,6 +104,4 @@ def _sizes(texts: list[str]) -> dict[str, int]:
 
 def _fits(entry: ProgramEntry, wanted: dict[str, int]) -> bool:
     """Return whether a program is for these sizes."""
-    return all(
-        name in entry.dims and entry.dims[name].low <= size <= entry.dims[name].high for name, size in wanted.items()
-    )
+    return all(name in entry.dims and entry.dims[name].allows(size) for name, size in wanted.items())

@@ -80,7 +80,7 @@ class Subgraph:
 
     @property
     def module_over_tensors(self) -> fx.GraphModule:
-        """Return the graph where it takes each size as that of an empty tensor's first axis, not as a number."""
+        """Return the graph where its first inputs are empty tensors, whose first axes have the sizes that it takes."""
         sizes = {node: size.expression for node, size in self.sizes.items()}
         graph = with_size_nodes(self.graph, sizes, of_tensors=True) if sizes else self.graph
         return fx.GraphModule(self.graph.owning_module or torch.nn.Module(), graph)

@@ -25,9 +25,15 @@ _STUB = "// The code is in the library beside this file, by whose name torch 2.1
 
 @dataclass(frozen=True)
 class SubgraphCode:
-    """Stands for a compiled subgraph, by its key, in a program that will be written to a file."""
+    """Stands for a compiled subgraph, by its key, in a program that will be written to a file.
+
+    Attributes:
+        key: The key.
+        sizes: How many of its inputs are sizes, which the compiled code takes first.
+    """
 
     key: str
+    sizes: int = 0
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Raise an error: nothing is compiled yet."""
@@ -64,7 +70,7 @@ class SizedSubgraph:
         module = self.subgraph.module_over_tensors
         paths, guards = aot_compile(module, list(zip(taken, hints, strict=True)), options, folder)
         sizes = {f"size_{number}": size for number, size in enumerate(self.sizes)}
-        for condition, point in broken(guards, sizes, self.space):
+        for condition, point in broken([(guards, sizes)], self.space):
             raise PackageError(
                 f"{self.subgraph.name}: Inductor's code rests on {condition}, which does not hold at {show(point)}; "
                 "leave that out of dynamic_shapes"

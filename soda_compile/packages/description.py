@@ -36,7 +36,7 @@ def _facts(package: Package) -> Iterator[str]:
         arguments = (f"{name} {entry}" for name, entry in program.call.arguments.items())
         yield f"inputs       {', '.join(arguments)}"
         if program.dims:
-            ranges = (f"{name} from {dim.low} to {dim.high}" for name, dim in program.dims.items())
+            ranges = (f"{name} {dim}" for name, dim in program.dims.items())
             yield f"for any      {', '.join(ranges)}"
         fixed = ", ".join(f"{name}={value!r}" for name, value in program.call.constants.items() if value is not None)
         if fixed:

@@ -134,6 +134,7 @@ class DimEntry(Entry):
         axis: The axis whose size does: ``scale`` times the dimension, plus ``shift``.
         scale: See there.
         shift: See there.
+        without: Values between that the program is not for.
     """
 
     low: int
@@ -142,6 +143,15 @@ class DimEntry(Entry):
     axis: int
     scale: int
     shift: int
+    without: list[int] = []
+
+    def __str__(self) -> str:
+        but = f", but not {', '.join(map(str, self.without))}" if self.without else ""
+        return f"from {self.low} to {self.high}{but}"
+
+    def allows(self, value: int) -> bool:
+        """Return whether the program is for this value."""
+        return self.low <= value <= self.high and value not in self.without
 
 
 class ProgramEntry(Entry):

@@ -85,12 +85,17 @@ def _dims(call: CallEntry, space: Space) -> Iterator[tuple[str, DimEntry]]:
         if not found:
             raise PackageError(f"no tensor that the denoiser reads has the size {name}")
         path, axis, size = found[0]
-        yield name, DimEntry(low=low, high=high, argument=path, axis=axis, scale=size.scale, shift=size.shift)
+        without = sorted(space.without.get(name, ()))
+        place = DimEntry(
+            low=low, high=high, argument=path, axis=axis, scale=size.scale, shift=size.shift, without=without
+        )
+        yield name, place
 
 
 def _identity(one: Call) -> _Identity:
     assert isinstance(one.function, SubgraphCode)
-    return one.function.key, one.arguments, one.results, one.release
+    others = len(one.arguments) - one.function.sizes
+    return one.function.key, one.arguments[others:] + one.arguments[:others], one.results, one.release
 
 
 def decode(

@@ -81,9 +81,9 @@ class SizedProgram:
             if not isinstance(tensor, torch.Tensor) or tensor.ndim != len(entry.shape):
                 raise Mismatch(f"{dim.argument} is {_describe(tensor)}, but was {entry}")
             values[name], rest = divmod(tensor.shape[dim.axis] - dim.shift, dim.scale)
-            if rest or not dim.low <= values[name] <= dim.high:
+            if rest or not dim.allows(values[name]):
                 found = TensorEntry.of(tensor)
-                raise Mismatch(f"{dim.argument} is {found}, but was {entry} with {name} from {dim.low} to {dim.high}")
+                raise Mismatch(f"{dim.argument} is {found}, but was {entry} with {name} {dim}")
         return values
 
     def _require_constants(self, leaves: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """The sizes that a package is made for: the dynamic dimensions, and what of the inputs has them."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,16 +27,36 @@ class Space:
             (of broadcasts), so it has a program of its own.
         axes: Size of each dynamic axis, by argument path.
         fixed: Sizes of all other axes.
+        without: Values inside a range that are left out, as the model is another graph there.
     """
 
     ranges: Mapping[str, tuple[int, int]]
     axes: Mapping[str, Mapping[int, AxisSize]]
     fixed: frozenset[int] = frozenset()
+    without: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     @property
     def varying(self) -> dict[str, tuple[int, int]]:
         """Return the dimensions that have several values."""
         return {name: (low, high) for name, (low, high) in self.ranges.items() if low < high}
+
+    def values(self, name: str) -> list[int]:
+        """Return all values of a dimension."""
+        low, high = self.ranges[name]
+        return [value for value in range(low, high + 1) if value not in self.without.get(name, ())]
+
+    def split(self, name: str, others: Collection[int]) -> tuple["Space", list["Space"]]:
+        """Return this space without some values of a dimension, and one space for each run of those."""
+        kept = [value for value in self.values(name) if value not in others]
+        rest = sorted(set(self.values(name)) - set(kept))
+        runs = [list(run) for _, run in itertools.groupby(rest, key=lambda value: value - rest.index(value))]
+        holes = frozenset(range(kept[0], kept[-1])) - set(kept)
+        mine = replace(self._with_range(name, kept), without={**self.without, name: holes})
+        return mine, [self._with_range(name, run) for run in runs]
+
+    def _with_range(self, name: str, values: Sequence[int]) -> "Space":
+        without = {other: holes for other, holes in self.without.items() if other != name}
+        return replace(self, ranges={**self.ranges, name: (values[0], values[-1])}, without=without)
 
     def typical(self) -> dict[str, int]:
         """Return sizes in the middle of the ranges, where possible not those of other axes.
@@ -44,7 +65,7 @@ class Space:
         """
         sizes = {name: low for name, (low, high) in self.ranges.items() if low == high}
         for name, (low, high) in self.varying.items():
-            middle = sorted(range(low, high + 1), key=lambda size: abs(size - (low + high + 1) // 2))
+            middle = sorted(self.values(name), key=lambda size: abs(size - (low + high + 1) // 2))
             taken = {*sizes.values(), *self.fixed}
             sizes[name] = next((size for size in middle if size not in taken), middle[0])
         return sizes

@@ -16,7 +16,7 @@ from soda_compile.packages.manifest import CallEntry, InputEntry, TensorEntry, W
 from soda_compile.packages.sizes import AxisSize, written
 from soda_compile.packages.spaces import Space
 from soda_compile.torch_internals.size_expressions import Expression
-from soda_compile.torch_internals.tracing import mark_dynamic
+from soda_compile.torch_internals.tracing import SizeGuards, mark_dynamic
 
 ExampleInputs = Mapping[str, Any] | tuple[Any, ...]
 
@@ -79,13 +79,30 @@ class ModelTensors:
         return devices.pop()
 
 
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """One captured call.
+
+    Attributes:
+        structure: The model.
+        call: How it is called.
+        symbols: The symbols of its sizes as expressions in the dimensions, by name.
+        guards: What Dynamo takes for granted about sizes, and what their names stand for in the dimensions.
+    """
+
+    structure: Structure
+    call: CallEntry
+    symbols: Mapping[str, Expression]
+    guards: tuple[SizeGuards, Mapping[Any, Expression]]
+
+
 def trace(
     model: torch.nn.Module,
     bound: inspect.BoundArguments,
     weights: ModelTensors,
     timestep_input: str | None,
     space: Space,
-) -> tuple[Structure, CallEntry, dict[str, Expression]]:
+) -> Traced:
     """Capture one call of a denoiser, and how it is called; run it once, in eager mode.
 
     Args:
@@ -94,9 +111,6 @@ def trace(
         weights: Takes the model's tensors.
         timestep_input: Which input carries the timestep.
         space: The sizes that stay symbolic.
-
-    Returns:
-        The structure, the call, and the symbols of its sizes as expressions in the dimensions, by name.
 
     Raises:
         CaptureError: If Dynamo cannot capture the model as one graph, or not with these sizes symbolic.
@@ -117,9 +131,10 @@ def trace(
         )
     structure = analyse(run.captured)
     tensors = {path: value for path, value in leaves.items() if isinstance(value, torch.Tensor)}
-    symbols = _symbols(structure, run.inputs, tensors, space)
+    passed = {id(value): path for path, value in tensors.items()}
+    symbols = _symbols(structure, run.inputs, passed, space)
     structure, values = _without_sizes(structure, run.inputs)
-    inputs = _inputs(values, structure.paths, tensors, weights)
+    inputs = _inputs(values, structure.paths, passed, weights)
     read = {entry.name for entry in inputs if entry.kind == "argument"}
     constants = {path: value for path, value in leaves.items() if path not in tensors}
     for path, value in constants.items():
@@ -137,7 +152,8 @@ def trace(
         timestep=structure.paths.index(timestep_input) if timestep_input in structure.paths else None,
         result=encode_result(captured.result, lambda tensor: _position(run.outputs, tensor)),
     )
-    return structure, call, symbols
+    sizes = {key: space.axes[passed[id(run.inputs[key[0]])]][key[1]].expression for key in run.guards.symbols}
+    return Traced(structure, call, symbols, (run.guards, sizes))
 
 
 def bind_example(model: torch.nn.Module, example: ExampleInputs) -> inspect.BoundArguments:
@@ -156,9 +172,8 @@ def bind_example(model: torch.nn.Module, example: ExampleInputs) -> inspect.Boun
 
 
 def _inputs(
-    inputs: Sequence[Any], paths: Sequence[str], arguments: Mapping[str, torch.Tensor], weights: ModelTensors
+    inputs: Sequence[Any], paths: Sequence[str], passed: Mapping[int, str], weights: ModelTensors
 ) -> list[InputEntry]:
-    passed = {id(value): path for path, value in arguments.items()}
     entries = []
     for value, path in zip(inputs, paths, strict=True):
         if not isinstance(value, torch.Tensor):
@@ -171,11 +186,10 @@ def _inputs(
 
 
 def _symbols(
-    structure: Structure, inputs: Sequence[Any], arguments: Mapping[str, torch.Tensor], space: Space
+    structure: Structure, inputs: Sequence[Any], passed: Mapping[int, str], space: Space
 ) -> dict[str, Expression]:
     if structure.sizes is None:
         return {}
-    passed = {id(value): path for path, value in arguments.items()}
     symbols = {}
     for name, place in structure.sizes.places.items():
         path = passed.get(id(inputs[place.position]))

@@ -138,7 +138,7 @@ def aot_compile(
     """Compile a graph with AOTInductor.
 
     Args:
-        module: The graph; the last inputs are empty tensors that tell sizes, see ``with_size_nodes``.
+        module: The graph; the first inputs are empty tensors that tell sizes, see ``with_size_nodes``.
         sizes: What these are, as for ``inductor_compile_symbolic``.
         options: Settings for Inductor.
         folder: Where the files go.
@@ -170,7 +170,7 @@ def _alone(
     Args:
         module: The graph.
         hints: The dynamic sizes with a typical value.
-        expressions: What they are, where the last inputs of the graph take them.
+        expressions: What they are, where inputs of the graph take them.
     """
     from torch._guards import TracingContext, tracing
     from torch._subclasses.fake_tensor import FakeTensorMode

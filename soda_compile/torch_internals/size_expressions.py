@@ -226,7 +226,8 @@ def with_size_nodes(graph: fx.Graph, given: Mapping[fx.Node, Expression], *, of_
     Args:
         graph: The graph.
         given: Its placeholders that take sizes, with what they take.
-        of_tensors: Whether they take empty tensors instead, which have the size as that of their first axis.
+        of_tensors: Whether they take empty tensors instead, which have the size as that of their first axis. They come
+            first then: AOTInductor cannot read a size of which it does not know yet what it follows from.
     """
     made = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -243,7 +244,7 @@ def with_size_nodes(graph: fx.Graph, given: Mapping[fx.Node, Expression], *, of_
             known[whole] = found.node if isinstance(found, fx.Proxy) else found
         return known[whole]
 
-    for node in graph.nodes:
+    for node in (*given, *(node for node in graph.nodes if node not in given)) if of_tensors else graph.nodes:
         if node.op != "placeholder" and names is None:
             numbers = {size: _first_size(made, copies[size]) if of_tensors else copies[size] for size in given}
             names = SizeNames((whole, fx.Proxy(numbers[size], tracer)) for size, whole in given.items())

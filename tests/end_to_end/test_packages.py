@@ -68,22 +68,36 @@ def test_every_action_gives_what_the_jit_gives(package: Path, wanted: list[Tenso
             clock.advance()
 
 
+def grid_calls(batch: int, rows: int, columns: int) -> Calls:
+    return [toy.grid_inputs(step, batch, rows, columns) for step in range(3)]
+
+
 @pytest.fixture(scope="module")
-def sized(mixed: tuple[torch.nn.Module, Plan], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, plan = mixed
-    path = tmp_path_factory.mktemp("sized") / "sized.soda.pt2"
-    batch = torch.export.Dim("batch", min=2, max=6)
-    shapes = {"hidden_states": {0: batch}, "timestep": {0: batch}}
-    return soda_compile.export(model, mixed_calls()[0], plan=plan, path=path, dynamic_shapes=shapes)
-
-
-def test_one_program_for_any_batch(sized: Path, mixed: tuple[torch.nn.Module, Plan], wanted: list[Tensor]) -> None:
-    denoiser = soda_compile.load(sized)
-    for ours, theirs in zip(toy.outputs(denoiser, mixed_calls()), wanted, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+def grid() -> tuple[torch.nn.Module, Plan]:
     torch.compiler.reset()
-    larger = mixed_calls(batch=6)
-    for ours, theirs in zip(toy.outputs(denoiser, larger), toy.outputs(toy.jit(*mixed), larger), strict=True):
+    model = toy.Grid()
+    structure = soda_compile.inspect(model, **grid_calls(2, 4, 3)[0])
+    settings = {"timesteps": toy.TIMESTEPS[:3], "timestep_input": "timestep", "pruning": Pruning("drift")}
+    return model, toy.structure_plan(["CC1", "Cpr"], structure, **settings)
+
+
+@pytest.fixture(scope="module")
+def sized(grid: tuple[torch.nn.Module, Plan], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For any batch and resolution, with tokens that are pruned."""
+    model, plan = grid
+    path = tmp_path_factory.mktemp("sized") / "sized.soda.pt2"
+    batch, half = torch.export.Dim("batch", min=2, max=6), torch.export.Dim("half", min=2, max=9)
+    columns = torch.export.Dim("columns", min=3, max=7)
+    shapes = {"hidden_states": {0: batch, 2: 2 * half, 3: columns}, "timestep": {0: batch}}
+    return soda_compile.export(model, grid_calls(2, 4, 3)[0], plan=plan, path=path, dynamic_shapes=shapes)
+
+
+@pytest.mark.parametrize("sizes", [(2, 4, 3), (6, 18, 7)])
+def test_one_program_for_many_sizes(sized: Path, grid: tuple[torch.nn.Module, Plan], sizes: tuple[int, ...]) -> None:
+    denoiser = soda_compile.load(sized)
+    torch.compiler.reset()
+    calls = grid_calls(*sizes)
+    for ours, theirs in zip(toy.outputs(denoiser, calls), toy.outputs(toy.jit(*grid), calls), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -119,15 +133,15 @@ def test_cpp_gives_what_python_gives(package: Path, sized: Path, wanted: list[Te
     failed = subprocess.run([*command[:2], "nowhere", "out"], capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stderr) == (1, "soda_run: cannot read nowhere\n")
     denoiser = soda_compile.load(sized)
-    for batch in (2, 5):
-        calls = mixed_calls(batch=batch)
+    for sizes in ((2, 4, 3), (5, 10, 7)):
+        calls = grid_calls(*sizes)
         save_file(toy.tensors(calls), tmp_path / "sized.safetensors")
         command[1:3] = [str(sized), str(tmp_path / "sized.safetensors")]
         subprocess.run([*command, str(tmp_path / "out.safetensors")], **quiet)
         results = load_file(tmp_path / "out.safetensors")
         for step, theirs in enumerate(toy.outputs(denoiser, calls)):
             assert torch.equal(results[f"{step}/0"], theirs)
-    save_file(toy.tensors(mixed_calls(batch=7)), tmp_path / "sized.safetensors")
+    save_file(toy.tensors(grid_calls(7, 4, 3)), tmp_path / "sized.safetensors")
     failed = subprocess.run([*command, "out"], capture_output=True, text=True, check=False)
     assert failed.returncode == 1
-    assert "no program for inputs of these sizes: hidden_states [7, 4, 8]" in failed.stderr
+    assert "no program for inputs of these sizes: hidden_states [7, 8, 4, 3]" in failed.stderr

@@ -7,6 +7,7 @@ import package_tools as toy
 import pytest
 import sympy
 import torch
+from package_tools import Grid, grid_inputs
 from torch.export import Dim
 from torch.utils._sympy.functions import FloorDiv
 from typer.testing import CliRunner
@@ -14,7 +15,8 @@ from typer.testing import CliRunner
 import soda_compile
 from soda_compile import OptionError, PackagedDenoiser, PackageError
 from soda_compile.cli import app
-from soda_compile.packages.conditions import broken
+from soda_compile.packages.conditions import broken, other_values
+from soda_compile.packages.loading import open_package
 from soda_compile.packages.sizes import AxisSize, size_at, written
 from soda_compile.packages.spaces import space_of
 from soda_compile.packages.trace import ModelTensors
@@ -102,26 +104,6 @@ def test_the_command_line_makes_shows_and_runs_them(folder: Path, monkeypatch: p
     assert "no program of cli.soda.pt2 is for batch=7" in refused.stderr
 
 
-class Grid(toy.Denoiser):
-    """Takes [batch, width, height, columns] and makes height * columns tokens."""
-
-    most = 99
-
-    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> Any:  # type: ignore[override]
-        batch, width, height, columns = hidden_states.shape
-        gate = 1 + torch.cos(timestep / 1000)[:, None, None] * (columns / 4)
-        x = hidden_states[:, :, : self.most].reshape(batch, width, -1).transpose(1, 2)
-        for block in self.blocks:
-            x = block(x, gate)
-        return (self.out(x).transpose(1, 2).reshape(batch, width, height, columns),)
-
-
-def grid_inputs(step: int, *sizes: int) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(step)
-    values = torch.randn(sizes[0], toy.WIDTH, *sizes[1:], generator=generator)
-    return {"hidden_states": values, "timestep": torch.full((sizes[0],), toy.TIMESTEPS[step])}
-
-
 HALF, COLUMNS = Dim("half", min=2, max=5), Dim("columns", min=3, max=7)
 
 
@@ -152,15 +134,24 @@ def test_tokens_are_pruned_at_any_number_of_them(folder: Path) -> None:
             assert torch.equal(ours, wanted)
 
 
+def test_sizes_of_another_graph_have_a_program_of_their_own(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = Grid()
+    model.most = 8
+    shapes = {"hidden_states": {2: Dim("rows", min=3, max=12)}}
+    path = toy.export(folder / "parts.soda.pt2", model, example=grid_inputs(0, 2, 8, 5), dynamic_shapes=shapes)
+    assert "at rows=8 the model is another graph than at rows=7, since s" in caplog.text
+    loaded = soda_compile.load(path)
+    assert [str(entry.dims["rows"]) for entry in open_package(path).programs] == ["from 3 to 7", "from 8 to 12"]
+    for rows in (4, 8, 12):
+        calls = [grid_inputs(step, 2, rows, 5) for step in range(toy.STEPS)]
+        one_size = fixed(folder, toy.PLAN, calls[0], model)
+        for ours, wanted in zip(toy.outputs(loaded, calls), toy.outputs(one_size, calls), strict=True):
+            assert torch.equal(ours, wanted), rows
+
+
 @pytest.mark.parametrize(
     ("most", "row", "sizes", "reason"),
     [
-        (
-            8,
-            "CCr1",
-            {2: Dim("rows", min=3, max=12)},
-            r"at rows=8 the model is not the same as at rows=7, since s\d+ < 8",
-        ),
         (99, "CCr1", {3: 2}, r"axis 3 of hidden_states is 2; give it a name and a range"),
         (99, "CCr1", {4: COLUMNS}, "hidden_states has no axis 4"),
         (99, "CCr1", {3: Dim("columns", min=2)}, "columns has no upper end"),
@@ -193,11 +184,27 @@ def test_a_condition_is_tried_at_both_ends() -> None:
     symbol, other = sympy.Symbol("s", integer=True), sympy.Symbol("unknown", integer=True)
     space = space_of({"x": torch.ones(3)}, {"x": {0: BATCH}})
     guards = SizeGuards((symbol < 4, sympy.Ne(symbol, 3), symbol > 1, sympy.Eq(other, symbol)), {"x": symbol})
-    found = broken(guards, {"x": AxisSize("batch").expression, "unknown": sympy.Integer(3)}, space)
+    found = broken([(guards, {"x": AxisSize("batch").expression, "unknown": sympy.Integer(3)})], space)
     assert [(str(condition), point["batch"]) for condition, point in found] == [
         *[("s < 4", 4), ("s < 4", 6), ("Ne(s, 3)", 3)],
         *[("Eq(unknown, s)", 2), ("Eq(unknown, s)", 6)],
     ]
+
+
+def test_values_with_conditions_of_their_own() -> None:
+    symbol, other = sympy.Symbol("s", integer=True), sympy.Symbol("o", integer=True)
+    space = space_of({"x": torch.ones(3, 3)}, {"x": [BATCH, Dim("rows", min=2, max=9)]})
+    guards = SizeGuards((sympy.Ne(symbol, 4), other < 8, symbol < other + 9), {"x": symbol, "y": other})
+    sizes = {"x": AxisSize("batch").expression, "y": AxisSize("rows").expression}
+    found = other_values([(guards, sizes)], space)
+    assert found == {"batch": {4: "Ne(s, 4)"}, "rows": {8: "o < 8", 9: "o < 8"}}
+    mine, rest = space.split("batch", found["batch"])
+    assert (mine.values("batch"), [part.ranges["batch"] for part in rest]) == ([2, 3, 5, 6], [(4, 4)])
+    mine, rest = mine.split("rows", found["rows"])
+    assert (mine.ranges, mine.without["batch"]) == ({"batch": (2, 6), "rows": (2, 7)}, {4})
+    assert [(part.ranges, part.values("batch")) for part in rest] == [({"batch": (2, 6), "rows": (8, 9)}, [2, 3, 5, 6])]
+    mine, rest = space.split("rows", {2, 5, 6, 9})
+    assert (mine.values("rows"), [part.ranges["rows"] for part in rest]) == ([3, 4, 7, 8], [(2, 2), (5, 6), (9, 9)])
 
 
 def test_typical_sizes_differ() -> None:
