@@ -32,8 +32,7 @@ def is_part(plan: Plan, structure: Structure) -> bool:
     cleaned = (name.rpartition(")")[2].strip(".") for name in structure.region_names)  # "(head).attn", "(model)"
     ends = [f".{name}" if name else "" for name in cleaned]
     paths = {region.removesuffix(ends[0]) for region in plan.regions if region.endswith(ends[0])}
-    found = any(all(path + end in plan.regions for end in ends) for path in paths - {""})
-    return found and len(ends) < len(plan.regions)
+    return any(all(path + end in plan.regions for end in ends) for path in paths - {""})
 
 
 def _weight_shapes(structure: Structure) -> dict[str, tuple[int, ...]]:

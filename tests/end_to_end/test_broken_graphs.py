@@ -53,6 +53,18 @@ def test_a_plan_for_the_whole_model_is_not_followed(name: str, compiled: Callabl
     assert "group offloading: accelerate(pipe, plan)" in counted["reasons"]["structure"]
 
 
+def test_the_only_block_of_a_model_is_still_a_part_of_it() -> None:
+    """It has as many regions as the plan, under other names."""
+    family = FAMILIES["wan"]
+    model, plain = family.build(), family.build()
+    model.blocks, plain.blocks = model.blocks[:1], plain.blocks[:1]
+    compile_offloaded(model, every_second(tuple(name for name in family.regions if name.startswith("blocks.0."))))
+    with torch.no_grad():
+        for call in family.trajectory(4):
+            torch.testing.assert_close(model(**call), plain(**call))
+    assert soda_compile.stats(model)["model"]["misses"].keys() == {"structure"}
+
+
 @pytest.mark.parametrize("compiled", [compile_offloaded, compile_blocks])
 def test_it_can_be_refused(compiled: Callable[..., None]) -> None:
     family = FAMILIES["wan"]
