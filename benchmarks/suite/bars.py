@@ -39,7 +39,8 @@ def verdicts(report: dict[str, Any]) -> list[Verdict]:
 
 def _everything(name: str, model: dict[str, Any], rows: dict[str, Row]) -> Iterator[Verdict]:
     """1. Computing everything costs what torch.compile costs."""
-    for plain in [row for row in rows.values() if row["group"] == "torch.compile"]:
+    plains = [row for row in rows.values() if row["group"] == "torch.compile" and "dynamic" not in row["name"]]
+    for plain in plains:
         for start, note in WAYS.items():
             ours = rows.get(plain["name"].replace("torch.compile", f"{start}, everything"))
             what = f"{model['title']}: everything computed{note}, over {plain['name']}"

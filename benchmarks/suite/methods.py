@@ -49,13 +49,16 @@ def methods(device: str) -> dict[str, Method]:
     modes = (None, "reduce-overhead") if device == "cuda" else (None,)
     rows = [Method("eager", "eager", lambda model, inputs, steps: Runner(model), compiled=False)]
     for mode in modes:
-        plain = functools.partial(torch.compile, fullgraph=True, dynamic=False, mode=mode)
-        build = functools.partial(_compiled, plain)
-        rows.append(Method(_named("torch.compile", mode), "torch.compile", build, mode=mode, cold=True))
+        for dynamic in (False, True):
+            plain = functools.partial(torch.compile, fullgraph=True, dynamic=dynamic, mode=mode)
+            title = "torch.compile, dynamic" if dynamic else "torch.compile"
+            build = functools.partial(_compiled, plain)
+            rows.append(Method(_named(title, mode), "torch.compile", build, mode=mode, cold=not dynamic))
     for mode in modes:
         rows.append(_soda("everything", None, "reuse", mode, cold=True))
         rows.append(_soda("reuse", 2, "reuse", mode))
         rows.append(_soda("reuse", SPARSE, "reuse", mode))
+        rows.append(_soda("reuse", SPARSE, "reuse", mode, dynamic=True))
         rows.append(_soda("reuse", 2 * SPARSE, "reuse", mode))
         rows.append(_soda("forecast", SPARSE, "forecast", mode, cold=True))
         rows.append(_soda("prune half", SPARSE, "prune", mode))
@@ -76,14 +79,20 @@ def _compiled(compile: Callable[..., Any], model: nn.Module, inputs: Inputs, ste
 
 
 def _soda(
-    name: str, interval: int | None, kind: str, mode: str | None, cold: bool = False, ahead: bool = False
+    name: str,
+    interval: int | None,
+    kind: str,
+    mode: str | None,
+    cold: bool = False,
+    ahead: bool = False,
+    dynamic: bool = False,
 ) -> Method:
     def build(model: nn.Module, inputs: Inputs, steps: int) -> Runner:
         from benchmarks.suite.ours import planned
 
-        return planned(model, inputs, computed(steps, interval), kind, mode, ahead)
+        return planned(model, inputs, computed(steps, interval), kind, mode, ahead, dynamic)
 
-    title = "soda ahead" if ahead else "soda"
+    title = "soda ahead" if ahead else "soda dynamic" if dynamic else "soda"
     title += f", {name}" if interval is None else f", {name}, interval {interval}"
     return Method(_named(title, mode), "soda", build, interval, mode, cold=cold, same_mask=kind != "prune")
 

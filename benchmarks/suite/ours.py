@@ -9,13 +9,23 @@ from torch import nn
 import soda_compile
 from benchmarks.suite.plans import plan_for
 from benchmarks.suite.runner import Runner
+from soda_compile.backend.by_size import BySize
 from soda_compile.backend.entry import soda
 
 
 def planned(
-    model: nn.Module, inputs: dict[str, Any], mask: tuple[bool, ...], kind: str, mode: str | None, ahead: bool
+    model: nn.Module,
+    inputs: dict[str, Any],
+    mask: tuple[bool, ...],
+    kind: str,
+    mode: str | None,
+    ahead: bool,
+    dynamic: bool = False,
 ) -> Runner:
-    """The denoiser under a plan that follows the mask; ``ahead`` computes conditioning for all steps at once."""
+    """The denoiser under a plan that follows the mask.
+
+    ``ahead`` computes conditioning for all steps at once; ``dynamic`` compiles for any sizes.
+    """
     with torch._inductor.config.patch(force_disable_caches=True):  # looking at the model must not begin compiling it
         plan = plan_for(soda_compile.inspect(model, **inputs), mask, kind)
     torch._dynamo.reset()
@@ -29,7 +39,8 @@ def planned(
     def denoiser() -> Any:
         if len(built) != 1:
             raise RuntimeError(f"the backend was called {len(built)} times")
-        return built[0]
+        made = built[0]
+        return next(iter(made.compiled.values())) if isinstance(made, BySize) else made
 
     def flops() -> tuple[int, ...]:
         stage = denoiser().conditioning
@@ -42,7 +53,7 @@ def planned(
 
     return Runner(
         model,
-        compile=functools.partial(torch.compile, backend=backend, fullgraph=True, dynamic=False),
+        compile=functools.partial(torch.compile, backend=backend, fullgraph=True, dynamic=dynamic),
         trajectory=functools.partial(soda_compile.trajectory, model, timesteps=range(len(mask))),  # always the same
         flops=flops,
         held_bytes=held_bytes,
