@@ -217,6 +217,14 @@ class SizeNames:
             def int_truediv(a: Any, b: Any) -> Any:
                 return a / b  # which PyTorch has for expressions alone
 
+            @staticmethod
+            def trunc_to_int(x: Any, dtype: Any) -> Any:
+                return torch.sym_int(x)  # the same
+
+            @staticmethod
+            def floor_to_int(x: Any, dtype: Any) -> Any:
+                return torch.sym_int(x)  # what follows from sizes is positive
+
         return sympy_interp(Numbers, {name: value for name, (_, value) in self._symbols.items()}, wanted)
 
 
