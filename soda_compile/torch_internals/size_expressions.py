@@ -219,11 +219,11 @@ class SizeNames:
 
             @staticmethod
             def trunc_to_int(x: Any, dtype: Any) -> Any:
-                return torch.sym_int(x)  # the same
+                return torch.sym_int(x)  # type: ignore[no-untyped-call]  # the same
 
             @staticmethod
             def floor_to_int(x: Any, dtype: Any) -> Any:
-                return torch.sym_int(x)  # what follows from sizes is positive
+                return torch.sym_int(x)  # type: ignore[no-untyped-call]  # what follows from sizes is positive
 
         return sympy_interp(Numbers, {name: value for name, (_, value) in self._symbols.items()}, wanted)
 

@@ -18,7 +18,7 @@ from soda_compile.plans.plan import Plan
 
 STEPS = 4
 FIRST = Size(batch=2, rows=8, text=6)
-SIZES = (FIRST, Size(batch=5, rows=12, text=9))
+OTHER = Size(batch=5, rows=12, text=9)
 BATCH, TEXT, HALF = Dim("batch", min=2, max=8), Dim("text", min=4, max=24), Dim("half", min=2, max=12)
 WITH_TEXT = {"encoder_hidden_states": {0: BATCH, 1: TEXT}}
 POOLED = {"timestep": {0: BATCH}, "pooled_projections": {0: BATCH}}
@@ -57,10 +57,10 @@ def planned(name: str) -> tuple[nn.Module, Plan]:
 
 def sizes_of(name: str) -> tuple[Size, ...]:
     if name == "dit":  # takes one resolution
-        return tuple(Size(size.batch, FIRST.rows, FIRST.text) for size in SIZES)
-    if name == "sd3":  # in patches of 2, of half the rows
-        return tuple(Size(size.batch, max(8, size.rows), size.text) for size in SIZES)
-    return SIZES
+        return (Size(batch=5, rows=FIRST.rows, text=FIRST.text),)
+    if name == "pixart":  # is another graph at 8 rows
+        return FIRST, OTHER
+    return (OTHER,)
 
 
 def run(denoiser: Any, model: nn.Module, calls: Calls) -> list[Tensor]:
