@@ -35,6 +35,7 @@ def encode(
     prefix: str,
     symbols: Mapping[str, Expression],
     space: Space,
+    dims: Mapping[str, tuple[int, int]],
 ) -> ProgramEntry:
     """Return the file form of a program whose functions are ``SubgraphCode``.
 
@@ -44,7 +45,8 @@ def encode(
         tensors: Takes its constants and coefficients, by names that begin with ``prefix``.
         prefix: See there.
         symbols: Symbols of its sizes as expressions in the dimensions, by name.
-        space: The dimensions.
+        space: The sizes that it is for.
+        dims: Ranges of the dimensions that it is captured with.
     """
 
     def layout(cut: Cut) -> TensorEntry:
@@ -69,17 +71,17 @@ def encode(
         steps=steps,
         flops=list(program.flops),
         sizes={str(register): written(size.expression, symbols) for register, size in program.sizes.items()},
-        dims=dict(_dims(call, space)),
+        dims=dict(_dims(call, space, dims)),
     )
 
 
-def _dims(call: CallEntry, space: Space) -> Iterator[tuple[str, DimEntry]]:
+def _dims(call: CallEntry, space: Space, dims: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, DimEntry]]:
     """Yield each dimension with the first argument that tells it.
 
     Raises:
         PackageError: If none that the denoiser reads does.
     """
-    for name, (low, high) in space.varying.items():
+    for name, (low, high) in dims.items():
         read = (path for path in space.axes if path not in call.unused)
         found = [(path, axis, size) for path in read for axis, size in space.axes[path].items() if size.dim == name]
         if not found:

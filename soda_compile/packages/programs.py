@@ -16,7 +16,7 @@ from soda_compile.packages.aot import SizedSubgraph, SubgraphCode
 from soda_compile.packages.conditions import SizesGuarded, broken, other_values
 from soda_compile.packages.manifest import ProgramEntry
 from soda_compile.packages.program_file import encode
-from soda_compile.packages.sizes import show
+from soda_compile.packages.sizes import Point, show
 from soda_compile.packages.spaces import Space
 from soda_compile.packages.trace import ExampleInputs, ModelTensors, bind_example, trace
 from soda_compile.plans.plan import Plan
@@ -70,7 +70,7 @@ class Programs:
         try:
             traced = trace(self.model, bound, self.weights, self.plan.timestep_input, space)
         except RuntimeError as error:  # the model's own
-            at = f" at {show(middle)}" if middle else ""
+            at = f" at {show(middle)}; leave such sizes out of dynamic_shapes" if middle else ""
             raise PackageError(f"{type(self.model).__name__} fails{at}: {error}") from error
         structure, symbols = traced.structure, traced.symbols
         require_fit(self.plan, structure)
@@ -84,27 +84,32 @@ class Programs:
             return SubgraphCode(key, len(subgraph.sizes))
 
         program = build_program(structure, self.plan, Lowering(target=postpone))
-        rest: list[Space] = []
-        if structure.sizes is not None:
-            guards = (traced.guards, (structure.sizes.guards, symbols))
-            for name, values in other_values(guards, space).items():
-                log.warning(
-                    "at %s the model is another graph than at %s, since %s does not hold there: these sizes have a "
-                    "program of their own", show({name: min(values)}), show(middle), values[min(values)],
-                )  # fmt: skip
-                space, others = space.split(name, values)
-                rest += others
-            _require_one_graph(guards, space)
-        self.subgraphs |= {key: SizedSubgraph(subgraph, symbols, space) for key, subgraph in made.items()}
-        self.entries.append(encode(program, traced.call, self.tensors, f"({number})", symbols, space))
+        guards = [traced.guards, *([(structure.sizes.guards, symbols)] if structure.sizes is not None else [])]
+        mine, rest = _of_one_graph(guards, space, middle)
+        self.subgraphs |= {key: SizedSubgraph(subgraph, symbols, mine) for key, subgraph in made.items()}
+        dims = {name: mine.ranges[name] for name in space.varying}
+        self.entries.append(encode(program, traced.call, self.tensors, f"({number})", symbols, mine, dims))
         self.structure = self.structure or structure.example
         return rest
 
 
-def _require_one_graph(guards: Sequence[SizesGuarded], space: Space) -> None:
-    """Check that what capture, analysis and passes took for granted holds at all sizes."""
+def _of_one_graph(guards: Sequence[SizesGuarded], space: Space, middle: Point) -> tuple[Space, list[Space]]:
+    """Return the sizes at which all that capture, analysis and passes took for granted holds, and the others.
+
+    Raises:
+        PackageError: If one dimension does not tell them apart.
+    """
+    rest: list[Space] = []
+    for name, values in other_values(guards, space).items():
+        log.warning(
+            "at %s the model is another graph than at %s, since %s does not hold there: these sizes have a program of "
+            "their own", show({name: min(values)}), show(middle), values[min(values)],
+        )  # fmt: skip
+        space, others = space.split(name, values)
+        rest += others
     for condition, point in broken(guards, space):
         raise PackageError(
-            f"at {show(point)} the model is not the same as at {show(space.typical())}, since {condition} does not "
-            "hold there; leave these sizes out of the range, or export them as another example"
+            f"at {show(point)} the model is not the same as at {show(middle)}, since {condition} does not hold there; "
+            "leave these sizes out of the range, or export them as another example"
         )
+    return space, rest

@@ -214,10 +214,10 @@ def size_guards(sizes: Mapping[Any, Any]) -> SizeGuards:
 
 
 def mark_dynamic(tensor: torch.Tensor, axis: int) -> None:
-    """Make Dynamo take the size of this axis as symbolic."""
+    """Make Dynamo take the size of this axis as symbolic; it may find out that the model takes one size only."""
     import torch._dynamo
 
-    torch._dynamo.mark_dynamic(tensor, axis)
+    torch._dynamo.maybe_mark_dynamic(tensor, axis)
 
 
 def linear_dim(dim: Any) -> tuple[Any, int, int] | None:

@@ -134,19 +134,42 @@ def test_tokens_are_pruned_at_any_number_of_them(folder: Path) -> None:
             assert torch.equal(ours, wanted)
 
 
-def test_sizes_of_another_graph_have_a_program_of_their_own(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("low", "high"), [(3, 12), (7, 8)])
+def test_sizes_of_another_graph_have_a_program_of_their_own(
+    folder: Path, caplog: pytest.LogCaptureFixture, low: int, high: int
+) -> None:
     model = Grid()
     model.most = 8
-    shapes = {"hidden_states": {2: Dim("rows", min=3, max=12)}}
+    shapes = {"hidden_states": {2: Dim("rows", min=low, max=high)}}
     path = toy.export(folder / "parts.soda.pt2", model, example=grid_inputs(0, 2, 8, 5), dynamic_shapes=shapes)
     assert "at rows=8 the model is another graph than at rows=7, since s" in caplog.text
     loaded = soda_compile.load(path)
-    assert [str(entry.dims["rows"]) for entry in open_package(path).programs] == ["from 3 to 7", "from 8 to 12"]
-    for rows in (4, 8, 12):
+    first, second = open_package(path).programs
+    assert str(first.dims["rows"]) == f"from {low} to 7"
+    assert "rows" not in second.dims or str(second.dims["rows"]) == "from 8 to 12"
+    for rows in (low, 7, 8, high):
         calls = [grid_inputs(step, 2, rows, 5) for step in range(toy.STEPS)]
         one_size = fixed(folder, toy.PLAN, calls[0], model)
         for ours, wanted in zip(toy.outputs(loaded, calls), toy.outputs(one_size, calls), strict=True):
             assert torch.equal(ours, wanted), rows
+
+
+class OneSize(Grid):
+    """Takes six rows only."""
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> Any:  # type: ignore[override]
+        (found,) = super().forward(hidden_states, timestep)
+        return (found + torch.ones(6)[:, None],)
+
+
+def test_sizes_that_the_model_does_not_take_are_named(folder: Path) -> None:
+    shapes = {"hidden_states": {2: Dim("rows", min=3, max=8)}}
+    with pytest.raises(
+        PackageError, match=r"OneSize fails at rows=4; leave such sizes out of dynamic_shapes: (.|\n)*must match"
+    ) as raised:
+        toy.export(folder / "bad.soda.pt2", OneSize(), example=grid_inputs(0, 2, 6, 5), dynamic_shapes=shapes)
+    assert not (folder / "bad.soda.pt2").exists()
+    assert isinstance(raised.value.__cause__, RuntimeError)
 
 
 @pytest.mark.parametrize(
