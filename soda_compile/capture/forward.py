@@ -2,10 +2,11 @@
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from soda_compile.capture.stand_ins import StandIn, keep_in_copies, leave_out_of_copies
 from soda_compile.errors import OptionError
 from soda_compile.torch_internals.backend_errors import errors_unwrapped
-from soda_compile.torch_internals.tracing import capture_failures, limit_hit, recompile_limit
+from soda_compile.torch_internals.tracing import capture_failures, forget_compiled, limit_hit, recompile_limit
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +134,8 @@ class CompiledForward:
         forward: Any = self.module.forward  # hooks keep here what is no method
         bound = isinstance(forward, MethodType) and forward.__self__ is self.module
         self._forward: Any = forward if bound else MethodType(_own_forward(self.module), self.module)
+        self._codes: list[CodeType] = []
+        weakref.finalize(self, forget_compiled, self._codes).atexit = False
         self._compiled = [self._compile(whole=True)]
         self._settled = False
         self._lock = threading.RLock()
@@ -192,6 +195,7 @@ class CompiledForward:
             function.__closure__,
         )
         own.__kwdefaults__ = function.__kwdefaults__
+        self._codes.append(own.__code__)
         backend = errors_unwrapped(self.backend)
         return torch.compile(MethodType(own, self.module), backend=backend, fullgraph=whole, dynamic=self.dynamic)
 

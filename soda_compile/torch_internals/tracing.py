@@ -5,10 +5,11 @@ Dynamo and Inductor are imported where they are used: they take seconds, and a p
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -211,6 +212,17 @@ def size_guards(sizes: Mapping[Any, Any]) -> SizeGuards:
         conditions=tuple(dict.fromkeys(guard.expr for guard in shape_env.guards)),
         symbols={name: node._expr for name, node in symbolic.items()},
     )
+
+
+def forget_compiled(codes: Iterable[CodeType]) -> None:
+    """Free all that Dynamo compiled for code objects that nobody runs any more.
+
+    It would keep that for ever: what it makes of a code object hangs on it, and its map from one to the other back.
+    """
+    from torch._C._dynamo.eval_frame import reset_code
+
+    for code in codes:
+        reset_code(code)
 
 
 def mark_dynamic(tensor: torch.Tensor, axis: int) -> None:

@@ -1,8 +1,10 @@
 """A compiled forward comes and goes without a trace."""
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
@@ -172,3 +174,19 @@ def test_the_function_itself_is_copied_as_the_method(duplicate: Callable[..., An
     with compile_forward(model, backend):
         copied = duplicate(vars(model)["forward"])
     assert copied == MethodType(Model.forward, model)
+
+
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="Dynamo of torch 2.11 keeps it all the same")
+def test_what_was_compiled_goes_with_it() -> None:
+    """Dynamo alone would keep it, and all that the backend returned, for as long as the process runs."""
+    kept: list[weakref.ref[Any]] = []
+
+    def backend(module: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        kept.append(weakref.ref(module))
+        return module.forward
+
+    model = torch.nn.Linear(2, 2)
+    for _ in range(3):
+        CompiledForward(model, backend)(torch.ones(1, 2))
+    gc.collect()
+    assert [found for found in kept if found() is not None] == []
