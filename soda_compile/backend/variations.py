@@ -32,7 +32,8 @@ def is_part(plan: Plan, structure: Structure) -> bool:
     cleaned = (name.rpartition(")")[2].strip(".") for name in structure.region_names)  # "(head).attn", "(model)"
     ends = [f".{name}" if name else "" for name in cleaned]
     paths = {region.removesuffix(ends[0]) for region in plan.regions if region.endswith(ends[0])}
-    return any(all(path + end in plan.regions for end in ends) for path in paths - {""})
+    layers = {path for path in paths if path and not path.startswith("(")}
+    return any(all(path + end in plan.regions for end in ends) for path in layers)
 
 
 def _weight_shapes(structure: Structure) -> dict[str, tuple[int, ...]]:
