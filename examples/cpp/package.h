@@ -54,6 +54,8 @@ class Package {
         running_ = &program;
         return program.begin(*dims);
       }
+    for (const auto& [name, index] : programs_.front().arguments())
+      if (!inputs.contains(name)) throw std::runtime_error("the inputs lack " + name + " for step 0");
     std::ostringstream sizes;
     for (const auto& [name, tensor] : inputs) sizes << " " << name << " " << tensor.sizes();
     throw std::runtime_error("the package has no program for inputs of these sizes:" + sizes.str());

@@ -88,8 +88,12 @@ class Program {
   }
 
   std::vector<at::Tensor> run(size_t step, const Tensors& inputs, const CodeOf& code) {
-    for (const auto& [name, index] : arguments_)
-      registers_[index] = laid_out(inputs.at(name), form_["call"]["arguments"][name], dims_);
+    for (const auto& [name, index] : arguments_) {
+      auto found = inputs.find(name);
+      if (found == inputs.end())
+        throw std::runtime_error("the inputs lack " + name + " for step " + std::to_string(step));
+      registers_[index] = laid_out(found->second, form_["call"]["arguments"][name], dims_);
+    }
     for (int64_t number : form_["steps"].items.at(step).integers()) {
       const json::Value& call = form_["calls"].items[number];
       std::vector<at::Tensor> arguments;

@@ -7,7 +7,7 @@ from soda_compile.ir.structure import Region, Structure
 from soda_compile.plans.actions import Action
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.pruning import IndexUse
-from soda_compile.torch_internals.size_expressions import Expression, expression
+from soda_compile.torch_internals.size_expressions import Expression, comparable
 
 # One choice serves cuts that agree in these: group of blocks, samples, tokens, wanted tokens.
 IndexKey = tuple[int, Expression, Expression, Expression]
@@ -31,8 +31,8 @@ class IndexSharing:
 
 
 def _key(group: int, region: Region, cut: int, wanted: int) -> IndexKey:
-    samples, count = region.cuts[cut].shape[:2]
-    return group, expression(samples), expression(count), expression(wanted)
+    samples, count, kept = comparable((*region.cuts[cut].shape[:2], wanted))
+    return group, samples, count, kept
 
 
 def share_indices(structure: Structure, plan: Plan) -> IndexSharing:

@@ -81,16 +81,16 @@ class Subgraph:
     @property
     def module_over_tensors(self) -> fx.GraphModule:
         """Return the graph where its first inputs are empty tensors, whose first axes have the sizes that it takes."""
-        sizes = {node: size.expression for node, size in self.sizes.items()}
-        graph = with_size_nodes(self.graph, sizes, of_tensors=True) if sizes else self.graph
-        return fx.GraphModule(self.graph.owning_module or torch.nn.Module(), graph)
+        return self._as_module(of_tensors=True)
 
     @cached_property
     def module(self) -> fx.GraphModule:
         """Return the graph with its Python code, which only what is compiled or run needs."""
-        graph = self.graph
-        if sizes := self.sizes:
-            graph = with_size_nodes(graph, {node: size.expression for node, size in sizes.items()})
+        return self._as_module(of_tensors=False)
+
+    def _as_module(self, of_tensors: bool) -> fx.GraphModule:
+        sizes = {node: size.expression for node, size in self.sizes.items()}
+        graph = with_size_nodes(self.graph, sizes, of_tensors=of_tensors) if sizes else self.graph
         return fx.GraphModule(self.graph.owning_module or torch.nn.Module(), graph)
 
 

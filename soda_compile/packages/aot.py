@@ -54,22 +54,18 @@ class SizedSubgraph:
     symbols: Mapping[str, Expression]
     space: Space
 
-    @property
-    def sizes(self) -> list[Expression]:
-        """Return what its size inputs take, in the dimensions."""
-        return [in_dimensions(size.expression, self.symbols) for size in self.subgraph.sizes.values()]
-
     def compile(self, options: dict[str, Any], folder: str) -> list[str]:
         """Compile into files in a folder; return their paths.
 
         Raises:
             PackageError: If Inductor makes code that does not hold for all sizes.
         """
-        hints = [value_at(size, self.space.typical()) for size in self.sizes]
         taken = [size.expression for size in self.subgraph.sizes.values()]
+        sizes = {f"size_{number}": in_dimensions(size, self.symbols) for number, size in enumerate(taken)}
+        middle = self.space.typical()
+        hints = [value_at(size, middle) for size in sizes.values()]
         module = self.subgraph.module_over_tensors
         paths, guards = aot_compile(module, list(zip(taken, hints, strict=True)), options, folder)
-        sizes = {f"size_{number}": size for number, size in enumerate(self.sizes)}
         for condition, point in broken([(guards, sizes)], self.space):
             raise PackageError(
                 f"{self.subgraph.name}: Inductor's code rests on {condition}, which does not hold at {show(point)}; "

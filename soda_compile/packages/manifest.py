@@ -1,9 +1,13 @@
 """The JSON files of a package: what is inside, how the denoiser is called, and its step program."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
+
+from soda_compile.packages.sizes import written
+from soda_compile.torch_internals.size_expressions import Expression
 
 PLAN = "extra/plan.json"
 REGIONS = "extra/regions.json"
@@ -63,6 +67,14 @@ class TensorEntry(Entry):
     def of(cls, tensor: torch.Tensor) -> Self:
         """Return the layout of a tensor."""
         return cls(shape=list(tensor.shape), stride=list(tensor.stride()), dtype=dtype_name(tensor.dtype))
+
+    @classmethod
+    def written(
+        cls, shape: Sequence[Any], stride: Sequence[Any], dtype: torch.dtype, symbols: Mapping[str, Expression]
+    ) -> Self:
+        """Return a layout whose sizes may follow from the dimensions, see ``sizes.written``."""
+        sizes, strides = ([written(size, symbols) for size in layout] for layout in (shape, stride))
+        return cls(shape=sizes, stride=strides, dtype=dtype_name(dtype))
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"  # float32[batch, 4, 2*height]

@@ -17,7 +17,6 @@ from soda_compile.packages.manifest import (
     ProgramEntry,
     SubgraphCall,
     TensorEntry,
-    dtype_name,
 )  # fmt: skip
 from soda_compile.packages.sizes import Point, size_at, written
 from soda_compile.packages.spaces import Space
@@ -48,11 +47,6 @@ def encode(
         space: The sizes that it is for.
         dims: Ranges of the dimensions that it is captured with.
     """
-
-    def layout(cut: Cut) -> TensorEntry:
-        shape, stride = ([written(size, symbols) for size in sizes] for sizes in (cut.shape, cut.stride))
-        return TensorEntry(shape=shape, stride=stride, dtype=dtype_name(cut.dtype))
-
     numbers: dict[_Identity, int] = {}
     steps = [[numbers.setdefault(_identity(one), len(numbers)) for one in step] for step in program.steps]
     names = {register: f"{prefix}{register}" for register in program.tensors}
@@ -61,7 +55,10 @@ def encode(
         call=call,
         registers=program.registers,
         outputs=list(program.outputs),
-        slots={str(register): layout(cut) for register, cut in program.slots.items()},
+        slots={
+            str(register): TensorEntry.written(cut.shape, cut.stride, cut.dtype, symbols)
+            for register, cut in program.slots.items()
+        },
         tensors={str(register): name for register, name in names.items()},
         layouts={str(register): FixedEntry.of(tensor) for register, tensor in program.tensors.items()},
         calls=[

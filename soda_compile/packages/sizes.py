@@ -67,7 +67,7 @@ def written(size: Any, symbols: Mapping[str, Expression]) -> int | str:
 
 def in_dimensions(size: Any, symbols: Mapping[str, Expression]) -> Expression:
     """Return a size as an expression in the dimensions; see ``written``."""
-    found = size if isinstance(size, sympy.Basic) else expression(size)
+    found = expression(size)
     return found.xreplace({symbol: symbols[symbol.name] for symbol in found.free_symbols if symbol.name in symbols})
 
 

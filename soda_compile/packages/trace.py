@@ -1,7 +1,7 @@
 """A captured denoiser and how calls of it are bound to the graph."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,8 +12,8 @@ from soda_compile.compiler.analyse import analyse
 from soda_compile.errors import CaptureError, PackageError
 from soda_compile.ir.structure import Structure
 from soda_compile.packages.arguments import copy_tensors, encode_result, encode_signature, flatten, is_plain
-from soda_compile.packages.manifest import CallEntry, InputEntry, TensorEntry, WeightEntry, dtype_name
-from soda_compile.packages.sizes import AxisSize, written
+from soda_compile.packages.manifest import CallEntry, InputEntry, TensorEntry, WeightEntry
+from soda_compile.packages.sizes import AxisSize
 from soda_compile.packages.spaces import Space
 from soda_compile.torch_internals.size_expressions import Expression
 from soda_compile.torch_internals.tracing import SizeGuards, mark_dynamic
@@ -132,7 +132,10 @@ def trace(
     structure = analyse(run.captured)
     tensors = {path: value for path, value in leaves.items() if isinstance(value, torch.Tensor)}
     passed = {id(value): path for path, value in tensors.items()}
-    symbols = _symbols(structure, run.inputs, passed, space)
+    size_of = _size_told(run.inputs, structure.paths, passed, space)
+    places = structure.sizes.places if structure.sizes is not None else {}
+    symbols = {name: size_of(place.position, place.axis) for name, place in places.items()}
+    guards = (run.guards, {place: size_of(*place) for place in run.guards.symbols})
     structure, values = _without_sizes(structure, run.inputs)
     inputs = _inputs(values, structure.paths, passed, weights)
     read = {entry.name for entry in inputs if entry.kind == "argument"}
@@ -152,8 +155,7 @@ def trace(
         timestep=structure.paths.index(timestep_input) if timestep_input in structure.paths else None,
         result=encode_result(captured.result, lambda tensor: _position(run.outputs, tensor)),
     )
-    sizes = {key: space.axes[passed[id(run.inputs[key[0]])]][key[1]].expression for key in run.guards.symbols}
-    return Traced(structure, call, symbols, (run.guards, sizes))
+    return Traced(structure, call, symbols, guards)
 
 
 def bind_example(model: torch.nn.Module, example: ExampleInputs) -> inspect.BoundArguments:
@@ -185,19 +187,19 @@ def _inputs(
     return entries
 
 
-def _symbols(
-    structure: Structure, inputs: Sequence[Any], passed: Mapping[int, str], space: Space
-) -> dict[str, Expression]:
-    if structure.sizes is None:
-        return {}
-    symbols = {}
-    for name, place in structure.sizes.places.items():
-        path = passed.get(id(inputs[place.position]))
-        size = space.varying_axes(path).get(place.axis) if path and place.axis is not None else None
+def _size_told(
+    inputs: Sequence[Any], paths: Sequence[str], passed: Mapping[int, str], space: Space
+) -> Callable[[int, int | None], Expression]:
+    """Return what gives the size of an input's axis in the dimensions, by their positions."""
+
+    def size_of(position: int, axis: int | None) -> Expression:
+        path = passed.get(id(inputs[position]))
+        size = space.varying_axes(path).get(axis) if path and axis is not None else None
         if size is None:
-            raise PackageError(f"a size that varies is told by {structure.paths[place.position]}, and by no argument")
-        symbols[name] = size.expression
-    return symbols
+            raise PackageError(f"a size that varies is told by {paths[position]}, and by no argument")
+        return size.expression
+
+    return size_of
 
 
 def _without_sizes(structure: Structure, inputs: Sequence[Any]) -> tuple[Structure, list[Any]]:
@@ -223,8 +225,7 @@ def _layout(value: torch.Tensor, axes: Mapping[int, AxisSize]) -> TensorEntry:
     inside = 1
     for axis in sorted(range(value.ndim), key=lambda axis: (value.stride(axis), -axis)):
         stride[axis], inside = inside, inside * shape[axis]
-    sizes, strides = ([written(size, {}) for size in layout] for layout in (shape, stride))
-    return TensorEntry(shape=sizes, stride=strides, dtype=dtype_name(value.dtype))
+    return TensorEntry.written(shape, stride, value.dtype, {})
 
 
 def _position(outputs: Sequence[Any], tensor: torch.Tensor) -> int:

@@ -141,6 +141,12 @@ def test_cpp_gives_what_python_gives(package: Path, sized: Path, wanted: list[Te
         results = load_file(tmp_path / "out.safetensors")
         for step, theirs in enumerate(toy.outputs(denoiser, calls)):
             assert torch.equal(results[f"{step}/0"], theirs)
+    for step in (0, 1):
+        given = toy.tensors(grid_calls(2, 4, 3))
+        del given[f"{step}/timestep"]
+        save_file(given, tmp_path / "sized.safetensors")
+        failed = subprocess.run([*command, "out"], capture_output=True, text=True, check=False)
+        assert (failed.returncode, failed.stderr) == (1, f"soda_run: the inputs lack timestep for step {step}\n")
     save_file(toy.tensors(grid_calls(7, 4, 3)), tmp_path / "sized.safetensors")
     failed = subprocess.run([*command, "out"], capture_output=True, text=True, check=False)
     assert failed.returncode == 1
