@@ -2,9 +2,10 @@
 
 import dataclasses
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -35,6 +36,13 @@ class Call:
     arguments: tuple[int, ...]
     results: tuple[int, ...]
     release: tuple[int, ...]
+
+    @cached_property
+    def read(self) -> Callable[[list[Any]], Sequence[Any]]:
+        """Return what gets the arguments from the registers: dozens for each call, so that C's loop is worth it."""
+        if len(self.arguments) > 1:
+            return itemgetter(*self.arguments)
+        return lambda registers: [registers[index] for index in self.arguments]
 
     @property
     def ends(self) -> tuple[tuple[int, ...], ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from soda_compile.compiler.constant_stage import ConstantStage
-from soda_compile.runtime.execution import addresses
+from soda_compile.runtime.execution import addresses, forget_inputs
 from soda_compile.runtime.slots import Budget
 from soda_compile.runtime.unchanged import Seen
 
@@ -79,8 +79,8 @@ def _run(stage: ConstantStage, numbers: Sequence[int], registers: list[Any], inp
     try:
         for number in numbers:
             call = stage.program.steps[0][number]
-            results = call.function(*[registers[index] for index in call.arguments])
+            results = call.function(*call.read(registers))
             for index, value in zip(call.results, results, strict=True):
                 registers[index] = value.clone() if addresses([value]) & given else value
     finally:
-        registers[: len(inputs)] = [None] * len(inputs)
+        forget_inputs(registers, len(inputs))

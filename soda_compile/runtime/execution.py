@@ -1,6 +1,7 @@
 """Execution of the calls of a program."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def run_step(
     registers[: len(inputs)] = inputs
     try:
         for call in program.steps[step]:
-            results = call.function(*[registers[index] for index in call.arguments])
+            results = call.function(*call.read(registers))
             for index, value in zip(call.results, results, strict=True):
                 if in_place and index in program.slots:
                     registers[index].copy_(value)
@@ -36,7 +37,17 @@ def run_step(
                 registers[index] = None
         return [None if index is None else registers[index] for index in program.outputs]
     finally:
-        registers[: len(inputs)] = [None] * len(inputs)  # slots stay; the caller's tensors must not
+        forget_inputs(registers, len(inputs))
+
+
+def forget_inputs(registers: list[Any], count: int) -> None:
+    """Empty the registers of the inputs: slots stay from step to step, the caller's tensors must not."""
+    registers[:count] = _nothing(count)
+
+
+@cache
+def _nothing(count: int) -> tuple[None, ...]:
+    return (None,) * count  # hundreds of inputs: making them anew for each step takes longer than putting them in place
 
 
 def run_owned(
