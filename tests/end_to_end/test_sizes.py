@@ -1,24 +1,21 @@
 """One compilation for all sizes: as few as plain torch.compile makes, and the same samples as at fixed sizes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from eager_reference import tensors
+from count_compilations import STEPS, generate
 from plain_models import DitBlock, Listed
 from random_plans import random_plan
-from sized_models import FIRST, SIZED, VARIED, Size, SizedModel
+from sized_models import FIRST, SIZED, VARIED
 from torch import Tensor, nn
 from tracing import eager_graphs
 
 import soda_compile
 from soda_compile.backend import entry
-from soda_compile.backend.entry import soda
 from soda_compile.capture import normalisation
 from soda_compile.compiler.symbolic_code import SymbolicCode
-
-STEPS = 4
 
 
 @pytest.fixture
@@ -39,28 +36,6 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def eager() -> Iterator[None]:
     with eager_graphs():
         yield
-
-
-def generate(
-    model: nn.Module, sized: SizedModel, sizes: Sequence[Size], dynamic: bool | None, **options: Any
-) -> tuple[list[list[Tensor]], int]:
-    """Generations of these sizes; samples of each step, and how often Dynamo compiled."""
-    torch._dynamo.reset()
-    compiled = []
-
-    def backend(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        compiled.append(module)
-        return soda(module, inputs, options=options) if options else module.forward
-
-    run = torch.compile(model, backend=backend, dynamic=dynamic)
-    found = []
-    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=64):
-        for size in sizes:
-            with soda_compile.trajectory(model):
-                found.append(
-                    [torch.cat([t.flatten() for t in tensors(run(**call))]) for call in sized.calls(size, STEPS)]
-                )
-    return found, len(compiled)
 
 
 @pytest.mark.usefixtures("eager")

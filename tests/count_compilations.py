@@ -1,0 +1,141 @@
+"""Counts compilations over many sizes, for plain torch.compile and for a plan: calls of Dynamo, graphs of Inductor.
+
+All models, kinds of size and modes, in an hour on two cores, or one with ``--only pixart:text``::
+
+    python tests/count_compilations.py --json benchmarks/results/compilations.json
+
+The samples are compared to those of graphs that are compiled at each size.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from eager_reference import tensors
+from sized_models import FIRST, SIZED, VARIED, Size, SizedModel
+from torch import Tensor, nn
+from tracing import eager_graphs
+
+import soda_compile
+from soda_compile.backend.entry import soda
+from soda_compile.compiler import lowering
+from soda_compile.compiler.symbolic_code import SymbolicCode
+from soda_compile.plans.actions import COMPUTE, FORECAST1, REUSE
+from soda_compile.plans.plan import Plan
+
+ROW = (COMPUTE, COMPUTE, FORECAST1, REUSE)  # what every region does: all that a graph is compiled for
+STEPS = len(ROW)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Compilations of one model over the sizes of one kind.
+
+    Attributes:
+        model: Its name in ``SIZED``.
+        kind: What varies.
+        dynamic: The argument of torch.compile.
+        sizes: Number of sizes.
+        dynamo_plain: Graphs that Dynamo makes without a plan; plain Inductor compiles each once.
+        dynamo: Graphs that it makes with the plan.
+        subgraphs: Distinct graphs that the plan hands to Inductor.
+        compiled: How often Inductor compiles one of them.
+        error: Largest difference to the samples of graphs compiled at each size, relative to the largest value.
+    """
+
+    model: str
+    kind: str
+    dynamic: bool | None
+    sizes: int
+    dynamo_plain: int
+    dynamo: int
+    subgraphs: int
+    compiled: int
+    error: float
+
+
+def generate(
+    model: nn.Module, sized: SizedModel, sizes: Sequence[Size], dynamic: bool | None, **options: Any
+) -> tuple[list[list[Tensor]], int]:
+    """Generations of these sizes; outputs of each step, and how often Dynamo compiled."""
+    torch._dynamo.reset()
+    compiled = []
+
+    def backend(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        compiled.append(module)
+        return soda(module, inputs, options=options) if options else module.forward
+
+    run = torch.compile(model, backend=backend, dynamic=dynamic)
+    found = []
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=64):
+        for size in sizes:
+            with soda_compile.trajectory(model):
+                found.append(
+                    [torch.cat([t.flatten() for t in tensors(run(**call))]) for call in sized.calls(size, STEPS)]
+                )
+    return found, len(compiled)
+
+
+def count(name: str, kind: str, dynamic: bool | None) -> Counts:
+    """Count for one model, one kind of size, one mode."""
+    sized, sizes = SIZED[name], VARIED[kind]
+    model = sized.build()
+    structure = soda_compile.inspect(model, **sized.calls(FIRST, STEPS)[0])
+    plan = Plan(structure.fingerprint, structure.region_names, (ROW,) * len(structure.region_names))
+    options = {"plan": plan, "on_miss": "error"}
+    with eager_graphs():
+        wanted, _ = generate(model, sized, sizes, False, **options)
+        _, plain = generate(model, sized, sizes, dynamic)
+    with _counted() as (codes, fixed):
+        found, planned = generate(model, sized, sizes, dynamic, **options)
+    pairs = ((a, b) for mine, theirs in zip(found, wanted, strict=True) for a, b in zip(mine, theirs, strict=True))
+    error = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    subgraphs, compiled = len(codes) + len(fixed), sum(len(code.made) for code in codes) + len(fixed)
+    return Counts(name, kind, dynamic, len(sizes), plain, planned, subgraphs, compiled, error)
+
+
+@contextmanager
+def _counted() -> Iterator[tuple[list[SymbolicCode], list[Any]]]:
+    """Collect what Inductor is given: code for any size, and graphs of fixed sizes."""
+    codes: list[SymbolicCode] = []
+    fixed: list[Any] = []
+    begin, compile_fixed = SymbolicCode.at_example, lowering.inductor_compile
+    with (
+        mock.patch.object(SymbolicCode, "at_example", lambda code: codes.append(code) or begin(code)),
+        mock.patch.object(lowering, "inductor_compile", lambda *given: fixed.append(given) or compile_fixed(*given)),
+    ):
+        yield codes, fixed
+
+
+def table(rows: Sequence[Counts]) -> str:
+    """Return the counts as a Markdown table."""
+    head = ("model", "varies", "sizes", "dynamic", "Dynamo, plain", "Dynamo, plan", "subgraphs", "compiled", "error")
+    lines = [head, ("---",) * len(head)]
+    for row in rows:
+        counts = (row.sizes, row.dynamic, row.dynamo_plain, row.dynamo, row.subgraphs, row.compiled)
+        lines.append((row.model, row.kind, *map(str, counts), f"{row.error:.0e}"))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", help="model:kind, such as pixart:text; all by default")
+    parser.add_argument("--json", type=Path, help="where to add the counts")
+    given = parser.parse_args()
+    chosen = given.only or [f"{name}:{kind}" for name, sized in SIZED.items() for kind in sized.kinds]
+    counted = []
+    for each in chosen:
+        for mode in (True, None):
+            counted.append(count(*each.split(":"), mode))
+            print(table(counted[-1:]).splitlines()[-1], flush=True)
+            if given.json:
+                given.json.write_text(json.dumps([asdict(row) for row in counted], indent=1))
+    print(table(counted))
+    if given.json:
+        given.json.with_suffix(".md").write_text(table(counted) + "\n")
