@@ -123,19 +123,25 @@ def table(rows: Sequence[Counts]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Count what is asked for; a file of counts is added to, so that they can be made in parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", help="model:kind, such as pixart:text; all by default")
-    parser.add_argument("--json", type=Path, help="where to add the counts")
+    parser.add_argument("--json", type=Path, help="where to add the counts, beside a table")
     given = parser.parse_args()
     chosen = given.only or [f"{name}:{kind}" for name, sized in SIZED.items() for kind in sized.kinds]
-    counted = []
+    before = json.loads(given.json.read_text()) if given.json and given.json.exists() else []
+    counted = {(row["model"], row["kind"], row["dynamic"]): Counts(**row) for row in before}
     for each in chosen:
+        name, kind = each.split(":")
         for mode in (True, None):
-            counted.append(count(*each.split(":"), mode))
-            print(table(counted[-1:]).splitlines()[-1], flush=True)
+            counted[name, kind, mode] = count(name, kind, mode)
+            print(table([counted[name, kind, mode]]).splitlines()[-1], flush=True)
             if given.json:
-                given.json.write_text(json.dumps([asdict(row) for row in counted], indent=1))
-    print(table(counted))
-    if given.json:
-        given.json.with_suffix(".md").write_text(table(counted) + "\n")
+                rows = sorted(counted.values(), key=lambda row: (list(SIZED).index(row.model), row.kind))
+                given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+                given.json.with_suffix(".md").write_text(table(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
