@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -82,8 +83,8 @@ def generate(
     return found, len(compiled)
 
 
-def count(name: str, kind: str, dynamic: bool | None) -> Counts:
-    """Count for one model, one kind of size, one mode."""
+def count(name: str, kind: str) -> Iterator[Counts]:
+    """Count for one model and one kind of size, in each mode."""
     sized, sizes = SIZED[name], VARIED[kind]
     model = sized.build()
     structure = soda_compile.inspect(model, **sized.calls(FIRST, STEPS)[0])
@@ -91,13 +92,18 @@ def count(name: str, kind: str, dynamic: bool | None) -> Counts:
     options = {"plan": plan, "on_miss": "error"}
     with eager_graphs():
         wanted, _ = generate(model, sized, sizes, False, **options)
-        _, plain = generate(model, sized, sizes, dynamic)
-    with _counted() as (codes, fixed):
-        found, planned = generate(model, sized, sizes, dynamic, **options)
-    pairs = ((a, b) for mine, theirs in zip(found, wanted, strict=True) for a, b in zip(mine, theirs, strict=True))
-    error = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
-    subgraphs, compiled = len(codes) + len(fixed), sum(len(code.made) for code in codes) + len(fixed)
-    return Counts(name, kind, dynamic, len(sizes), plain, planned, subgraphs, compiled, error)
+    for dynamic in (True, None):
+        with eager_graphs():
+            _, plain = generate(model, sized, sizes, dynamic)
+        with _counted() as (codes, fixed):
+            found, planned = generate(model, sized, sizes, dynamic, **options)
+        subgraphs, compiled = len(codes) + len(fixed), sum(len(code.made) for code in codes) + len(fixed)
+        error = max(map(_difference, chain(*found), chain(*wanted)))
+        yield Counts(name, kind, dynamic, len(sizes), plain, planned, subgraphs, compiled, error)
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
 
 
 @contextmanager
@@ -133,12 +139,11 @@ def main() -> None:
     before = json.loads(given.json.read_text()) if given.json and given.json.exists() else []
     counted = {(row["model"], row["kind"], row["dynamic"]): Counts(**row) for row in before}
     for each in chosen:
-        name, kind = each.split(":")
-        for mode in (True, None):
-            counted[name, kind, mode] = count(name, kind, mode)
-            print(table([counted[name, kind, mode]]).splitlines()[-1], flush=True)
+        for row in count(*each.split(":")):
+            counted[row.model, row.kind, row.dynamic] = row
+            print(table([row]).splitlines()[-1], flush=True)
             if given.json:
-                rows = sorted(counted.values(), key=lambda row: (list(SIZED).index(row.model), row.kind))
+                rows = sorted(counted.values(), key=lambda each: (list(SIZED).index(each.model), each.kind))
                 given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
                 given.json.with_suffix(".md").write_text(table(rows) + "\n")
 
