@@ -5,18 +5,19 @@ from collections.abc import Mapping, Sequence
 
 from soda_compile.acceleration.measurement_folder import FIGURE, Measurement, Verified
 from soda_compile.acceleration.setting import shown
+from soda_compile.plans.notebook import drawn
 from soda_compile.plans.plan import Plan
 
 
 def picture(plans: Mapping[str, Plan]) -> bytes | None:
     """Return a PNG of the plans; None without matplotlib."""
-    try:
+
+    def draw() -> bytes:
         from soda_compile.plans.plan_figure import plans_png
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        return None
-    return plans_png(plans)
+
+        return plans_png(plans)
+
+    return drawn(draw)
 
 
 def card(measured: Measurement, plans: Mapping[str, Plan], verified: Sequence[Verified], *, pictured: bool) -> str:

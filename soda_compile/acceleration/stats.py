@@ -18,8 +18,17 @@ class Stats(dict[str, Any]):
     """Statistics by denoiser, as plain values; printed as a table."""
 
     def __str__(self) -> str:
-        text = StringIO()
-        console = Console(file=text, width=120)
+        console = Console(file=StringIO(), width=120, record=True)
+        self._print(console)
+        return console.export_text().rstrip()
+
+    def _repr_html_(self) -> str:
+        """Return the table, for notebooks."""
+        console = Console(file=StringIO(), width=120, record=True)
+        self._print(console)
+        return console.export_html(inline_styles=True, code_format='<pre style="line-height: 1.1">{code}</pre>')
+
+    def _print(self, console: Console) -> None:
         table = Table(title="Denoiser calls", title_justify="left")
         for column in ("denoiser", "generation", "by plan", *get_args(Kind), "without plan"):
             table.add_column(column, justify="left" if column == "denoiser" else "right")
@@ -36,7 +45,6 @@ class Stats(dict[str, Any]):
             )
             for kind, reason in each["reasons"].items():
                 console.print(f"{name}: {kind}: {reason.splitlines()[0]}", markup=False, highlight=False)
-        return text.getvalue().rstrip()
 
 
 def _cells(tally: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ import typer
 
 from soda_compile.cli import planning
 from soda_compile.cli.errors import OneLineErrors
+from soda_compile.cli.report import report
 from soda_compile.cli.store import store
 from soda_compile.cli.target import FORMS, load_target
 from soda_compile.compiler.why import why as region_notes
@@ -41,6 +42,7 @@ def inspect(
 
 app.command()(planning.plan)
 app.command()(planning.profile)
+app.command()(report)
 app.add_typer(store, name="store")
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from soda_compile.ir.fixed_sizes import graph_at
+from soda_compile.plans.notebook import as_text
 from soda_compile.torch_internals.size_expressions import size_hint, value_at
 from soda_compile.torch_internals.symbolic_export import SymbolicSizes
 
@@ -152,6 +153,10 @@ class Structure:
         from soda_compile.ir.tree import render  # which imports this module
 
         return render(self)
+
+    def _repr_html_(self) -> str:
+        """Return the tree, for notebooks."""
+        return as_text(str(self))
 
     def __repr__(self) -> str:
         blocks = len({call.block.key for call in self.calls})

@@ -12,6 +12,7 @@ from pathlib import Path
 from soda_compile.errors import PlanError
 from soda_compile.plans import plan_file, plan_grid
 from soda_compile.plans.actions import ACTIONS, COMPUTE, DEFAULT_ACTIONS, Action
+from soda_compile.plans.notebook import picture_or_text
 from soda_compile.plans.plan_file import Scalar
 from soda_compile.plans.pruning import Pruning
 from soda_compile.storage.files import named_errors, write_atomic
@@ -135,6 +136,16 @@ class Plan:
 
     def __str__(self) -> str:
         return self.grid()
+
+    def _repr_html_(self) -> str:
+        """Return the grid as a picture, for notebooks."""
+
+        def draw() -> bytes:
+            from soda_compile.plans.plan_figure import plans_png
+
+            return plans_png({"plan": self})
+
+        return picture_or_text(draw, self.grid())
 
     def __repr__(self) -> str:
         anchors = len(self.anchors)

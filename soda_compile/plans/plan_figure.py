@@ -1,16 +1,14 @@
 """Pictures of plans: regions by steps, coloured by action. Needs matplotlib."""
 
-import io
 from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from soda_compile.plans.actions import ACTIONS
+from soda_compile.plans.figure_file import new_figure, png_of
 from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.plan import Plan
 
@@ -22,14 +20,11 @@ SYMBOLS = tuple(action.symbol for action in ACTIONS)
 def plans_png(plans: Mapping[str, Plan]) -> bytes:
     """Return a PNG with a grid for each plan, by name."""
     heights = [0.16 * len(plan.regions) + 1.1 for plan in plans.values()]
-    figure = Figure(figsize=(13, sum(heights) + 0.5), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, sum(heights) + 0.5)
     axes = figure.subplots(len(plans), 1, squeeze=False, height_ratios=heights)[:, 0]
     for number, (axis, (name, plan)) in enumerate(zip(axes, plans.items(), strict=True)):
         draw_plan(axis, name, plan, legend=number == len(plans) - 1)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", pad_inches=0.25)
-    return buffer.getvalue()
+    return png_of(figure)
 
 
 def draw_plan(axis: Axes, name: str, plan: Plan, *, legend: bool) -> None:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from soda_compile.errors import SensitivityError
 from soda_compile.plans import sensitivity_file
 from soda_compile.plans.actions import PRUNE_RATES
+from soda_compile.plans.notebook import picture_or_text
 from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.sensitivity_info import METRICS, PRUNE_OPERATORS, Metric, SensitivityInfo
 from soda_compile.storage.files import named_errors, write_atomic
@@ -192,6 +193,18 @@ class Sensitivity:
             f"<Sensitivity of {len(info.regions)} regions at {info.steps} steps{sampler}, to age {info.max_interval}, "
             f"over {info.samples} samples: {', '.join(operators)}>"
         )
+
+    def _repr_html_(self) -> str:
+        """Return a map of the errors as a picture, for notebooks."""
+        key = "residual.forecast1" if "residual.forecast1" in self.mean else sorted(self.mean)[0]
+        metric, _, operator = key.partition(".")
+
+        def draw() -> bytes:
+            from soda_compile.plans.sensitivity_figure import sensitivity_png
+
+            return sensitivity_png(self, metric, operator)
+
+        return picture_or_text(draw, repr(self))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file atomically.

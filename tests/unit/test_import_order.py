@@ -18,6 +18,7 @@ LEVELS = (
     ("backend", "integrations"),
     ("measure", "packages"),
     ("acceleration",),
+    ("report",),
     ("demo", "cli"),
 )
 LEVEL = {room: height for height, rooms in enumerate(LEVELS) for room in rooms}

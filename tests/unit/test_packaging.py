@@ -46,4 +46,5 @@ def test_the_weights_of_the_demo_are_shipped():
 
 
 def test_no_other_weights_are_shipped():
-    assert set(SETUPTOOLS["package-data"]) == {"soda_compile", "soda_compile.digits"}
+    assert set(SETUPTOOLS["package-data"]) == {"soda_compile", "soda_compile.digits", "soda_compile.report"}
+    assert SETUPTOOLS["package-data"]["soda_compile.report"] == ["page.html"]

@@ -270,6 +270,8 @@ def test_stats_say_what_was_done(subject: Subject, compiled: Callable[..., Tenso
     newest = after["generations"][max(after["generations"])]
     assert newest == {"calls": STEPS, "regions": {k: v for k, v in done.items() if v}, "misses": {}}
     assert after["compilations"] >= 1
-    text = str(soda_compile.stats(subject.model))
+    counted = soda_compile.stats(subject.model)
+    text = str(counted)
+    assert "Denoiser calls" in counted._repr_html_()
     for word in ("by plan", "reuse", "forecast", "slots", "graphs compiled"):
         assert word in text
