@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from soda_compile.cli import planning
+from soda_compile.cli.comparing import compare
 from soda_compile.cli.errors import OneLineErrors
 from soda_compile.cli.report import report
 from soda_compile.cli.store import store
@@ -19,7 +20,7 @@ from soda_compile.plans.plan import Plan
 
 DEMO_EXTRAS = ("diffusers", "matplotlib", "sklearn", "transformers", "accelerate", "PIL")
 
-app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, rich_markup_mode="rich")
 
 
 @app.callback()
@@ -43,6 +44,7 @@ def inspect(
 app.command()(planning.plan)
 app.command()(planning.profile)
 app.command()(report)
+app.command()(compare)
 app.add_typer(store, name="store")
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from soda_compile.acceleration.measurement_folder import About, MeasurementFolder
 from soda_compile.acceleration.plan_store import PlanStore
 from soda_compile.acceleration.setting import shown
+from soda_compile.cli.tables import print_table
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.plans.plan import Plan
 from soda_compile.storage.cache import cache_folder
@@ -38,7 +38,7 @@ def list_(cache: Cache = None, as_json: AsJson = False) -> None:
     table = Table(*columns, title=str(place.folder), title_justify="left")
     for entry in found:
         table.add_row(*_row(entry))
-    _print(table)
+    print_table(table)
 
 
 @store.command()
@@ -52,7 +52,7 @@ def show(key: Key, cache: Cache = None, as_json: AsJson = False) -> None:
     table = Table("", "", title=str(folder.path), title_justify="left", show_header=False)
     for name, value in _facts(entry):
         table.add_row(name, value)
-    _print(table)
+    print_table(table)
 
 
 @store.command()
@@ -141,10 +141,3 @@ def _facts(entry: dict[str, Any]) -> list[tuple[str, str]]:
     for each in entry["verified"]:
         facts.append((f"error of {each['plan']}", f"{each['mean']:.2%} mean, {each['worst']:.2%} worst"))
     return facts
-
-
-def _print(table: Table) -> None:
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width to fold to
-        console = Console(width=200)
-    console.print(table)
