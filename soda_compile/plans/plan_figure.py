@@ -4,17 +4,16 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_hex, to_rgb
 from matplotlib.patches import Patch
 
-from soda_compile.plans.actions import ACTIONS
+from soda_compile.plans.actions import Action
 from soda_compile.plans.figure_file import new_figure, png_of
 from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.plan import Plan
 
-# By action symbol; dark is work, light is none.
-COLORS = {"C": "#1f3a5f", **{operator.symbol: operator.colour for operator in OPERATORS}}
-SYMBOLS = tuple(action.symbol for action in ACTIONS)
+# Dark is work, light is none; prunes are green, the lighter the fewer tokens they compute.
+_COMPUTE, _PRUNE_ALL, _PRUNE_NONE = "#1f3a5f", "#cfe8d5", "#1f6b45"
 
 
 def plans_png(plans: Mapping[str, Plan]) -> bytes:
@@ -36,9 +35,12 @@ def draw_plan(axis: Axes, name: str, plan: Plan, *, legend: bool) -> None:
         plan: The plan.
         legend: Whether to say below what the colours mean.
     """
-    codes = np.array([[SYMBOLS.index(symbol) for symbol in row] for row in plan.rows])
-    colors = ListedColormap([COLORS[symbol] for symbol in SYMBOLS])
-    axis.pcolormesh(codes, cmap=colors, vmin=-0.5, vmax=len(SYMBOLS) - 0.5, edgecolors="white", linewidth=0.8)
+    used = {
+        action: color_of(action) for action in sorted({action for row in plan.actions for action in row}, key=_order)
+    }
+    codes = np.array([[list(used).index(action) for action in row] for row in plan.actions])
+    colors = ListedColormap(list(used.values()))
+    axis.pcolormesh(codes, cmap=colors, vmin=-0.5, vmax=len(used) - 0.5, edgecolors="white", linewidth=0.8)
     axis.invert_yaxis()
     axis.set_yticks(np.arange(len(plan.regions)) + 0.5, plan.regions, fontsize=7)
     ticks = range(0, plan.steps, 5)
@@ -50,6 +52,22 @@ def draw_plan(axis: Axes, name: str, plan: Plan, *, legend: bool) -> None:
     title = f"{name}: {len(plan.anchors)} of {plan.steps} steps compute everything{flops}"
     axis.set_title(title, fontsize=11, loc="left")
     if legend:
-        used = [action for action in ACTIONS if action.symbol in "".join(plan.rows)]
-        patches = [Patch(color=COLORS[action.symbol], label=str(action)) for action in used]
-        axis.legend(handles=patches, ncols=len(used), loc="upper right", bbox_to_anchor=(1, -0.08), frameon=False)
+        patches = [Patch(color=color, label=str(action)) for action, color in used.items()]
+        axis.legend(
+            handles=patches, ncols=min(len(used), 8), loc="upper right", bbox_to_anchor=(1, -0.08), frameon=False
+        )
+
+
+def color_of(action: Action) -> str:
+    """Return the colour of an action."""
+    if action.kind == "compute":
+        return _COMPUTE
+    if action.kind != "prune":
+        return OPERATORS[action.order].colour
+    ends = [np.array(to_rgb(color)) for color in (_PRUNE_NONE, _PRUNE_ALL)]
+    return to_hex(ends[0] + (ends[1] - ends[0]) * action.rate)
+
+
+def _order(action: Action) -> tuple[bool, int, float, float]:
+    """Return a key that puts work first."""
+    return action.kind != "compute", action.order, action.rate, action.side_rate

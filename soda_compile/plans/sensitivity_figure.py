@@ -81,7 +81,11 @@ def interval_map(sensitivity: Sensitivity, metric: str, operator: str, length: i
     table = sensitivity.table(metric, operator).astype(np.float64)[:, :, length - 2]
     if operator not in _ORDERS:
         return np.asarray(table[..., PRUNE_RATES.index(RATE)])
-    return np.asarray(table[..., length - 1] if _ORDERS[operator] else table)
+    if not _ORDERS[operator]:
+        return np.asarray(table)
+    if length > table.shape[-1]:  # no values so far apart were measured
+        return np.full(table.shape[:-1], np.nan)
+    return np.asarray(table[..., length - 1])
 
 
 def _outline(axis: Axes, danger: NDArray[np.bool_]) -> None:

@@ -11,7 +11,7 @@ from soda_compile.plans.plan import Plan
 def draw_truth(axis: Axes, verified: Sequence[tuple[Plan, Verified]]) -> None:
     """Draw for each plan its predicted error, and the true ones from their mean to the worst."""
     for plan, each in verified:
-        if plan.predicted_error is None:
+        if not plan.predicted_error:  # none, or none to be put on a logarithmic axis
             continue
         axis.plot([plan.predicted_error] * 2, [each.mean, each.worst], "-", color="#bbbbbb")
         axis.plot(plan.predicted_error, each.mean, "o", color="#1f3a5f")

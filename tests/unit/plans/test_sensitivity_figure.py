@@ -29,6 +29,14 @@ def test_intervals_are_those_that_were_measured() -> None:
     assert intervals(make_sensitivity(steps=2, width=1)) == (2,)
 
 
+def test_what_was_not_measured_is_left_white() -> None:
+    least = make_sensitivity(steps=2, width=1)
+    assert np.isnan(interval_map(least, "residual", "forecast1", 2)).all()
+    figure = new_figure(4, 2)
+    draw_maps(figure, least, "residual", "forecast1")
+    assert "no forecast1" in figure.texts[0].get_text()
+
+
 def test_danger_zones_enclose_the_worst_cells_and_nothing_else() -> None:
     figure = new_figure(8, 3)
     draw_maps(figure, SENSITIVITY, "residual", "reuse")
