@@ -13,7 +13,7 @@ from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.plan import Plan
 
 # Dark is work, light is none; prunes are green, the lighter the fewer tokens they compute.
-_COMPUTE, _PRUNE_ALL, _PRUNE_NONE = "#1f3a5f", "#cfe8d5", "#1f6b45"
+_COMPUTE, _PRUNES = "#1f3a5f", ("#1f6b45", "#cfe8d5")
 
 
 def plans_png(plans: Mapping[str, Plan]) -> bytes:
@@ -47,7 +47,7 @@ def draw_plan(axis: Axes, name: str, plan: Plan, *, legend: bool) -> None:
     axis.set_xticks(np.array(ticks) + 0.5, [str(tick) for tick in ticks], fontsize=8)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_xlabel("step", fontsize=9)
+    axis.set_xlabel("step", fontsize=9, loc="left")
     flops = "" if plan.flop_ratio is None else f", {plan.flop_ratio:.3f} of the FLOPs"
     title = f"{name}: {len(plan.anchors)} of {plan.steps} steps compute everything{flops}"
     axis.set_title(title, fontsize=11, loc="left")
@@ -64,8 +64,8 @@ def color_of(action: Action) -> str:
         return _COMPUTE
     if action.kind != "prune":
         return OPERATORS[action.order].colour
-    ends = [np.array(to_rgb(color)) for color in (_PRUNE_NONE, _PRUNE_ALL)]
-    return to_hex(ends[0] + (ends[1] - ends[0]) * action.rate)
+    few, many = (np.array(to_rgb(color)) for color in _PRUNES)
+    return to_hex(few + (many - few) * action.rate)
 
 
 def _order(action: Action) -> tuple[bool, int, float, float]:
