@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from soda_compile.digits.pipeline import load
+from soda_compile.digits.pipeline import DigitsPipeline, load
 
 
 def example(samples: int = 1) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -23,3 +23,8 @@ def example(samples: int = 1) -> tuple[torch.nn.Module, dict[str, Any]]:
         "timestep": torch.full((2 * samples,), 500),
         "class_labels": torch.cat([labels, torch.full_like(labels, 10)]),
     }
+
+
+def pipeline() -> tuple[DigitsPipeline, dict[str, Any]]:
+    """Return the digits pipeline, and what draws a three in 20 steps: ``soda-compile sample`` takes both."""
+    return load(), {"class_labels": [3], "num_inference_steps": 20}

@@ -10,6 +10,7 @@ from soda_compile.cli import planning
 from soda_compile.cli.comparing import compare
 from soda_compile.cli.errors import OneLineErrors
 from soda_compile.cli.report import report
+from soda_compile.cli.sampling import sample
 from soda_compile.cli.store import store
 from soda_compile.cli.target import FORMS, load_target
 from soda_compile.compiler.why import why as region_notes
@@ -43,6 +44,7 @@ def inspect(
 
 app.command()(planning.plan)
 app.command()(planning.profile)
+app.command()(sample)
 app.command()(report)
 app.command()(compare)
 app.add_typer(store, name="store")

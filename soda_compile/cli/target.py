@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from soda_compile.errors import OptionError
+from soda_compile.integrations.diffusers.denoisers import is_pipeline
 
 FORMS = "module:function or path/to/file.py:function"
+PIPELINE_FORMS = f"A folder with a diffusers pipeline, or {FORMS}, which returns a pipeline and its arguments"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,41 @@ def load_target(text: str) -> Target:
     Raises:
         OptionError: The module or function does not exist or fails, or returns something else.
     """
+    return _check(text, _value(text))
+
+
+def load_pipeline(text: str) -> tuple[Any, dict[str, Any]]:
+    """Return a pipeline and what it is called with.
+
+    Args:
+        text: A folder that ``save_pretrained`` wrote; or ``module:function`` or ``path/to/file.py:function``, where
+            the function takes no arguments and returns the pipeline and its arguments by name.
+
+    Raises:
+        OptionError: There is no such thing, it fails, or returns something else.
+    """
+    if Path(text).is_dir():
+        return _from_folder(Path(text)), {}
+    match _value(text):
+        case (pipe, Mapping() as arguments) if is_pipeline(pipe):
+            return pipe, dict(arguments)
+        case other:
+            expected = "a diffusers pipeline and its arguments as a dict"
+            raise OptionError(f"target {text!r} must return {expected}; it returned {_kind(other)}")
+
+
+def _from_folder(path: Path) -> Any:
+    if not (path / "model_index.json").is_file():
+        raise OptionError(f"the folder {path} holds no pipeline: there is no model_index.json; see save_pretrained")
+    try:
+        from diffusers import DiffusionPipeline
+    except ModuleNotFoundError as error:
+        raise OptionError(f"a pipeline needs {error.name}: pip install 'soda-compile[diffusers]'") from error
+    return DiffusionPipeline.from_pretrained(path)  # type: ignore[no-untyped-call]
+
+
+def _value(text: str) -> Any:
+    """Import the function that ``text`` names, call it, and return what it gives."""
     place, colon, name = text.rpartition(":")
     if not (place and colon and name):
         raise OptionError(f"target {text!r} must be {FORMS}")
@@ -42,7 +79,7 @@ def load_target(text: str) -> Target:
     function = getattr(module, name, None)
     if not callable(function):
         raise OptionError(f"target {text!r}: {place} has no function {name!r}")
-    return _check(text, _call(text, function))
+    return _call(text, function)
 
 
 def _load_module(name: str) -> ModuleType:
@@ -89,11 +126,15 @@ def _check(text: str, value: Any) -> Target:
             return Target(model, (), dict(inputs))
         case (torch.nn.Module() as model, Sequence() as inputs) if not isinstance(inputs, str):
             return Target(model, tuple(inputs), {})
-    parts = ", ".join(type(part).__name__ for part in value) if isinstance(value, tuple) else ""
-    kind = f"({parts})" if parts else type(value).__name__
     raise OptionError(
-        f"target {text!r} must return a model and its inputs, (torch.nn.Module, dict or tuple); it returned {kind}"
+        f"target {text!r} must return a model and its inputs, (torch.nn.Module, dict or tuple); it returned "
+        f"{_kind(value)}"
     )
+
+
+def _kind(value: Any) -> str:
+    parts = ", ".join(type(part).__name__ for part in value) if isinstance(value, tuple) else ""
+    return f"({parts})" if parts else type(value).__name__
 
 
 def _describe(error: Exception) -> str:

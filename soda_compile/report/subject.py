@@ -3,18 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from matplotlib.image import imread
-from numpy.typing import NDArray
 
 from soda_compile.acceleration.measurement_folder import Verified
+from soda_compile.acceleration.pictures import Image, as_image, relative_error
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.sensitivity import Sensitivity
-
-Image = NDArray[np.float64]
-"""[height, width, 3], from 0 to 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +30,7 @@ class Pair:
     @property
     def relative_error(self) -> float:
         """Norm of the difference / norm of the original."""
-        difference = float(np.linalg.norm(self.accelerated - self.original))
-        return difference / max(float(np.linalg.norm(self.original)), 1e-12)
+        return relative_error(self.original, self.accelerated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +89,6 @@ def _pair(name: str, original: Path, accelerated: Path) -> Pair:
 
 def _image(path: Path) -> Image:
     try:
-        found = np.asarray(imread(path), dtype=np.float64)
+        return as_image(imread(path))
     except (OSError, ValueError) as error:
         raise OptionError(f"the sample {path} cannot be read: {error}") from error
-    found = found / 255 if found.max() > 1 else found
-    return found[..., :3] if found.ndim == 3 else np.repeat(found[..., None], 3, axis=2)
