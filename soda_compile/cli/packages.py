@@ -15,7 +15,6 @@ from soda_compile.packages.description import describe
 from soda_compile.packages.exporting import export as export_package
 from soda_compile.packages.loading import load, open_package
 from soda_compile.packages.manifest import ProgramEntry
-from soda_compile.packages.sizes import size_at
 from soda_compile.packages.spaces import batch_shapes
 from soda_compile.packages.timing import time_package
 from soda_compile.packages.trace import ExampleInputs, bind_example
@@ -78,10 +77,7 @@ def run(
         others = tuple(step for step in range(plan.steps) if step not in plan.anchors)
         kinds = {"an anchor step": plan.anchors, "another step": others}
         parts = [f"{1e3 * timing.steps(steps):.2f} ms {kind}" for kind, steps in kinds.items() if steps]
-        shapes = ", ".join(
-            f"{name} {[size_at(part, values) for part in entry.shape]}"
-            for name, entry in program.call.arguments.items()
-        )
+        shapes = ", ".join(f"{name} {entry.shape_at(values)}" for name, entry in program.call.arguments.items())
         typer.echo(f"{shapes}\n  {1e3 * timing.trajectory:.1f} ms for {plan.steps} steps: {', '.join(parts)}")
 
 

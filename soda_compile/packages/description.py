@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from soda_compile.ir.tree import amount
 from soda_compile.packages.loading import Package
 from soda_compile.packages.manifest import CODE, REGIONS, ProgramEntry, TensorEntry
-from soda_compile.packages.sizes import Point, size_at
+from soda_compile.packages.sizes import Point
 from soda_compile.packages.tensors import named_dtype
 
 
@@ -52,7 +52,7 @@ def _facts(package: Package) -> Iterator[str]:
 
 def _memory_bytes(entry: TensorEntry, values: Point) -> int:
     """Return the size of a tensor where the dynamic dimensions have these values."""
-    return named_dtype(entry.dtype).itemsize * math.prod(size_at(size, values) for size in entry.shape)
+    return named_dtype(entry.dtype).itemsize * math.prod(entry.shape_at(values))
 
 
 def _slots(program: ProgramEntry) -> str:

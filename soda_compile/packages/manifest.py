@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from soda_compile.packages.sizes import written
+from soda_compile.packages.sizes import Point, size_at, written
 from soda_compile.torch_internals.size_expressions import Expression
 
 PLAN = "extra/plan.json"
@@ -75,6 +75,14 @@ class TensorEntry(Entry):
         """Return a layout whose sizes may follow from the dimensions, see ``sizes.written``."""
         sizes, strides = ([written(size, symbols) for size in layout] for layout in (shape, stride))
         return cls(shape=sizes, stride=strides, dtype=dtype_name(dtype))
+
+    def shape_at(self, values: Point) -> list[int]:
+        """Return the shape where the dimensions have these values."""
+        return [size_at(size, values) for size in self.shape]
+
+    def stride_at(self, values: Point) -> list[int]:
+        """Return the strides where the dimensions have these values."""
+        return [size_at(size, values) for size in self.stride]
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"  # float32[batch, 4, 2*height]

@@ -130,7 +130,7 @@ def with_slots(program: Program, entry: ProgramEntry, device: torch.device, valu
     slots = {}
     for register, slot in entry.slots.items():
         dtype = named_dtype(slot.dtype)
-        shape, stride = (tuple(size_at(size, values) for size in sizes) for sizes in (slot.shape, slot.stride))
+        shape, stride = tuple(slot.shape_at(values)), tuple(slot.stride_at(values))
         slots[int(register)] = Cut("slot", shape, stride, dtype, device, math.prod(shape) * dtype.itemsize)
     sizes = {
         int(register): torch.empty(size_at(size, values), 0, device=device) for register, size in entry.sizes.items()

@@ -10,7 +10,7 @@ from soda_compile.errors import PackageError
 from soda_compile.packages.arguments import RETURN_DICT, decode_result, is_plain
 from soda_compile.packages.manifest import CallEntry, ProgramEntry, TensorEntry
 from soda_compile.packages.program_file import with_slots
-from soda_compile.packages.sizes import Point, show, size_at
+from soda_compile.packages.sizes import Point, show
 from soda_compile.packages.tensors import laid_out
 from soda_compile.runtime.denoiser import PlannedDenoiser
 
@@ -65,7 +65,7 @@ class SizedProgram:
             value = leaves.get(path)
             if not isinstance(value, torch.Tensor):
                 raise Mismatch(f"{path} is {_describe(value)}, but was a tensor")
-            wanted = [size_at(size, values) for size in entry.shape]
+            wanted = entry.shape_at(values)
             layout = TensorEntry.of(value)
             if path not in self.call.unused and (layout.dtype, layout.shape) != (entry.dtype, wanted):
                 where = f" at {show(values)}" if wanted != entry.shape else ""
@@ -117,10 +117,7 @@ class SizedProgram:
         key = tuple(values.values())
         if key not in self._made:
             program = with_slots(self.planned.program, self.entry, self.device, values)
-            strides = {
-                path: tuple(size_at(size, values) for size in entry.stride)
-                for path, entry in self.call.arguments.items()
-            }
+            strides = {path: tuple(entry.stride_at(values)) for path, entry in self.call.arguments.items()}
             # Generations know their program by identity: all threads must take the same one.
             self._made.setdefault(key, _Sized(replace(self.planned, program=program), strides))
         return self._made[key]

@@ -9,7 +9,7 @@ import torch
 
 from soda_compile.packages.denoiser import PackagedDenoiser
 from soda_compile.packages.sized_program import SizedProgram
-from soda_compile.packages.sizes import Point, size_at
+from soda_compile.packages.sizes import Point
 from soda_compile.packages.tensors import named_dtype
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.generation import trajectory
@@ -57,8 +57,7 @@ def random_inputs(program: SizedProgram, plan: Plan, step: int, sizes: Point) ->
     generator = torch.Generator().manual_seed(step)
     values: dict[str, Any] = {}
     for path, entry in program.call.arguments.items():
-        shape = [size_at(size, sizes) for size in entry.shape]
-        values[path] = _fill(shape, named_dtype(entry.dtype), generator).to(program.device)
+        values[path] = _fill(entry.shape_at(sizes), named_dtype(entry.dtype), generator).to(program.device)
         if path == plan.timestep_input and plan.timesteps is not None:
             values[path].fill_(plan.timesteps[step])
     return values
