@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from soda_compile.cli import planning
+from soda_compile.cli.calibrating import calibrate
 from soda_compile.cli.comparing import compare
 from soda_compile.cli.errors import OneLineErrors
 from soda_compile.cli.report import report
@@ -42,6 +43,7 @@ def inspect(
         typer.echo(note)
 
 
+app.command()(calibrate)
 app.command()(planning.plan)
 app.command()(planning.profile)
 app.command()(sample)

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from soda_compile.acceleration.pictures import Image, psnr_db, relative_error
 from soda_compile.acceleration.sampling import Sampled, sample_both
+from soda_compile.cli.pipeline_target import PIPELINE_FORMS, Setting, load_pipeline, with_settings
 from soda_compile.cli.tables import print_table
-from soda_compile.cli.target import PIPELINE_FORMS, load_pipeline
 from soda_compile.errors import OptionError
 from soda_compile.storage.files import write_atomic
 
@@ -28,9 +28,7 @@ def sample(
     measurement: Annotated[str | None, typer.Option(help="With --speedup: a measurement's folder or name.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many samples.")] = 4,
     first_seed: Annotated[int, typer.Option(min=0, help="The seed of the first.")] = 0,
-    argument: Annotated[
-        list[str] | None, typer.Option("--set", help="An argument of the pipeline, as num_inference_steps=28.")
-    ] = None,
+    argument: Setting = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("soda-samples"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -40,12 +38,8 @@ def sample(
     if plan is not None and measurement is not None:
         raise OptionError("--measurement is what a plan is made from; give it with --speedup")
     pipe, call = load_pipeline(target)
-    call |= dict(map(_argument, argument or ()))
-    settings: dict[str, Any] = {"plan": plan} if plan is not None else {"speedup": speedup, "measurement": measurement}
-    if plan is None:
-        known = ("num_inference_steps", "guidance_scale")
-        settings |= {name: call[name] for name in known if name in call}
-        settings["pipeline_options"] = {name: value for name, value in call.items() if name not in known}
+    measured = with_settings(call, argument or ())
+    settings = {"plan": plan} if plan is not None else {"speedup": speedup, "measurement": measurement, **measured}
     found = sample_both(pipe, call, range(first_seed, first_seed + seeds), settings)
     _save(out, found)
     if as_json:
@@ -55,16 +49,6 @@ def sample(
     ratio = statistics.median(each.original_s for each in found) / statistics.median(e.accelerated_s for e in found)
     typer.echo(f"{ratio:.2f} times as fast as torch.compile, medians of whole generations one after the other")
     typer.echo(f"wrote {out / ORIGINAL} and {out / ACCELERATED}")
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise OptionError(f"--set is {text!r}; write it as name=value")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value  # a prompt need not be quoted
 
 
 def _save(out: Path, found: Sequence[Sampled]) -> None:

@@ -12,10 +12,8 @@ from typing import Any
 import torch
 
 from soda_compile.errors import OptionError
-from soda_compile.integrations.diffusers.denoisers import is_pipeline
 
 FORMS = "module:function or path/to/file.py:function"
-PIPELINE_FORMS = f"A folder with a diffusers pipeline, or {FORMS}, which returns a pipeline and its arguments"
 
 
 @dataclass(frozen=True)
@@ -37,40 +35,10 @@ def load_target(text: str) -> Target:
     Raises:
         OptionError: The module or function does not exist or fails, or returns something else.
     """
-    return _check(text, _value(text))
+    return _check(text, value_of(text))
 
 
-def load_pipeline(text: str) -> tuple[Any, dict[str, Any]]:
-    """Return a pipeline and what it is called with.
-
-    Args:
-        text: A folder that ``save_pretrained`` wrote; or ``module:function`` or ``path/to/file.py:function``, where
-            the function takes no arguments and returns the pipeline and its arguments by name.
-
-    Raises:
-        OptionError: There is no such thing, it fails, or returns something else.
-    """
-    if Path(text).is_dir():
-        return _from_folder(Path(text)), {}
-    match _value(text):
-        case (pipe, Mapping() as arguments) if is_pipeline(pipe):
-            return pipe, dict(arguments)
-        case other:
-            expected = "a diffusers pipeline and its arguments as a dict"
-            raise OptionError(f"target {text!r} must return {expected}; it returned {_kind(other)}")
-
-
-def _from_folder(path: Path) -> Any:
-    if not (path / "model_index.json").is_file():
-        raise OptionError(f"the folder {path} holds no pipeline: there is no model_index.json; see save_pretrained")
-    try:
-        from diffusers import DiffusionPipeline
-    except ModuleNotFoundError as error:
-        raise OptionError(f"a pipeline needs {error.name}: pip install 'soda-compile[diffusers]'") from error
-    return DiffusionPipeline.from_pretrained(path)  # type: ignore[no-untyped-call]
-
-
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
     """Import the function that ``text`` names, call it, and return what it gives."""
     place, colon, name = text.rpartition(":")
     if not (place and colon and name):
@@ -128,11 +96,12 @@ def _check(text: str, value: Any) -> Target:
             return Target(model, tuple(inputs), {})
     raise OptionError(
         f"target {text!r} must return a model and its inputs, (torch.nn.Module, dict or tuple); it returned "
-        f"{_kind(value)}"
+        f"{kind_of(value)}"
     )
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Return what a value is, as an error says it."""
     parts = ", ".join(type(part).__name__ for part in value) if isinstance(value, tuple) else ""
     return f"({parts})" if parts else type(value).__name__
 

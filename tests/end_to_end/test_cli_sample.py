@@ -1,4 +1,4 @@
-"""``soda-compile sample``: pictures without a plan and with it, of a target and of a folder."""
+"""``soda-compile sample`` and ``calibrate``: pictures without a plan and with it, of a target and of a folder."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,11 @@ pytest.importorskip("diffusers")
 from tracing import graphs_as_they_are
 
 import soda_compile
+from soda_compile.acceleration.measurement_folder import MeasurementFolder
 from soda_compile.acceleration.pictures import as_image, psnr_db, relative_error
 from soda_compile.acceleration.sampling import sample_both
 from soda_compile.cli import app
-from soda_compile.cli.target import load_pipeline
+from soda_compile.cli.pipeline_target import load_pipeline
 from soda_compile.digits.example import example, pipeline
 from soda_compile.plans.plan import Plan, compute_all_plan
 
@@ -76,6 +77,26 @@ def test_a_folder_is_a_pipeline(tmp_path: Path) -> None:
     pipe, call = load_pipeline(str(tmp_path / "saved"))
     assert type(pipe).__name__ == "DDIMPipeline"
     assert call == {}
+
+
+def test_a_measurement_is_a_folder_that_sample_takes(tmp_path: Path) -> None:
+    settings = ("--set", f"num_inference_steps={STEPS}", "--set", "class_labels=[7]")
+    measured = tmp_path / "measured"
+    made = CliRunner().invoke(
+        app, ["calibrate", TARGET, "--out", str(measured), "--generations", "1", "--speedup", "1.3", *settings]
+    )
+    assert made.exit_code == 0, made.output
+    assert {"setting.json", "README.md"} <= {path.name for path in measured.iterdir()}
+    cache = MeasurementFolder(measured).measurement()
+    assert cache is not None
+    assert cache.setting.steps == STEPS
+    out = tmp_path / "out"
+    drawn = invoke(TARGET, "--speedup", 1.3, "--measurement", measured, "--seeds", 1, *settings, "--out", out)
+    assert drawn.exit_code == 0, drawn.output
+    assert "measuring" not in drawn.output
+    assert "torch.compile" in drawn.output
+    shown = ["report", str(measured), "--out", str(tmp_path / "r.png"), "--original", str(out / "original")]
+    assert CliRunner().invoke(app, [*shown, "--accelerated", str(out / "accelerated")]).exit_code == 0
 
 
 def test_pictures_of_every_kind() -> None:
