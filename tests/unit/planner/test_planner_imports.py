@@ -32,7 +32,7 @@ def test_nothing_it_reaches_imports_torch():
                 base = PACKAGE.joinpath(*rest)
                 todo += [file for file in (base.with_suffix(".py"), base / "__init__.py") if rest and file.exists()]
             else:
-                drawn = package == "matplotlib" and "figure" in path.name  # on demand, by what shows itself in notebooks
+                drawn = package == "matplotlib" and "figure" in path.name  # on demand, in notebooks
                 assert package in ALLOWED or drawn, f"{path.name} imports {name}"
     assert {"plan.py", "sensitivity.py", "files.py", "anchors.py"} <= {path.name for path in seen}
     assert not any(path.name == "normalisation.py" for path in seen)
