@@ -95,7 +95,7 @@ def count(name: str, kind: str) -> Iterator[Counts]:
     for dynamic in (True, None):
         with eager_graphs():
             _, plain = generate(model, sized, sizes, dynamic)
-        with _counted() as (codes, fixed):
+        with given_to_inductor() as (codes, fixed):
             found, planned = generate(model, sized, sizes, dynamic, **options)
         subgraphs, compiled = len(codes) + len(fixed), sum(len(code.made) for code in codes) + len(fixed)
         error = max(map(_difference, chain(*found), chain(*wanted)))
@@ -107,7 +107,7 @@ def _difference(found: Tensor, wanted: Tensor) -> float:
 
 
 @contextmanager
-def _counted() -> Iterator[tuple[list[SymbolicCode], list[Any]]]:
+def given_to_inductor() -> Iterator[tuple[list[SymbolicCode], list[Any]]]:
     """Collect what Inductor is given: code for any size, and graphs of fixed sizes."""
     codes: list[SymbolicCode] = []
     fixed: list[Any] = []

@@ -16,7 +16,11 @@ def relative_error(original: Image, other: Image) -> float:
 
 def psnr_db(original: Image, other: Image) -> float:
     """Return the peak signal-to-noise ratio over all pixels; infinite where they are equal."""
-    error = float(np.mean((other - original) ** 2))
+    return decibels(float(np.mean((other - original) ** 2)))
+
+
+def decibels(error: float) -> float:
+    """Return a mean square error of values from 0 to 1 as a peak signal-to-noise ratio."""
     return -10 * math.log10(error) if error else math.inf
 
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from soda_compile.acceleration.measurement_card import picture
 from soda_compile.cli.tables import print_table
 from soda_compile.errors import OptionError, PlanError
-from soda_compile.plans.notebook import drawn
 from soda_compile.plans.plan import Plan
 from soda_compile.storage.files import write_atomic
 
@@ -122,11 +122,6 @@ def _ranges(steps: Sequence[int]) -> str:
 
 
 def _draw(out: Path, plans: dict[str, Plan]) -> None:
-    def draw() -> bytes:
-        from soda_compile.plans.plan_figure import plans_png
-
-        return plans_png(plans)
-
-    if (png := drawn(draw)) is None:
+    if (png := picture(plans)) is None:
         raise OptionError("a picture needs matplotlib: pip install 'soda-compile[plot]'")
     write_atomic(out, png)

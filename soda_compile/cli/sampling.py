@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,8 +61,6 @@ def _save(out: Path, found: Sequence[Sampled]) -> None:
 
 
 def _png(image: Image) -> bytes:
-    from io import BytesIO
-
     from PIL.Image import fromarray
 
     buffer = BytesIO()

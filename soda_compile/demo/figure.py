@@ -1,14 +1,11 @@
 """The picture of the demonstration: the digits of each method side by side, and the plans below."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from soda_compile.demo.measure import Method, labels
+from soda_compile.plans.figure_file import new_figure, png_of
 from soda_compile.plans.plan_figure import draw_plan
 from soda_compile.storage.files import write_atomic
 
@@ -26,17 +23,14 @@ def save_figure(path: Path, methods: Sequence[Method], captions: Sequence[str]) 
     planned = [method for method in methods if method.plan is not None]
     columns = min(COLUMNS, len(methods[0].latents))
     heights = [0.95 * len(methods) + 0.4, *(0.16 * len(method.plan.regions) + 0.9 for method in planned if method.plan)]
-    figure = Figure(figsize=(13, sum(heights) + 0.5), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, sum(heights) + 0.5)
     parts = figure.subfigures(1 + len(planned), 1, squeeze=False, height_ratios=heights, hspace=0.02)
     top, *grids = parts[:, 0]
     _draw_digits(top, methods, captions, columns)
     for index, (part, method) in enumerate(zip(grids, planned, strict=True)):
         assert method.plan is not None
         draw_plan(part.subplots(), method.name, method.plan, legend=index == len(planned) - 1)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", pad_inches=0.25)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, png_of(figure, dpi=130))
 
 
 def _draw_digits(part: Any, methods: Sequence[Method], captions: Sequence[str], columns: int) -> None:

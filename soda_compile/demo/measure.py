@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from soda_compile.acceleration.pictures import decibels
 from soda_compile.digits.classifier import DigitClassifier, accuracy
 from soda_compile.digits.pipeline import DigitsPipeline
 from soda_compile.plans.plan import Plan
@@ -136,6 +137,6 @@ def fidelity(method: Method, original: Method, classifier: DigitClassifier) -> F
     return Fidelity(
         mean=float(relative.mean()),
         median=statistics.median(relative.tolist()),
-        psnr_db=-10 * math.log10(error) if error else math.inf,
+        psnr_db=decibels(error),
         accuracy=accuracy(classifier, method.images * 2 - 1, labels(len(method.latents))),
     )

@@ -13,8 +13,8 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def png_of(figure: Figure) -> bytes:
+def png_of(figure: Figure, dpi: int = 110) -> bytes:
     """Return a figure as PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", pad_inches=0.25)
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.25)
     return buffer.getvalue()

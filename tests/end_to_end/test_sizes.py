@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from count_compilations import STEPS, generate
+from count_compilations import STEPS, generate, given_to_inductor
 from plain_models import DitBlock, Listed
 from random_plans import random_plan
 from sized_models import FIRST, SIZED, VARIED
@@ -15,7 +15,6 @@ from tracing import eager_graphs
 import soda_compile
 from soda_compile.backend import entry
 from soda_compile.capture import normalisation
-from soda_compile.compiler.symbolic_code import SymbolicCode
 
 
 @pytest.fixture
@@ -59,18 +58,16 @@ def test_as_few_compilations_as_plain(name: str, kind: str, dynamic: bool | None
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_code_is_compiled_once_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_is_compiled_once_for_all_sizes() -> None:
     model, plan = listed()
     calls = [listed_calls(*size) for size in ((2, 9), (3, 16), (5, 12))]
-    codes: list[SymbolicCode] = []
-    begin = SymbolicCode.at_example
-    monkeypatch.setattr(SymbolicCode, "at_example", lambda code: codes.append(code) or begin(code))
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="soda", options={"plan": plan, "on_miss": "error"}, dynamic=True)
-    with torch.no_grad():
+    with torch.no_grad(), given_to_inductor() as (codes, _):
         for generation in calls:
             with soda_compile.trajectory(model):
                 found = torch.stack([compiled(**inputs) for inputs in generation])
+    with torch.no_grad():
         reference = torch.compile(model, backend="soda", options={"plan": plan, "lowering": "eager"}, dynamic=False)
         torch._dynamo.reset()
         with soda_compile.trajectory(model):
