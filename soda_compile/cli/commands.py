@@ -10,17 +10,15 @@ from soda_compile.cli import planning
 from soda_compile.cli.calibrating import calibrate
 from soda_compile.cli.comparing import compare
 from soda_compile.cli.errors import OneLineErrors
+from soda_compile.cli.extras import needed
 from soda_compile.cli.report import report
 from soda_compile.cli.sampling import sample
 from soda_compile.cli.store import store
 from soda_compile.cli.target import FORMS, load_target
 from soda_compile.compiler.why import why as region_notes
-from soda_compile.errors import OptionError
 from soda_compile.ir.tree import render
 from soda_compile.measure.inspection import inspect as inspect_model
 from soda_compile.plans.plan import Plan
-
-DEMO_EXTRAS = ("diffusers", "matplotlib", "sklearn", "transformers", "accelerate", "PIL")
 
 app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, rich_markup_mode="rich")
 
@@ -75,11 +73,6 @@ def demo(
     speedups: Annotated[tuple[float, float], typer.Option(help="Two speedups by FLOPs to plan for.")] = (2.0, 3.0),
 ) -> None:
     """Calibrate, plan and compile a small trained model of digits, and compare speed and samples, on the CPU."""
-    try:
+    with needed("the demo", "demo"):
         from soda_compile.demo.run import Settings, run
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in DEMO_EXTRAS:
-            raise
-        raise OptionError(f"the demo needs {missing}: pip install 'soda-compile[demo]'") from error
     run(Settings(out, samples, generations, rounds, seed, speedups))

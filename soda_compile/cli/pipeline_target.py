@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from soda_compile.cli.extras import needed
 from soda_compile.cli.target import FORMS, kind_of, value_of
 from soda_compile.errors import OptionError
 from soda_compile.integrations.diffusers.denoisers import is_pipeline
@@ -65,8 +66,6 @@ def with_settings(call: dict[str, Any], given: Sequence[str]) -> dict[str, Any]:
 def _from_folder(path: Path) -> Any:
     if not (path / "model_index.json").is_file():
         raise OptionError(f"the folder {path} holds no pipeline: there is no model_index.json; see save_pretrained")
-    try:
+    with needed("a pipeline", "diffusers"):
         from diffusers import DiffusionPipeline
-    except ModuleNotFoundError as error:
-        raise OptionError(f"a pipeline needs {error.name}: pip install 'soda-compile[diffusers]'") from error
     return DiffusionPipeline.from_pretrained(path)  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from soda_compile.acceleration.measurement_folder import MeasurementFolder, Verified
+from soda_compile.cli.extras import needed
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import Profile
@@ -51,12 +52,8 @@ def _subject(
     original: Path | None,
     accelerated: Path | None,
 ) -> "Subject":
-    try:
+    with needed("a report", "plot"):
         from soda_compile.report.subject import Subject, read_pairs
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise OptionError("a report needs matplotlib: pip install 'soda-compile[plot]'") from error
     verified: tuple[tuple[Plan, Verified], ...] = ()
     if measured.is_dir():
         sensitivity, verified = _of_folder(measured, component)

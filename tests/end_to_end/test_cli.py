@@ -273,8 +273,9 @@ def test_show_prints_the_plan_and_what_it_was_made_for(folder):
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(folder, monkeypatch):
     pytest.importorskip("diffusers")
-    for name in list(sys.modules):
-        if name.startswith(("soda_compile.demo.run", "soda_compile.demo.figure", "matplotlib")):
+    drawing = ("soda_compile.demo.run", "soda_compile.demo.figure", "soda_compile.plans.figure_file", "matplotlib")
+    for name in list(sys.modules):  # whatever an earlier test drew, here matplotlib was never imported
+        if name.startswith(drawing):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert_one_line(invoke("demo"), "the demo needs matplotlib: pip install 'soda-compile[demo]'")
