@@ -40,10 +40,18 @@ class BySize:
         """Run the graph."""
         sizes = self._sizes(inputs)
         if sizes not in self.compiled:
-            with self._lock:  # threads that come at once wait for the one that compiles
-                if sizes not in self.compiled:
-                    self.add(inputs, self._found(inputs) or self.compile(inputs))
+            self.prepare(inputs)
         return self.compiled[sizes](*inputs)
+
+    def prepare(self, inputs: Sequence[Any]) -> None:
+        """Compile for the sizes of these inputs, unless that is done."""
+        with self._lock:  # threads that come at once wait for the one that compiles
+            if self._sizes(inputs) not in self.compiled:
+                self.add(inputs, self._found(inputs) or self.compile(inputs))
+
+    def serves(self, inputs: Sequence[Any]) -> bool:
+        """Return whether calls of the sizes of these inputs need no compilation."""
+        return self._sizes(inputs) in self.compiled or any(made.covers(inputs) for made in self.prepared)
 
     def _found(self, inputs: Sequence[Any]) -> Run | None:
         """Return what runs at the sizes of these inputs from what is compiled; None if nothing covers them."""

@@ -3,7 +3,7 @@
 import difflib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ from soda_compile.errors import OptionError
 from soda_compile.passes.observers import standard_observers
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.denoiser import OnMiss
+from soda_compile.runtime.misses import Miss
 from soda_compile.torch_internals.inductor import inductor_options, mode_options
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Options:
         slot_memory_bytes: Bound on the memory of all kept values of a model, of all generations that are under way;
             a branch of guidance that finds no room computes everything. None for no bound.
         observer: Takes measurements instead of following a plan; used by ``calibrate``.
+        missed: Told of calls that the plan does not cover, by whoever can plan for them; no option of users.
     """
 
     plan: Plan | None = None
@@ -59,6 +61,7 @@ class Options:
     on_miss: OnMiss = "plain"
     slot_memory_bytes: int | None = None
     observer: Observer | None = None
+    missed: Callable[[Miss], None] | None = None
 
 
 def check_options(options: Mapping[str, Any] | None = None, mode: str | None = None) -> Options:
@@ -73,7 +76,7 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
         PlanError: For a plan file that is missing, damaged or of another version.
     """
     values = dict(options or {})
-    taken = {entry.name for entry in fields(Options)} - {"cuda_graphs"} | {"mode"}
+    taken = {entry.name for entry in fields(Options)} - {"cuda_graphs", "missed"} | {"mode"}
     _require_known(values, taken, "option of backend 'soda'")
     if mode is not None and values.get("mode", mode) != mode:
         raise OptionError(f"mode is given twice: {mode!r} and, as an option, {values['mode']!r}")

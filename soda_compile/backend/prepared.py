@@ -75,6 +75,7 @@ class PreparedDenoiser:
             timestep=paths.index(self.plan.timestep_input) if self.plan.timestep_input in paths else None,
             build=lambda plan: self.build(plan).at(sizes),
             on_miss=self.options.on_miss,
+            missed=self.options.missed,
             pool=SlotPool(
                 self.options.slot_memory_bytes, Recording(self.weights) if self.options.cuda_graphs else None
             ),

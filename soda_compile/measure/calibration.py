@@ -83,7 +83,9 @@ def calibrate(
     errors = ErrorAccumulator(Clock(automatic=sampler is None), counter, entries, memory_bytes, scores)
     first = max(resume.info.seeds) + 1 if resume else 0
     seeds = range(first, first + generations)
-    measured = _measure({"model": Observation(denoiser, errors)}, sampler, framework, generate, seeds, guidance)
+    measured = _measure(
+        {"model": denoiser}, {"model": Observation(errors)}, sampler, framework, generate, seeds, guidance
+    )
     if not measured:
         raise SensitivityError("generate(seed) did not call the model; it must call the very object that is calibrated")
     return merge(resume, measured["model"]) if resume else measured["model"]
@@ -113,13 +115,14 @@ def calibrate_denoisers(
     denoisers = denoisers_of(pipe, framework)
     sampler = _sampler_of(pipe, framework)
     observed = observe(denoisers, max_interval, memory_bytes, counted=sampler is None, scores=scores)
-    measured = _measure(observed, sampler, framework, generate, range(generations), guidance)
+    measured = _measure(denoisers, observed, sampler, framework, generate, range(generations), guidance)
     if not measured:
         raise SensitivityError(f"generate(seed) called none of {', '.join(denoisers)} of the calibrated pipeline")
     return measured
 
 
 def _measure(
+    denoisers: Mapping[str, torch.nn.Module],
     observed: Mapping[str, Observation],
     sampler: Any,
     framework: Framework | None,
@@ -134,11 +137,11 @@ def _measure(
         if sampler is not None and framework is not None:
             hook = framework.attach(sampler)
             stack.callback(hook.detach)
-        for denoiser in observed.values():
+        for name, module in denoisers.items():
             if hook is not None and framework is not None:
-                denoiser.stage = Stage(hook, denoiser.errors.clock)
-                stack.callback(framework.name_branches(denoiser.module, denoiser.errors.clock))
-            stack.enter_context(_compiled(denoiser, framework))
+                observed[name].stage = Stage(hook, observed[name].errors.clock)
+                stack.callback(framework.name_branches(module, observed[name].errors.clock))
+            stack.enter_context(_compiled(module, observed[name], framework))
         progress = stack.enter_context(progress_bar())
         steps = []
         for seed in progress.track(seeds, description="calibrating"):
@@ -189,17 +192,19 @@ def _check_scores(scores: Sequence[str], resume: Sensitivity | None) -> tuple[st
     return ordered
 
 
-def _compiled(denoiser: Observation, framework: Framework | None) -> AbstractContextManager[Any]:
+def _compiled(
+    denoiser: torch.nn.Module, observation: Observation, framework: Framework | None
+) -> AbstractContextManager[Any]:
     """Compile the denoiser's forward in observe mode for a while."""
-    backend = functools.partial(soda, options={"observer": denoiser.errors})
-    hosted = around_calls(denoiser.module, framework)
+    backend = functools.partial(soda, options={"observer": observation.errors})
+    hosted = around_calls(denoiser, framework)
     holders = framework.holders if framework else own_holder
 
     @contextmanager
     def around() -> Iterator[None]:
-        if denoiser.stage is not None:
-            denoiser.stage.place()
+        if observation.stage is not None:
+            observation.stage.place()
         with hosted():
             yield
 
-    return compile_forward(denoiser.module, backend, around, holders)
+    return compile_forward(denoiser, backend, around, holders)

@@ -40,6 +40,7 @@ class ErrorAccumulator:
         structure: The calibrated model.
         moments: Errors by step and region.
         inputs: Numbers among the inputs, by step of the present generation.
+        turns: In how many generations each region has its turn once; generations are slowed down the less.
         histories: Past values by branch of guidance and region.
     """
 
@@ -54,10 +55,12 @@ class ErrorAccumulator:
     samples: int = 0
     calls_in_a_step: int = 1  # at most
     stride: int = 1  # of the tokens that are looked at
+    turns: int = 1
     histories: dict[tuple[Branch, int], History] = field(default_factory=dict)
     _observed: dict[Structure, ObservedRegions] = field(default_factory=dict)  # of all shapes of the model
     _branches: set[Branch] = field(default_factory=set)  # in all generations
     _draws: torch.Generator = field(default_factory=torch.Generator)
+    _turn: int = -1  # of the present generation
     _fitted: Any = None
     _call: CountedCall = _NO_CALL
 
@@ -89,6 +92,7 @@ class ErrorAccumulator:
     def begin(self, seed: int) -> None:
         """Begin a generation; the random score draws the same for the same seed."""
         self._draws.manual_seed(_DRAWS + seed)
+        self._turn = (self._turn + 1) % self.turns
         self.clock.begin()
 
     def begin_call(self, inputs: Mapping[str, Any]) -> None:
@@ -103,7 +107,7 @@ class ErrorAccumulator:
         self._fit_stride()
         if call.number == 0:
             self.inputs.append(
-                {name: number for name, value in inputs.items() if (number := _number(value)) is not None}
+                {name: number for name, value in inputs.items() if (number := number_of(value)) is not None}
             )
 
     @property
@@ -160,7 +164,9 @@ class ErrorAccumulator:
         return History(self.entries.lags, self.entries.max_interval if "drift" in self.prune_scores else 0)
 
     def record(self, region: int, values: Mapping[str, torch.Tensor]) -> None:
-        """Score all predictions of one region against its present value, and keep that value."""
+        """Score all predictions of one region against its present value, and keep that value, if it has its turn."""
+        if region % self.turns != max(self._turn, 0):
+            return
         step, branch = self._call.step, self._call.branch
         observed = self._regions.regions[region]
         cuts = [values[cut.node] for cut in observed.region.cuts]
@@ -196,7 +202,7 @@ class ErrorAccumulator:
         return products.reshape(3, observed.samples, -1)
 
 
-def _number(value: Any) -> float | None:
+def number_of(value: Any) -> float | None:
     """Return the number that an input holds, if all its elements are the same one."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

@@ -1,11 +1,10 @@
 """One denoiser while generations are measured: the errors of its regions, and the sensitivity made of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from soda_compile.compiler.prune_flops import prune_flops
 from soda_compile.errors import SensitivityError
@@ -20,9 +19,8 @@ from soda_compile.runtime.clock import Clock
 
 @dataclass(eq=False)
 class Observation:
-    """A denoiser that is measured, its errors, and its part of the schedule where there is one."""
+    """The errors of a denoiser that is measured, and its part of the schedule where there is one."""
 
-    module: torch.nn.Module
     errors: ErrorAccumulator
     stage: Stage | None = None
 
@@ -81,7 +79,7 @@ class Observation:
 
 
 def observe(
-    denoisers: Mapping[str, torch.nn.Module],
+    denoisers: Collection[str],
     max_interval: int,
     memory_bytes: int,
     *,
@@ -91,7 +89,7 @@ def observe(
     """Begin to measure the denoisers of a pipeline; give an observation of each by component name.
 
     Args:
-        denoisers: By component name.
+        denoisers: Their component names.
         max_interval: Longest time, in steps, that a value may be kept.
         memory_bytes: Bound on the past values of all of them together.
         counted: Whether denoiser calls advance the step, where no sampler does.
@@ -99,8 +97,8 @@ def observe(
     """
     entries, share = ErrorEntries(max_interval), memory_bytes // len(denoisers)
     return {
-        name: Observation(module, ErrorAccumulator(Clock(automatic=counted), CallCounter(1), entries, share, scores))
-        for name, module in denoisers.items()
+        name: Observation(ErrorAccumulator(Clock(automatic=counted), CallCounter(1), entries, share, scores))
+        for name in denoisers
     }
 
 

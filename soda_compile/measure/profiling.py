@@ -139,12 +139,27 @@ def _time(
 ) -> Floats:
     """Return the time of each step in microseconds, [rounds, steps]."""
     backend = functools.partial(soda, options={"plan": probing.plan, "inductor": inductor or {}}, mode=mode)
+    with compile_forward(denoiser, backend, *hosted), torch.no_grad():
+        return time_rounds(lambda: denoiser(*call[0], **call[1]), lambda: trajectory(denoiser), probing, rounds)
+
+
+def time_rounds(
+    run: Callable[[], Any], opened: Callable[[], AbstractContextManager[Any]], probing: Probing, rounds: int
+) -> Floats:
+    """Return the time of each step in microseconds, [rounds, steps].
+
+    Args:
+        run: Calls the denoiser, compiled by the plan of the probes.
+        opened: Opens a generation for the calls of a round.
+        probing: The steps.
+        rounds: How often to time each, after some for warming up.
+    """
     timer = _cuda_timer if probing.structure.regions[0].cuts[0].device.type == "cuda" else _host_timer
     times = []
-    with compile_forward(denoiser, backend, *hosted), torch.no_grad(), progress_bar() as progress:
+    with progress_bar() as progress:
         for _ in progress.track(range(WARM_UP_ROUNDS + rounds), description="profiling"):
-            with trajectory(denoiser):
-                times.append(timer(lambda: denoiser(*call[0], **call[1]), len(probing.steps)))
+            with opened():
+                times.append(timer(run, len(probing.steps)))
     return np.array(times[WARM_UP_ROUNDS:])
 
 

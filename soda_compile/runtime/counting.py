@@ -43,7 +43,7 @@ class CountedGenerations:
             calls_per_step: Calls in a step.
             starts: Whether the call shows that it is one of a first step.
         """
-        by_plan = self._by_owner.setdefault(_owner(), {})
+        by_plan = self._by_owner.setdefault(caller(), {})
         counted = by_plan.get(key)
         if counted is None or counted.calls >= calls or (starts and counted.calls >= calls_per_step):
             if counted is not None:
@@ -55,7 +55,7 @@ class CountedGenerations:
 
     def forget(self, key: Hashable) -> None:
         """End the generation of this thread or task: the next call begins one."""
-        counted = self._by_owner.get(_owner(), {}).pop(key, None)
+        counted = self._by_owner.get(caller(), {}).pop(key, None)
         if counted is not None:
             counted.generation.end()
 
@@ -63,7 +63,7 @@ class CountedGenerations:
 _thread = threading.local()
 
 
-def _owner() -> object:
+def caller() -> object:
     """Return what stands for the asyncio task or else the thread that runs."""
     try:
         task = asyncio.current_task()

@@ -91,6 +91,11 @@ class ModelStatistics:
 
     def miss(self, generation: "Generation | Outside | None", miss: Miss) -> None:
         """Count a call without the plan, of a generation or of none; warn at the first of its kind."""
+        if self.note(generation, miss):
+            log.warning("a denoiser call runs without its plan (%s): %s", miss.kind, miss)
+
+    def note(self, generation: "Generation | Outside | None", miss: Miss) -> bool:
+        """Count a call without the plan, as ``miss`` does; return whether it is the first of its kind."""
         with self._lock:
             if generation is not None and not isinstance(generation, Outside):
                 self._list(generation)
@@ -98,8 +103,7 @@ class ModelStatistics:
             self.total.misses[miss.kind] += 1
             first = miss.kind not in self.reasons
             self.reasons[miss.kind] = str(miss)
-        if first:
-            log.warning("a denoiser call runs without its plan (%s): %s", miss.kind, miss)
+        return first
 
     def say(self, kind: str, message: str) -> None:
         """Warn once of something about this model."""

@@ -1,14 +1,19 @@
 """Progress bars."""
 
 import sys
+import threading
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
 def progress_bar() -> Progress:
-    """Return a transient progress bar on standard error, disabled unless that is a terminal or a notebook."""
+    """Return a transient progress bar on standard error, disabled unless that is a terminal or a notebook.
+
+    Threads beside the main one show none: what the user runs meanwhile may have a bar of its own.
+    """
     console = Console(file=sys.stderr)
+    shown = (sys.stderr.isatty() or console.is_jupyter) and threading.current_thread() is threading.main_thread()
     return Progress(
         TextColumn("soda: {task.description}"),
         BarColumn(),
@@ -16,5 +21,5 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         console=console,
         transient=True,
-        disable=not (sys.stderr.isatty() or console.is_jupyter),
+        disable=not shown,
     )

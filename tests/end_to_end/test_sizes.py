@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tracing import eager_graphs
 
 import soda_compile
-from soda_compile.backend import entry
+from soda_compile.backend import attempt
 from soda_compile.capture import normalisation
 
 
@@ -21,7 +21,7 @@ from soda_compile.capture import normalisation
 def captures(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each graph that was analysed kept its symbolic sizes."""
     seen: list[bool] = []
-    analyse = entry.analyse_graph
+    analyse = attempt.analyse_graph
 
     def analysed(*inputs: Any, symbolic: bool = False) -> Any:
         seen.append(symbolic)

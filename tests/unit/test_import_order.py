@@ -18,6 +18,7 @@ LEVELS = (
     ("backend", "integrations"),
     ("measure", "packages"),
     ("acceleration",),
+    ("learning",),
     ("report",),
     ("demo", "cli"),
 )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -100,14 +100,18 @@ def architecture(module: torch.nn.Module) -> str:
 
 def model_digest(module: torch.nn.Module) -> str:
     """Return a hash of the signature and of some values of every weight, which fine-tuning changes."""
+    return _digest([signature(module), *sampled_values(flatten_inputs([value for _, value in _weights(module)]))])
+
+
+def sampled_values(weights: Iterable[torch.Tensor]) -> list[str]:
+    """Return some values of every weight as text, device by device, read from each device at one go."""
     samples: dict[torch.device, list[torch.Tensor]] = {}
-    for value in flatten_inputs([value for _, value in _weights(module)]):
+    for value in weights:
         if value.numel():
             flat = value.detach().reshape(-1)
             places = [number * (len(flat) - 1) // (_SAMPLED - 1) for number in range(_SAMPLED)]
             samples.setdefault(value.device, []).append(flat[places].float())
-    parts = [torch.cat(values).cpu().numpy().tobytes().hex() for values in samples.values()]
-    return _digest([signature(module), *parts])
+    return [torch.cat(values).cpu().numpy().tobytes().hex() for values in samples.values()]
 
 
 def _weights(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -1,0 +1,75 @@
+"""The backend "soda" of torch.compile, as its entry point names it: by a plan, or by one that it makes itself."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from soda_compile.backend import entry
+from soda_compile.backend.attempt import unplanned
+from soda_compile.backend.options import check_options
+from soda_compile.backend.sized_graph import SizedGraph
+from soda_compile.capture.scalars import keep_integers, with_tensors
+from soda_compile.learning.denoiser import LearningDenoiser
+from soda_compile.learning.wish import take_wish
+from soda_compile.torch_internals.backend_errors import errors_unwrapped
+from soda_compile.torch_internals.wrapped_tensors import has_wrapped
+
+log = logging.getLogger(__name__)
+
+
+@errors_unwrapped
+def soda(
+    module: fx.GraphModule,
+    inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """Backend for ``torch.compile(denoiser, backend="soda", options={"speedup": 2.0})``, or ``{"plan": plan}``.
+
+    With a goal instead of a plan, the first generations run without one and are observed. Then the backend plans, and
+    compiles beside the generations that go on; those that begin after that follow the plan. What was measured is
+    stored, and the next process begins with it.
+
+    Args:
+        module: Graph from Dynamo.
+        inputs: Example inputs.
+        options: See ``Wish``, and ``Options`` of the backend.
+        mode: A mode of ``torch.compile``; its settings go to Inductor.
+
+    Raises:
+        OptionError: For an unknown option, or one that contradicts another.
+        PlanError: If the plan is for another model; with ``on_miss="error"`` also if it does not cover this call.
+        CaptureError: If the graph is not supported.
+    """
+    wish, rest = take_wish(options or {})
+    if wish is None:
+        planned: Callable[..., Any] = entry.soda(module, inputs, options=options, mode=mode)
+        return planned
+    checked = check_options(rest, mode)
+    weights = tuple(index for index, value in enumerate(inputs) if isinstance(value, torch.nn.Parameter))
+    if not weights or has_wrapped(inputs):
+        kind = "tensor subclasses, such as quantised weights" if weights else "no parameters"
+        log.warning(
+            "a graph has %s, so its generations are not observed, and it runs without a plan; measure it with "
+            "soda_compile.calibrate", kind,
+        )  # fmt: skip
+        return unplanned(module, inputs, checked)
+    inputs, integers = keep_integers(module, inputs)
+    denoiser = LearningDenoiser(wish, SizedGraph.of(module, inputs), checked, weights, _numbers(inputs))
+    latest = denoiser.learner(inputs).latest
+    if latest is None or latest.plan is None:
+        denoiser.unplanned = unplanned(module, inputs, checked)
+    return with_tensors(denoiser, integers) if integers else denoiser
+
+
+def _numbers(inputs: Sequence[Any]) -> tuple[int, ...]:
+    """Return the indices of the inputs that may be one number: the timestep is among them."""
+    return tuple(
+        index
+        for index, value in enumerate(inputs)
+        if not isinstance(value, torch.nn.Parameter) and (not isinstance(value, torch.Tensor) or value.ndim <= 1)
+    )

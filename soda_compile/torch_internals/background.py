@@ -1,0 +1,91 @@
+"""Compilation in a thread, while others run what is compiled already. Checked with torch 2.11 to 2.14.
+
+Torch compiles as if no other thread ran. What it changes for the whole process meanwhile is kept to the thread here.
+"""
+
+import functools
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+
+
+@contextmanager
+def compiling_beside() -> Iterator[None]:
+    """Compile in this thread, and in no other; calls in other threads are not to notice."""
+    from torch._dynamo.convert_frame import compile_lock
+
+    with compile_lock, _random_state_left(), _modules_traced_here_only(), _compiled_code_runs(), _turns_taken_often():
+        yield
+
+
+@contextmanager
+def _random_state_left() -> Iterator[None]:
+    """Leave the random state of the process alone.
+
+    Torch puts it back after each graph that it compiles: another thread that draws its noise would draw it again.
+    """
+    with ExitStack() as stack:
+        for owner, name in ((torch.random, "set_rng_state"), (torch.cuda, "set_rng_state"), (random, "setstate")):
+            stack.enter_context(mock.patch.object(owner, name, _elsewhere(getattr(owner, name))))
+        yield
+
+
+def _elsewhere(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that does nothing in this thread, and what it did in all others."""
+    here = threading.get_ident()
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return None if threading.get_ident() == here else function(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def _modules_traced_here_only() -> Iterator[None]:
+    """Let calls of modules be traced in this thread alone: tracing replaces methods of ``torch.nn.Module``."""
+    from torch.fx import _symbolic_trace
+
+    here, replace = threading.get_ident(), _symbolic_trace._Patcher.patch_method
+
+    def replace_here(patcher: Any, owner: type, name: str, new: Callable[..., Any], deduplicate: bool = True) -> None:
+        old = getattr(owner, name)
+
+        @functools.wraps(new)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return (new if threading.get_ident() == here else old)(*args, **kwargs)
+
+        replace(patcher, owner, name, call, deduplicate)
+
+    with mock.patch.object(_symbolic_trace._Patcher, "patch_method", replace_here):
+        yield
+
+
+@contextmanager
+def _compiled_code_runs() -> Iterator[None]:
+    """Let compiled functions run in other threads, where Dynamo takes them for part of the trace.
+
+    Settings that are changed hold in one thread, so it is the default that changes.
+    """
+    from torch._dynamo import config
+
+    entry = config._config["force_compile_during_fx_trace"]  # type: ignore[attr-defined]
+    with mock.patch.object(entry, "default", True):
+        yield
+
+
+@contextmanager
+def _turns_taken_often() -> Iterator[None]:
+    """Let other threads have the interpreter soon: they ask for it with each operator that they start."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, 0.0005))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
