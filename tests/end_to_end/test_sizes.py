@@ -27,7 +27,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         seen.append(symbolic)
         return analyse(*inputs, symbolic=symbolic)
 
-    monkeypatch.setattr(entry, "analyse_graph", analysed)
+    monkeypatch.setattr(attempt, "analyse_graph", analysed)
     return seen
 
 
