@@ -1,7 +1,10 @@
-"""The backend on a small denoiser: options, trajectories, branches of guidance."""
+"""The backend on a small denoiser: options, trajectories, branches of guidance.
+
+Inductor compiles what runs without a plan; all else is a matter of which graph runs when.
+"""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,11 +27,17 @@ from small_denoiser import (
     same,
 )
 from torch import Tensor
-from tracing import statistics
+from tracing import eager_graphs, statistics
 
 import soda_compile
 from soda_compile.plans.resume import resume_at
 from soda_compile.runtime.denoiser import PlannedDenoiser
+
+
+@pytest.fixture(scope="module", autouse=True)
+def eager() -> Iterator[None]:
+    with eager_graphs():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +113,7 @@ def test_a_plan_of_another_model_names_the_regions(model: Denoiser) -> None:
 
 def test_without_a_plan_it_warns_once_and_is_plain(model: Denoiser) -> None:
     plain = generate(torch.compile(model, backend="inductor", dynamic=False), calls())
-    denoiser = torch.compile(model, backend="soda", dynamic=False)
+    denoiser = torch.compile(model, backend="soda", options={"lowering": "inductor"}, dynamic=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = generate(denoiser, calls())
