@@ -1,6 +1,7 @@
 """Lets every test folder import the shared material that lies directly in ``tests/``; one thread for each worker."""
 
 import gc
+import logging
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_collection_finish() -> None:
-    """Leaves what was imported out of garbage collections, and makes these rare: they took a tenth of the time."""
+    """Takes away what costs time and tells nothing: garbage collections, a tenth of it, and torch's records, as much.
+
+    What was imported is left out of garbage collections, and these are rare. torch writes down every graph that it
+    traces for whoever listens, and pytest listens to each logger that does not propagate.
+    """
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+    logging.getLogger("torch.__trace").propagate = True
