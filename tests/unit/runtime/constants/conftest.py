@@ -39,6 +39,6 @@ def model() -> nn.Module:
     return side_denoiser()
 
 
-@pytest.fixture
-def plan(model: nn.Module) -> Plan:
-    return compute_all_plan(soda_compile.inspect(model, **calls()[0]).region_names, STEPS)
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return compute_all_plan(soda_compile.inspect(side_denoiser(), **calls()[0]).region_names, STEPS)

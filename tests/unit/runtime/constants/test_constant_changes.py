@@ -8,7 +8,7 @@ import pytest
 import torch
 from constant_runs import ALL, STEPS, assert_equal, at, calls, compiled_with, generate, without
 from random_plans import random_plan
-from side_models import side_inputs, step_inputs
+from side_models import side_denoiser, side_inputs, step_inputs
 from torch import Tensor, nn
 
 import soda_compile
@@ -93,9 +93,17 @@ CHANGED_ONCE = [written_in_place, written_past_the_counter, given_other_numbers,
 Mode = Callable[[], AbstractContextManager[None]]
 
 
-def does_what_the_model_does(model: nn.Module, plan: Plan, mode: Mode, given: Iterable[dict[str, Any]]) -> None:
+@pytest.fixture(scope="module")
+def both(plan: Plan) -> tuple[nn.Module, Callable[..., Tensor]]:
+    """A model and its compiled form, for tests that leave the weights as they found them."""
+    model = side_denoiser()
+    return model, compiled_with(model, plan)
+
+
+def does_what_the_model_does(
+    model: nn.Module, compiled: Callable[..., Tensor], mode: Mode, given: Iterable[dict[str, Any]]
+) -> None:
     """Runs one generation; each call is made by the model as well."""
-    compiled = compiled_with(model, plan)
     with mode(), soda_compile.trajectory(model):
         for call in given:
             torch.testing.assert_close(compiled(**call), model(**call), rtol=1e-5, atol=1e-6)
@@ -108,13 +116,12 @@ def test_what_changes_is_computed_again(
     change: Callable[[str], Iterator[dict[str, Tensor]]],
     name: str,
     mode: Mode,
-    model: nn.Module,
-    plan: Plan,
+    both: tuple[nn.Module, Callable[..., Tensor]],
     runs: list[list[int]],
 ):
     """Each input on its own, and only what depends on it."""
     sides = zip(range(STEPS), change(name), strict=False)
-    does_what_the_model_does(model, plan, mode, ({**step_inputs(step, STEPS), **side} for step, side in sides))
+    does_what_the_model_does(*both, mode, ({**step_inputs(step, STEPS), **side} for step, side in sides))
     again = DEPENDENT[name]
     if change in KEPT:
         assert runs == at({0: ALL})
@@ -189,15 +196,18 @@ def test_weights_that_change_in_a_generation_are_noticed(
     again: list[int],
     change: Callable[[nn.Parameter], None],
     mode: Mode,
-    model: nn.Module,
-    plan: Plan,
+    both: tuple[nn.Module, Callable[..., Tensor]],
     runs: list[list[int]],
 ):
+    weight = both[0].get_parameter(path)
+    before = weight.detach().clone()
+
     def changing() -> Iterator[dict[str, Any]]:
         for step, call in enumerate(calls()):
             if step == 2:
-                change(model.get_parameter(path))
+                change(weight)
             yield call
 
-    does_what_the_model_does(model, plan, mode, changing())
+    does_what_the_model_does(*both, mode, changing())
+    weight.data = before
     assert runs == at({0: ALL, 2: again})
