@@ -5,6 +5,7 @@ Perturbed attention, a ControlNet that is on in some steps, adapters for images,
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import diffusers
@@ -106,8 +107,10 @@ def controlled(generator: torch.Generator, batch: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", [diffusers.SD3ControlNetModel, Sometimes])
-@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (0.3, 0.8), (0.0, 0.5)])
+@pytest.mark.parametrize(
+    ("kind", "start", "end"),
+    [(diffusers.SD3ControlNetModel, 0.3, 0.8), (Sometimes, 0.3, 0.8), (Sometimes, 0.0, 0.5)],
+)
 def test_a_controlnet_in_some_steps(kind: type, start: float, end: float) -> None:
     tiny = replace(SD3, assemble=control_pipeline(kind), inputs=controlled)
     options = {"control_guidance_start": start, "control_guidance_end": end}
@@ -162,6 +165,7 @@ def with_encoder(model: nn.Module) -> Any:
 IMAGED = replace(FLUX, assemble=with_encoder, inputs=with_image)
 
 
+@cache
 def imaged_regions() -> tuple[str, ...]:
     """Regions of the adapted denoiser, found at its first call."""
     pipe, found = IMAGED.build(), []
@@ -268,9 +272,9 @@ def test_keys_and_values_that_are_kept_between_steps() -> None:
     """The first step has the reference among its tokens, so the branch begins anew at the second."""
     pipe, plain = KV.build(), KV.build()
     soda_compile.accelerate(pipe, compute_all(KV_REGIONS, 1))
-    for draw in (KV.draw, _Reference(64).draw, _Reference(128).draw, KV.draw):
+    for draw in (KV.draw, _Reference(64).draw, KV.draw):
         close(draw(pipe), draw(plain))
-    all_follow(pipe, 4 * STEPS)
+    all_follow(pipe, 3 * STEPS)
 
 
 def test_a_plan_with_keys_and_values_that_are_kept() -> None:
