@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WIDTH, HEADS, TOKENS = 16, 2, 9
+REGIONS = tuple(f"blocks.{block}.{part}" for block in range(3) for part in ("attn", "mlp"))  # of Listed
 
 
 class Attention(nn.Module):

@@ -1,4 +1,4 @@
-"""Packages for any batch, resolution and length of text give at each size what the JIT gives for that size alone."""
+"""Packages for any batch, resolution and length of text do at each size what hooks in eager mode do."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import package_tools as toy
 import pytest
 import torch
-from eager_reference import tensors
+from eager_reference import EagerReference, tensors
+from families import FAMILIES
 from package_tools import Calls
 from random_plans import random_plan
 from sized_models import SIZED, Size
@@ -50,9 +51,7 @@ SHAPES: dict[str, dict[str, dict[int, Any]]] = {
 def planned(name: str) -> tuple[nn.Module, Plan]:
     """The model, and a plan with all that is not pruning."""
     torch.compiler.reset()
-    model = SIZED[name].build()
-    structure = soda_compile.inspect(model, **SIZED[name].calls(FIRST, STEPS)[0])
-    return model, random_plan(2, structure.region_names, STEPS, fingerprint=structure.fingerprint)
+    return SIZED[name].build(), random_plan(2, tuple(FAMILIES[name].regions), STEPS)
 
 
 def sizes_of(name: str) -> tuple[Size, ...]:
@@ -63,8 +62,8 @@ def sizes_of(name: str) -> tuple[Size, ...]:
     return (OTHER,)
 
 
-def run(denoiser: Any, model: nn.Module, calls: Calls) -> list[Tensor]:
-    with torch.no_grad(), soda_compile.trajectory(model):
+def run(denoiser: Any, calls: Calls) -> list[Tensor]:
+    with torch.no_grad(), soda_compile.trajectory(denoiser):
         return [tensors(denoiser(**call))[0] for call in calls]
 
 
@@ -79,8 +78,6 @@ def test_all_sizes_of_a_family(name: str, tmp_path: Path) -> None:
         denoiser = soda_compile.load(path)
         for size in sizes_of(name):
             calls = SIZED[name].calls(size, STEPS)
-            torch.compiler.reset()
-            options = {"plan": plan, "lowering": "eager"}
-            jit = torch.compile(model, backend="soda", options=options, fullgraph=True, dynamic=False)
-            for ours, theirs in zip(run(denoiser, denoiser, calls), run(jit, model, calls), strict=True):
+            by_hooks = EagerReference(model, FAMILIES[name].regions, plan).run(calls)
+            for ours, (theirs,) in zip(run(denoiser, calls), by_hooks, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from plain_models import WIDTH, Listed, Mlp, TimmBlock, inputs
+from plain_models import REGIONS, WIDTH, Listed, Mlp, TimmBlock, inputs
 from random_plans import random_plan
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +16,6 @@ from soda_compile.errors import CaptureError
 from soda_compile.plans.plan import compute_all_plan
 
 STEPS = 3
-REGIONS = tuple(f"blocks.{block}.{part}" for block in range(3) for part in ("attn", "mlp"))
 
 
 class Mixture(nn.Module):
