@@ -31,6 +31,7 @@ def eager() -> Iterator[None]:
     with eager_graphs():
         yield
 
+
 # Shapes, dtypes, modes
 
 
