@@ -272,8 +272,7 @@ def test_saving_and_loading_loses_nothing(sensitivity: Sensitivity, plan: Plan, 
 
 
 def test_resuming_is_measuring_in_one_go(sensitivity: Sensitivity) -> None:
-    with compiled_by_inductor():
-        resumed, at_once = measure(resume=sensitivity), measure(generations=2)
+    resumed, at_once = measure(resume=sensitivity), measure(generations=2)
     assert resumed.info.seeds == at_once.info.seeds == (0, 1)
     assert resumed.info.samples == at_once.info.samples == 2 * sensitivity.info.samples
     for name, table in at_once.arrays().items():
