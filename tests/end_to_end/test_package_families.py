@@ -1,7 +1,7 @@
-"""Five models: a package in a process without diffusers and without a compiler gives what the JIT gives.
+"""Two families: a package in a process without diffusers and without a compiler gives what the JIT gives.
 
-For three of them bit for bit what Inductor's code gives, for the others up to rounding what their graphs give; for
-the families up to rounding what hooks in eager mode give.
+For one of them bit for bit what Inductor's code gives (test_packages.py compares every action so), for the other up to
+rounding what its graphs give; for both up to rounding what hooks in eager mode give. test_sized_packages.py has others.
 """
 
 import json
@@ -22,11 +22,10 @@ from eager_reference import EagerReference
 from families import FAMILIES, structure_of
 
 import soda_compile
-from soda_compile.digits.example import example
 from soda_compile.packages.loading import open_package
 
-PACKAGED = ("digits", "dit", "pixart", "flux", "wan")
-BIT_FOR_BIT = ("digits", "flux", "wan")
+PACKAGED = ("dit", "wan")
+BIT_FOR_BIT = ("wan",)
 
 # A process that only serves: it must neither find diffusers nor start the compiler.
 SERVE = """
@@ -69,19 +68,10 @@ def serve(package: Path, calls: Calls, folder: Path) -> list[Tensor]:
     return [results[str(step)] for step in range(len(calls))]
 
 
-def digits() -> tuple[torch.nn.Module, Calls]:
-    model, call = example()
-    generator = torch.Generator().manual_seed(0)
-    walk = torch.randn(3, *call["hidden_states"].shape, generator=generator).mul(0.1).cumsum(0)
-    steps = [(call["hidden_states"] + walk[step], torch.full((2,), 900 - 200 * step)) for step in range(3)]
-    return model, [{**call, "hidden_states": x, "timestep": t, "return_dict": False} for x, t in steps]
-
-
 @pytest.mark.parametrize("name", PACKAGED)
 def test_a_fresh_process_gives_what_the_jit_gives(name: str, tmp_path: Path) -> None:
     torch.compiler.reset()
-    model, calls = digits() if name == "digits" else (FAMILIES[name].build(), FAMILIES[name].trajectory(3))
-    structure = soda_compile.inspect(model, **calls[0]) if name == "digits" else structure_of(name)
+    model, calls, structure = FAMILIES[name].build(), FAMILIES[name].trajectory(3), structure_of(name)
     plan = toy.structure_plan(["CC1"] * len(structure.region_names), structure)
     package = soda_compile.export(model, calls[0], plan=plan, path=tmp_path / f"{name}.soda.pt2")
     exact = name in BIT_FOR_BIT
@@ -90,9 +80,8 @@ def test_a_fresh_process_gives_what_the_jit_gives(name: str, tmp_path: Path) -> 
     rounding = {"rtol": 1e-4, "atol": 1e-5}
     found = serve(package, calls, tmp_path)
     torch.testing.assert_close(found, toy.outputs(jit, calls), **({"rtol": 0, "atol": 0} if exact else rounding))
-    if name in FAMILIES:
-        by_hooks = EagerReference(model, FAMILIES[name].regions, plan).run(calls)
-        torch.testing.assert_close(found, [outputs[0] for outputs in by_hooks], **rounding)
+    by_hooks = EagerReference(model, FAMILIES[name].regions, plan).run(calls)
+    torch.testing.assert_close(found, [outputs[0] for outputs in by_hooks], **rounding)
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     members = open_package(package).members
     code = sum(len(data) for member, data in members.items() if not member.endswith(".safetensors"))
