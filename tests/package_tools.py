@@ -121,8 +121,8 @@ def generate(denoiser: Any, calls: list[dict[str, Any]]) -> Tensor:
         return torch.stack([denoiser(**call, return_dict=False)[0] for call in calls])
 
 
-def jit(model: nn.Module, plan: Plan = PLAN) -> Any:
-    return torch.compile(model, backend="soda", options={"plan": plan}, fullgraph=True, dynamic=False)
+def jit(model: nn.Module, plan: Plan = PLAN, **options: Any) -> Any:
+    return torch.compile(model, backend="soda", options={"plan": plan, **options}, fullgraph=True, dynamic=False)
 
 
 Calls = list[dict[str, Any]]
