@@ -12,7 +12,7 @@ from tracing import statistics
 import soda_compile
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def alone(subject: Subject) -> list[Tensor]:
     """A generation without recompilation."""
     torch._dynamo.reset()
