@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from soda_compile.acceleration.accelerated import Acceleration
 from soda_compile.acceleration.given_plans import GivenPlans
@@ -26,6 +26,7 @@ from soda_compile.runtime.denoiser import OnMiss
 from soda_compile.storage.cache import cache_folder
 
 Missing = OnMiss | Literal["measure"]
+When = Literal["now", "lazily"]
 _PlanLike = Plan | str | os.PathLike[str]
 
 
@@ -45,6 +46,7 @@ def accelerate(
     measurement: str | os.PathLike[str] | None = None,
     refresh: bool = False,
     verify: int = 0,
+    when: When = "now",
     mode: str | None = None,
     inductor: Mapping[str, Any] | None = None,
     conditioning: Conditioning = "step",
@@ -91,6 +93,9 @@ def accelerate(
         refresh: Measure anew, whatever is stored.
         verify: Number of generations to run both with and without the plan, with new seeds; how far their last samples
             are apart is told and stored.
+        when: ``now`` looks for what is stored, or measures, before this returns. ``lazily`` returns at once: the first
+            generations of a setting that nothing is stored for are measured as they run, as by ``on_miss="measure"``;
+            then a thread compiles while generations go on, and those that begin after that follow the plan.
         mode: A mode of ``torch.compile``.
         inductor: Settings for Inductor.
         conditioning: ``trajectory`` computes modulations for all steps at once, see ``Options``.
@@ -112,11 +117,21 @@ def accelerate(
     require_free(pipe)
     if sum(option is not None for option in (plan, speedup, anchors)) != 1:
         raise OptionError(f"give exactly one of plan, speedup={speedup} and anchors={anchors}")
+    if when not in get_args(When):
+        raise OptionError(f"when is {when!r}; it must be one of {', '.join(get_args(When))}")
+    if when == "lazily":
+        if on_miss == "error":
+            raise OptionError("when='lazily' runs the first generations without a plan, which on_miss='error' forbids")
+        on_miss = "measure"
     options: dict[str, Any] = {"mode": mode, "inductor": dict(inductor or {}), "conditioning": conditioning}
     options |= {"on_miss": "plain" if on_miss == "measure" else on_miss, "slot_memory_bytes": slot_memory_bytes}
     check_options(options)
     searched = {"on_miss='measure'": on_miss == "measure", "measurement": measurement, "refresh": refresh}
     _check_search({**searched, "verify": verify}, plan is not None)
+    if when == "lazily" and (measurement is not None or refresh or verify):
+        raise OptionError(
+            "when='lazily' measures in the generations to come; leave out measurement, refresh and verify"
+        )
     denoisers = denoisers_of(pipe)
     for name, module in denoisers.items():
         require_supported(name, module)
@@ -131,14 +146,14 @@ def accelerate(
     store = PlanStore(Path(cache) if cache is not None else cache_folder())
     source = SearchedPlans(PresentSetting(pipe, denoisers), request, store, max_interval, nearest=on_miss != "measure")
     call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    needed = measurement is None or verify
+    needed = (measurement is None and when == "now") or verify
     runs = Runs.of(pipe, calibrate_with, call, pipeline_options or {}) if needed else None
     if measurement is not None:
         source.take(load_measurement(measurement, source.present), os.fspath(measurement))
     elif runs is not None:
         find_or_measure(source, runs, refresh=refresh)
     measure = measuring_later(source, generations_of(calibrate_with)) if on_miss == "measure" else None
-    handle = Acceleration(pipe, source, denoisers, options, measure)
+    handle = Acceleration(pipe, source, denoisers, options, measure, when == "lazily")
     if runs is not None and verify:
         install_verified(handle, source, runs, verify)
     else:

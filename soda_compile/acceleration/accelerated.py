@@ -30,6 +30,7 @@ class Acceleration:
         options: Of the backend.
         measure: Begins to measure a setting without a plan, in the generation that begins under a scheduler; None where
             such settings stay without one.
+        compiled_beside: Whether generations go on without a plan while a thread compiles it.
     """
 
     pipe: Any
@@ -37,6 +38,7 @@ class Acceleration:
     denoisers: Mapping[str, torch.nn.Module]
     options: Mapping[str, Any]
     measure: Callable[[SchedulerHook], Watch] | None = None
+    compiled_beside: bool = False
     members: dict[str, Member] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,7 +54,9 @@ class Acceleration:
         self._ties.tie(self._scheduler)
         try:
             for name, module in self.denoisers.items():
-                self.members[name] = shared_denoiser(module).join(Member(name, self, dict(self.options)))
+                self.members[name] = shared_denoiser(module).join(
+                    Member(name, self, dict(self.options), self.compiled_beside)
+                )
         except BaseException:
             self.remove()
             raise
@@ -94,7 +98,11 @@ class Acceleration:
                 driven.watch = self.measure(driven.hook)
                 driven.reason = driven.watch.reason
             return
-        driven.take(plans, first)
+        waiting = [name for name in self.denoisers if not self.members[name].ready(plans[name])]
+        if not waiting:
+            driven.take(plans, first)
+        else:
+            driven.reason = "the plan is being compiled; generations after that follow it"
 
     def _require_denoisers(self) -> None:
         for name, module in self.denoisers.items():

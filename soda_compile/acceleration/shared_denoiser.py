@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from soda_compile.acceleration.beside import compile_beside
 from soda_compile.acceleration.driven import Driven
 from soda_compile.acceleration.measuring import RELAY, Watch, observing
 from soda_compile.backend.entry import soda, soda_plain
@@ -39,12 +40,15 @@ class Member:
         name: Name of the denoiser in the pipeline.
         caller: The pipeline.
         options: Of the backend.
+        compiled_beside: Whether generations go on without their plan while a thread compiles it.
     """
 
     name: str
     caller: Caller
     options: Mapping[str, Any]
+    compiled_beside: bool = False
     _shared: "SharedDenoiser | None" = None
+    _ready: set[tuple[str, Hashable]] = field(default_factory=set)
     _compiled: dict[tuple[str, Hashable], CompiledForward] = field(default_factory=dict)
 
     @property
@@ -67,6 +71,23 @@ class Member:
         """Return the forward compiled by whatever plan for calls of a signature: outside generations it is plain."""
         return next((made for (_, known), made in self._compiled.items() if known == signature), None)
 
+    def ready(self, plan: Plan) -> bool:
+        """Return whether a plan is compiled for calls like the last one; where it is not, a thread begins to.
+
+        Nothing is waited for where no call was seen yet, or another thread must not touch the weights: the first call
+        then compiles.
+        """
+        shared = self._shared
+        if shared is None or shared.last is None or not self.compiled_beside or shared.offloaded:
+            return True
+        key = (plan.digest, signature_of(shared.last))
+        if key in self._ready:
+            return True
+        if key not in self._compiled:
+            run, call = self.compiled(shared.module, plan, key[1]), shared.last
+            compile_beside(lambda: run(*call[0], **call[1]), lambda: self._ready.add(key))
+        return False
+
     def leave(self) -> None:
         """Take the pipeline off the denoiser."""
         if self._shared is not None:
@@ -80,10 +101,12 @@ class SharedDenoiser:
     Attributes:
         module: The denoiser.
         members: The pipelines' uses of it.
+        last: The arguments of the last call, where a member has plans compiled beside.
     """
 
     module: torch.nn.Module
     members: list[Member] = field(default_factory=list)
+    last: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     _plain: dict[Hashable, CompiledForward] = field(default_factory=dict)
     _observing: dict[Hashable, CompiledForward] = field(default_factory=dict)
     _forward: ReplacedForward | None = None
@@ -122,9 +145,16 @@ class SharedDenoiser:
         """
         self._around = around_calls(self.module)
 
+    @property
+    def offloaded(self) -> bool:
+        """Return whether weights are brought in for each call."""
+        return self._around is not nullcontext
+
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Run the denoiser for the pipeline that calls it."""
         member, drives = self._caller()
+        if member.compiled_beside:
+            self.last = (arguments, options)
         signature = signature_of((arguments, options))
         plan, generation = drives.call(member.name, member.on_miss) if drives else (None, Outside(_NO_CALLER))
         watch = drives.watch if drives is not None else None

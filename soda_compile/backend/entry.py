@@ -44,9 +44,9 @@ def soda(
     checked = check_options(options, mode)
     if checked.plan is None and checked.observer is None:
         warnings.warn(
-            "backend 'soda' has no plan and compiles with plain Inductor. With options={'speedup': 2.0} it observes the "
-            "first generations and plans by itself; a plan of your own, see soda_compile.calibrate and "
-            "soda_compile.plan, goes into options={'plan': plan}",
+            "backend 'soda' has no plan and compiles with plain Inductor. With options={'speedup': 2.0} it observes "
+            "generations and plans by itself; a plan of your own (soda_compile.calibrate, soda_compile.plan) goes into "
+            "options={'plan': plan}",
             stacklevel=2,
         )
         return unplanned(module, inputs, checked)

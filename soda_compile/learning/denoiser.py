@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from soda_compile.acceleration.beside import THREAD
 from soda_compile.acceleration.measuring import RELAY, observing
 from soda_compile.acceleration.say import say
 from soda_compile.backend.by_size import BySize
@@ -162,7 +163,7 @@ class LearningDenoiser:
                 self._compiling.discard(lesson.schedule)
 
         if self.wish.background:
-            threading.Thread(target=work, name="soda-compile").start()  # at exit it is waited for
+            threading.Thread(target=work, name=THREAD).start()  # at exit it is waited for
         else:
             work()
 
@@ -181,15 +182,12 @@ class LearningDenoiser:
     def _times(self, probing: Probing, inputs: Sequence[Any]) -> Floats:
         """Time the steps of probes on the inputs of a call, in microseconds, [rounds, steps]."""
         run = self.graph.by_size(replace(self.options, plan=probing.plan))
-        run.prepare(inputs)
-        beside = list(inputs)  # the statistics of the model, which hang on this parameter, are not to count these calls
-        beside[self.weights[0]] = inputs[self.weights[0]].detach()
 
         @contextmanager
         def opened() -> Iterator[None]:
             clock = Clock(automatic=True)
             clock.begin()
-            with calling(Generation(clock)):
+            with calling(Generation(clock, counted=False)):
                 yield
 
-        return time_rounds(lambda: run(*beside), opened, probing, ROUNDS)
+        return time_rounds(lambda: run(*inputs), opened, probing, ROUNDS)

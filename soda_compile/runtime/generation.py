@@ -25,16 +25,19 @@ class Generation:
         clock: Tells the step.
         tally: What its steps did so far.
         lock: Held while a call finds its place.
+        counted: Whether statistics count its calls; those that are made to compile, or to take times, are no user's.
     """
 
-    def __init__(self, clock: Clock, parameters: Iterable[torch.Tensor] = ()) -> None:
+    def __init__(self, clock: Clock, parameters: Iterable[torch.Tensor] = (), *, counted: bool = True) -> None:
         """Begin a generation.
 
         Args:
             clock: Tells the step; it has begun its trajectory.
             parameters: Parameters and buffers of the model, by which its calls are known.
+            counted: See above.
         """
         self.clock = clock
+        self.counted = counted
         self.tally = Tally()
         self.lock = threading.Lock()
         self.entered = 0

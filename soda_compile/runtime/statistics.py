@@ -84,6 +84,8 @@ class ModelStatistics:
 
     def count(self, generation: "Generation", regions: RegionCounts) -> None:
         """Add a call of a generation that followed the plan."""
+        if not generation.counted:
+            return
         with self._lock:
             self._list(generation)
             for tally in (generation.tally.planned, self.total.planned):

@@ -16,6 +16,7 @@ from tracing import eager_graphs
 import soda_compile
 from soda_compile import stats
 from soda_compile.acceleration import measuring
+from soda_compile.acceleration.beside import THREAD
 from soda_compile.errors import OptionError
 from soda_compile.plans.plan import compute_all_plan
 from soda_compile.plans.sensitivity import Sensitivity
@@ -159,3 +160,36 @@ def test_a_given_plan_says_what_to_do() -> None:
         soda_compile.accelerate(SD3.build(), plan, on_miss="measure")
     with pytest.raises(OptionError, match="accelerate\\(pipe, speedup"):
         soda_compile.check_options({"on_miss": "measure"})
+
+
+def wait() -> None:
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join()
+
+
+def test_lazily_nothing_is_run_ahead_and_generations_go_on_while_a_thread_compiles(tmp_path: Path) -> None:
+    pipe, plain = accelerated(tmp_path, when="lazily", on_miss="plain"), SD3.build()
+    assert counts(pipe) == (0, 0)
+    for seed in range(NEEDED + 1):  # the last begins to compile
+        close(SD3.draw(pipe, seed), SD3.draw(plain, seed))
+    assert counts(pipe)[0] == 0
+    wait()
+    found = SD3.draw(pipe, 5)
+    assert counts(pipe)[0] == STEPS, "by plan, and nothing that the thread ran is counted"
+    again = accelerated(tmp_path, when="lazily")
+    close(SD3.draw(again, 5), found)
+    assert counts(again) == (STEPS, 0), "the next process is fast from the start"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"when": "later"}, "when is 'later'; it must be one of now, lazily"),
+        ({"when": "lazily", "on_miss": "error"}, "on_miss='error' forbids"),
+        ({"when": "lazily", "verify": 2}, "leave out measurement, refresh and verify"),
+    ],
+)
+def test_what_cannot_be_done_lazily_is_named(tmp_path: Path, options: dict[str, Any], named: str) -> None:
+    with pytest.raises(OptionError, match=named):
+        accelerated(tmp_path, **options)
