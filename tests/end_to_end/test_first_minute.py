@@ -11,7 +11,9 @@ pytest.importorskip("diffusers")
 
 from diffusers.utils import logging as diffusers_logging
 from paths import ROOT
+from tracing import graphs_as_they_are
 
+import soda_compile
 from soda_compile.digits.pipeline import load
 
 FIRST = """
@@ -53,3 +55,19 @@ def test_the_digits_load_in_silence_and_leave_the_callers_choice(
     finally:
         set_bars[before]()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("config", [None, {"desc": "mine"}])
+def test_generations_to_measure_on_draw_no_bar_of_their_own(
+    config: dict[str, str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    graphs_as_they_are(monkeypatch)
+    pipe = load()
+    del pipe._progress_bar_config  # the loader leaves its bar out
+    if config is not None:
+        pipe.set_progress_bar_config(**config)
+    soda_compile.accelerate(pipe, speedup=1.3, num_inference_steps=4, calibrate_with=1, verify=1, cache=tmp_path)
+    assert all(line.startswith("soda: ") for line in capfd.readouterr().err.splitlines())
+    pipe([3], num_inference_steps=4)
+    assert "4/4" in capfd.readouterr().err, "the user's own generations have their bar"
+    assert vars(pipe).get("_progress_bar_config") == (config or {})  # diffusers makes an empty one at the first call
