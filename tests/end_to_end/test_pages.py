@@ -1,6 +1,7 @@
 """What the README, the pages of the site and the notebooks show runs as written, and prints what they say."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def test_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MPLBACKEND", "agg")
     if name != INDUCTOR:
         graphs_as_they_are(monkeypatch)
+        monkeypatch.setattr("soda_compile.acceleration.sampling._by_inductor", nullcontext)
     torch.compiler.reset()
     with package_tools.eager_subgraphs():
         scope = pages.run(ROOT / name)
@@ -71,7 +73,6 @@ def _sharing(scope: Scope) -> None:
     assert list(Path("digits-20-steps").glob("*.verified.json"))
     assert scope["more"].shape == scope["images"].shape == (2, 8, 8, 1)
     assert _counts(scope["other"]) == (44, {})
-    assert Path("digits.html").stat().st_size > 100_000
 
 
 def _other_settings(scope: Scope) -> None:
