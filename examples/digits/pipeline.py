@@ -1,7 +1,8 @@
 """The sampler of the digits model: a diffusers pipeline without a VAE, in pixel space."""
 # mypy: allow-subclassing-any, allow-untyped-calls
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging as diffusers_logging
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -131,8 +133,21 @@ def load(dtype: torch.dtype = torch.float32, folder: Path = WEIGHTS) -> DigitsPi
     """
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"no pipeline in {folder}: make one with python -m soda_compile.digits.train")
-    pipeline: DigitsPipeline = DigitsPipeline.from_pretrained(folder, local_files_only=True)
+    with _no_progress_bars():
+        pipeline: DigitsPipeline = DigitsPipeline.from_pretrained(folder, local_files_only=True)
     if pipeline.transformer.dtype != dtype:
         pipeline.to(dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Let diffusers load without a bar, as two small files need none; what the caller had chosen is kept."""
+    shown = diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            diffusers_logging.enable_progress_bar()

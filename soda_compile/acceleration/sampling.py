@@ -13,6 +13,8 @@ from soda_compile.acceleration.handle import restore
 from soda_compile.acceleration.pictures import Image, as_image
 from soda_compile.errors import OptionError
 from soda_compile.integrations.diffusers.denoisers import denoisers_of
+from soda_compile.integrations.diffusers.progress_bars import without_progress_bar
+from soda_compile.storage.progress import progress_bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +50,14 @@ def sample_both(pipe: Any, call: Mapping[str, Any], seeds: Sequence[int], settin
     """
 
     def draw(seed: int) -> Image:
-        return _image(pipe(**call, generator=torch.Generator().manual_seed(seed)))
+        with without_progress_bar(pipe):
+            return _image(pipe(**call, generator=torch.Generator().manual_seed(seed)))
 
     with _by_inductor(pipe):
-        original = _timed(draw, seeds)
+        original = _timed(draw, seeds, "drawing by torch.compile")
     accelerate(pipe, **settings)
     try:
-        accelerated = _timed(draw, seeds)
+        accelerated = _timed(draw, seeds, "drawing by the plan")
     finally:
         restore(pipe)
     pairs = zip(seeds, original, accelerated, strict=True)
@@ -74,13 +77,14 @@ def _by_inductor(pipe: Any) -> Iterator[None]:
             each._compiled_call_impl = None
 
 
-def _timed(draw: Callable[[int], Image], seeds: Sequence[int]) -> list[tuple[Image, float]]:
+def _timed(draw: Callable[[int], Image], seeds: Sequence[int], doing: str) -> list[tuple[Image, float]]:
     draw(seeds[0])  # compiles
     found = []
-    for seed in seeds:
-        started = time.perf_counter()
-        image = draw(seed)
-        found.append((image, time.perf_counter() - started))
+    with progress_bar() as progress:
+        for seed in progress.track(seeds, description=doing):
+            started = time.perf_counter()
+            image = draw(seed)
+            found.append((image, time.perf_counter() - started))
     return found
 
 

@@ -15,6 +15,7 @@ from soda_compile.acceleration.searched_plans import SearchedPlans
 from soda_compile.errors import PlanError, SensitivityError
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
 from soda_compile.runtime.clock import Clock
+from soda_compile.storage.progress import progress_bar
 
 
 def install_verified(handle: Acceleration, source: SearchedPlans, runs: Runs, generations: int) -> None:
@@ -71,12 +72,13 @@ def last_samples(hook: SchedulerHook, generate: Callable[[int], Any], seeds: ran
         SensitivityError: If a generation runs no step of this scheduler.
     """
     samples = []
-    for seed in seeds:
-        with _last(hook) as last, torch.no_grad():
-            generate(seed)
-        if not last:
-            raise SensitivityError(f"generate({seed}) ran no step of {hook.name}, so there is no sample to compare")
-        samples.append(last[0].detach().clone())
+    with progress_bar() as progress:
+        for seed in progress.track(seeds, description="generating to compare"):
+            with _last(hook) as last, torch.no_grad():
+                generate(seed)
+            if not last:
+                raise SensitivityError(f"generate({seed}) ran no step of {hook.name}, so there is no sample to compare")
+            samples.append(last[0].detach().clone())
     return samples
 
 

@@ -7,8 +7,11 @@ import typer
 
 from soda_compile.acceleration.accelerate import accelerate
 from soda_compile.acceleration.handle import restore
+from soda_compile.acceleration.measurement_folder import MeasurementFolder
 from soda_compile.acceleration.sharing import save_measurement
+from soda_compile.cli.output import AsJson, print_json
 from soda_compile.cli.pipeline_target import PIPELINE_FORMS, Setting, load_pipeline, with_settings
+from soda_compile.cli.store import entry_of
 from soda_compile.errors import OptionError
 
 
@@ -22,8 +25,15 @@ def calibrate(
     argument: Setting = None,
     cache: Annotated[Path | None, typer.Option(help="Where it is kept as well; by default accelerate's.")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure anew, whatever is kept.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure a pipeline, or look up what was measured, and write it with a plan and a card as a folder."""
+    """Measure a pipeline, or look up what was measured, and write it with a plan and a card as a folder.
+
+    A few ordinary generations are observed, which takes somewhat longer than running them. The folder is what report,
+    sample --measurement and accelerate(measurement=...) take, and a repository of the hub as it is.
+
+    Example: `soda-compile calibrate path/to/pipeline --set num_inference_steps=28 --verify 2 --out measured`
+    """
     if out.exists() and not out.is_dir():
         raise OptionError(f"{out} is no folder; name another one with --out")
     pipe, call = load_pipeline(target)
@@ -39,6 +49,10 @@ def calibrate(
         **settings,
     )
     try:
-        typer.echo(f"wrote {save_measurement(pipe, out)}; soda-compile report {out} shows it")
+        folder = save_measurement(pipe, out)
     finally:
         restore(pipe)
+    if as_json:
+        print_json({"measurement": entry_of(MeasurementFolder(out)), "wrote": [folder]})
+    else:
+        typer.echo(f"wrote {folder}; soda-compile report {out} shows it")

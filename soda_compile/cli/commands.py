@@ -1,6 +1,5 @@
 """The commands of ``soda-compile``."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,49 +10,49 @@ from soda_compile.cli.calibrating import calibrate
 from soda_compile.cli.comparing import compare
 from soda_compile.cli.errors import OneLineErrors
 from soda_compile.cli.extras import needed
+from soda_compile.cli.inspecting import inspect
+from soda_compile.cli.output import AsJson, print_json
 from soda_compile.cli.report import report
 from soda_compile.cli.sampling import sample
 from soda_compile.cli.store import store
-from soda_compile.cli.target import FORMS, load_target
-from soda_compile.compiler.why import why as region_notes
-from soda_compile.ir.tree import render
-from soda_compile.measure.inspection import inspect as inspect_model
 from soda_compile.plans.plan import Plan
 
-app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, rich_markup_mode="rich")
+MEASURE, LOOK, PACKAGES = "Measure and plan", "Look", "Packages"  # how --help groups the commands
+
+app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, rich_markup_mode="markdown")
 
 
 @app.callback()
 def main() -> None:
-    """Plan and compile diffusion transformers: what need not be computed again at every step is not."""
+    """Plan and compile diffusion transformers: what need not be computed again at every step is not.
+
+    A target is module:function or path/to/file.py:function; calibrate and sample also take the folder of a diffusers
+    pipeline. From a pipeline to pictures: calibrate, then sample with its measurement, then report.
+    """
 
 
-@app.command()
-def inspect(
-    target: Annotated[str, typer.Argument(help=f"{FORMS}; returns the model and its inputs.")],
-    why: Annotated[bool, typer.Option(help="Also say of each region what pruning it comes to, and why.")] = False,
-) -> None:
-    """Show the blocks and regions that the compiler finds in a model, and what it leaves alone."""
-    found = load_target(target)
-    structure = inspect_model(found.model, *found.args, **found.kwargs)
-    typer.echo(render(structure, type(found.model).__name__, color=sys.stdout.isatty()))
-    for note in region_notes(structure) if why else ():
-        typer.echo(note)
+app.command(rich_help_panel=MEASURE)(inspect)
+app.command(rich_help_panel=MEASURE)(calibrate)
+app.command(rich_help_panel=MEASURE)(planning.profile)
+app.command(rich_help_panel=MEASURE)(planning.plan)
+app.command(rich_help_panel=LOOK)(sample)
+app.command(rich_help_panel=LOOK)(report)
+app.command(rich_help_panel=LOOK)(compare)
+app.add_typer(store, name="store", rich_help_panel=LOOK)
 
 
-app.command()(calibrate)
-app.command()(planning.plan)
-app.command()(planning.profile)
-app.command()(sample)
-app.command()(report)
-app.command()(compare)
-app.add_typer(store, name="store")
+@app.command(rich_help_panel=LOOK)
+def show(plan: Annotated[Path, typer.Argument(help="A plan (.json).")], as_json: AsJson = False) -> None:
+    """Show a plan: what every region does at every step.
 
+    C computes, r takes the last output over, a number is the order of a forecast.
 
-@app.command()
-def show(plan: Annotated[Path, typer.Argument(help="A plan (.json).")]) -> None:
-    """Show a plan: what every region does at every step."""
+    Example: `soda-compile show plan.json`
+    """
     loaded = Plan.load(plan)
+    if as_json:
+        print_json(loaded)
+        return
     typer.echo(loaded.grid())
     made_for = [loaded.scheduler, None if loaded.guidance is None else f"guidance {loaded.guidance:g}"]
     facts = [*filter(None, made_for), *(f"{key} {value}" for key, value in loaded.method if value is not None)]
@@ -61,7 +60,7 @@ def show(plan: Annotated[Path, typer.Argument(help="A plan (.json).")]) -> None:
         typer.echo(f"made for and by: {', '.join(facts)}")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the picture, the plans and the sensitivity.")] = Path(
         "soda-demo"

@@ -1,6 +1,5 @@
 """The command ``compare``: two plans side by side."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import typer
 from rich.table import Table
 
 from soda_compile.acceleration.measurement_card import picture
-from soda_compile.cli.tables import print_table
+from soda_compile.cli.output import AsJson, print_json, print_table
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.plans.plan import Plan
 from soda_compile.storage.files import write_atomic
@@ -23,9 +22,14 @@ def compare(
     first: _Plan,
     second: _Plan,
     out: Annotated[Path | None, typer.Option(help="Draw both here (.png).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show two plans side by side: what they cost, what they are predicted to be off, and where they differ."""
+    """Show two plans side by side: what they cost, what they are predicted to be off, and where they differ.
+
+    Predicted errors can be compared where objective and sensitivity are the same.
+
+    Example: `soda-compile compare plan_2x.json plan_3x.json --out both.png`
+    """
     if out is not None and (out.suffix != ".png" or not out.parent.is_dir()):
         raise OptionError(f"--out is {out}; give a .png in a folder that exists")
     plans = {str(path): Plan.load(path) for path in (first, second)}
@@ -36,7 +40,7 @@ def compare(
     if out is not None:
         _draw(out, plans)
     if as_json:
-        typer.echo(json.dumps({"plans": facts, "differences": differences.as_dict()}, indent=1))
+        print_json({"plans": facts, "differences": differences, "wrote": [] if out is None else [out]})
         return
     table = Table("", *facts, title="Two plans", title_justify="left")
     for key in dict.fromkeys(key for each in facts.values() for key in each):
@@ -62,10 +66,6 @@ class Differences:
     regions: tuple[str, ...]
     actions: int
     total: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON values."""
-        return {"steps": list(self.steps), "regions": list(self.regions), "actions": self.actions, "total": self.total}
 
     def __str__(self) -> str:
         if not self.actions:

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
-from soda_compile.cli.commands import app
+from soda_compile.cli.commands import PACKAGES, app
+from soda_compile.cli.output import AsJson, print_json
 from soda_compile.cli.target import FORMS, load_target
 from soda_compile.errors import OptionError
 from soda_compile.packages.arguments import flatten
 from soda_compile.packages.description import describe
 from soda_compile.packages.exporting import export as export_package
-from soda_compile.packages.loading import load, open_package
+from soda_compile.packages.loading import Package, load, open_package
 from soda_compile.packages.manifest import ProgramEntry
 from soda_compile.packages.spaces import batch_shapes
 from soda_compile.packages.timing import time_package
@@ -22,7 +23,7 @@ from soda_compile.packages.trace import ExampleInputs, bind_example
 PackagePath = Annotated[Path, typer.Argument(help="A package (.soda.pt2).")]
 
 
-@app.command()
+@app.command(rich_help_panel=PACKAGES)
 def export(
     target: Annotated[str, typer.Argument(help=f"{FORMS}; returns the model and its inputs.")],
     plan: Annotated[Path, typer.Option(help="A plan (.json).")],
@@ -35,24 +36,40 @@ def export(
         str | None,
         typer.Option(help="For any batch from A to B, as A:B; what has the example's batch as its first size varies."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Compile a model by a plan, ahead of time, into one file."""
+    """Compile a model by a plan, ahead of time, into one file.
+
+    soda_compile.load runs it without compiling and without the model's class, on a machine of the same kind.
+
+    Example: `soda-compile export soda_compile.digits.example:example --plan plan.json --batch 2:8`
+    """
     found = load_target(target)
     example = found.kwargs if found.kwargs else found.args
     shapes = _batch_shapes(found.model, example, batch) if batch else None
     started = time.perf_counter()
     export_package(found.model, example, plan=plan, path=out, weights=weights, dynamic_shapes=shapes)
-    typer.echo(describe(open_package(out)))
-    typer.echo(f"\nwrote {out} in {time.perf_counter() - started:.0f} s")
+    seconds = time.perf_counter() - started
+    if as_json:
+        print_json({**_entry(open_package(out)), "seconds": seconds, "wrote": [out]})
+    else:
+        typer.echo(f"{describe(open_package(out))}\n\nwrote {out} in {seconds:.0f} s")
 
 
-@app.command()
-def info(package: PackagePath) -> None:
-    """Verify a package and show what is inside: origin, sizes, shapes, plan. Loads no code."""
-    typer.echo(describe(open_package(package)))
+@app.command(rich_help_panel=PACKAGES)
+def info(package: PackagePath, as_json: AsJson = False) -> None:
+    """Verify a package and show what is inside: origin, sizes, shapes, plan. Loads no code.
+
+    Example: `soda-compile info denoiser.soda.pt2`
+    """
+    opened = open_package(package)
+    if as_json:
+        print_json(_entry(opened))
+    else:
+        typer.echo(describe(opened))
 
 
-@app.command()
+@app.command(rich_help_panel=PACKAGES)
 def run(
     package: PackagePath,
     weights: Annotated[Path | None, typer.Option(help="The checkpoint, where weights are external.")] = None,
@@ -61,24 +78,59 @@ def run(
         list[str] | None,
         typer.Option(help="A dynamic size, as batch=4; the smallest by default."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Load a package and time whole trajectories on random inputs."""
+    """Load a package and time whole trajectories on random inputs. It runs native code: trust where it comes from.
+
+    Example: `soda-compile run denoiser.soda.pt2 --size batch=4`
+    """
     wanted = _sizes(size or [])
     started = time.perf_counter()
     denoiser = load(package, weights=weights)
-    typer.echo(f"loaded in {time.perf_counter() - started:.2f} s")
+    loaded_s = time.perf_counter() - started
     plan = denoiser.plan
     programs = [program for program in denoiser.programs if _fits(program.entry, wanted)]
     if not programs:
         raise OptionError(f"no program of {package} is for {', '.join(size or [])}; soda-compile info shows the sizes")
+    others = tuple(step for step in range(plan.steps) if step not in plan.anchors)
+    kinds = {"an anchor step": plan.anchors, "another step": others}
+    found: list[dict[str, Any]] = []
     for program in programs:
         values = {name: wanted.get(name, dim.low) for name, dim in program.entry.dims.items()}
         timing = time_package(denoiser, program, rounds, values)
-        others = tuple(step for step in range(plan.steps) if step not in plan.anchors)
-        kinds = {"an anchor step": plan.anchors, "another step": others}
-        parts = [f"{1e3 * timing.steps(steps):.2f} ms {kind}" for kind, steps in kinds.items() if steps]
-        shapes = ", ".join(f"{name} {entry.shape_at(values)}" for name, entry in program.call.arguments.items())
-        typer.echo(f"{shapes}\n  {1e3 * timing.trajectory:.1f} ms for {plan.steps} steps: {', '.join(parts)}")
+        found.append(
+            {
+                "shapes": {name: entry.shape_at(values) for name, entry in program.call.arguments.items()},
+                "trajectory_s": timing.trajectory,
+                "step_s": {kind: timing.steps(steps) for kind, steps in kinds.items() if steps},
+            }
+        )
+    if as_json:
+        print_json({"loaded_s": loaded_s, "steps": plan.steps, "programs": found})
+        return
+    typer.echo(f"loaded in {loaded_s:.2f} s")
+    for each in found:
+        parts = ", ".join(f"{1e3 * seconds:.2f} ms {kind}" for kind, seconds in each["step_s"].items())
+        typer.echo(", ".join(f"{name} {shape}" for name, shape in each["shapes"].items()))
+        typer.echo(f"  {1e3 * each['trajectory_s']:.1f} ms for {plan.steps} steps: {parts}")
+
+
+def _entry(package: Package) -> dict[str, Any]:
+    manifest = package.manifest
+    return {
+        **manifest.model_dump(include={"format", "environment", "model", "scheduler", "weights_inside"}),
+        "plan": package.plan,
+        "programs": [
+            {
+                "inputs": {name: str(entry) for name, entry in program.call.arguments.items()},
+                "sizes": {name: str(dim) for name, dim in program.dims.items()},
+            }
+            for program in package.programs
+        ],
+        "weights": len(manifest.weights),
+        "subgraphs": len(package.subgraphs),
+        "bytes": package.path.stat().st_size,
+    }
 
 
 def _batch_shapes(model: torch.nn.Module, example: ExampleInputs, text: str) -> dict[str, Any]:

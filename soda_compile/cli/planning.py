@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from soda_compile.cli.output import AsJson, print_json
 from soda_compile.cli.target import FORMS, load_target
 from soda_compile.errors import OptionError
 from soda_compile.planner import (
@@ -55,28 +56,39 @@ def plan(
     ] = False,
     paper_lambda: Annotated[float, typer.Option(help="Lambda of UAS, in alpha = lambda * Ec + beta.")] = -1.0,
     out: Annotated[Path | None, typer.Option(help="Write the plan here (.json).")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Choose what every region does at every step, show the plan, and say why."""
+    """Choose what every region does at every step, show the plan, and say why.
+
+    Give one number to reach: --speedup, --anchors, --latency-ms (with --profile) or --max-error (with --unified).
+
+    Example: `soda-compile plan sensitivity.safetensors --speedup 2 --out plan.json`
+    """
     if out is not None and not out.parent.is_dir():
         raise OptionError(f"cannot write {out}: there is no folder {out.parent}")
-    measured = Sensitivity.load(sensitivity)
+    measured, loss = Sensitivity.load(sensitivity), None
     if steps is not None:
         from soda_compile.acceleration.planning import derive
 
         derived = derive(measured, steps=steps)
-        typer.echo(f"{derived.loss}\n")
-        measured = derived.sensitivity
+        measured, loss = derived.sensitivity, derived.loss
     costs = None if profile is None else Profile.load(profile)
     settings = {"operator": operator, "objective": objective, "step_weights": step_weights}
     strategy = _strategy(
         {key: value for key, value in settings.items() if value}, pruning, unified, paper, paper_lambda
     )
     made = make_plan(measured, Goal(anchors, speedup, latency_ms, max_error, memory_bytes), strategy, profile=costs)
+    if out is not None:
+        made.save(out)
+    if as_json:
+        print_json({"plan": made, "derived": loss, "wrote": [] if out is None else [out]})
+        return
+    if loss is not None:
+        typer.echo(f"{loss}\n")
     typer.echo(made.grid())
     if pruning is not None or costs is not None:
         typer.echo("\n" + explain(made, measured, costs))
     if out is not None:
-        made.save(out)
         typer.echo(f"wrote {out}")
 
 
@@ -98,8 +110,14 @@ def profile(
     mode: Annotated[str | None, typer.Option(help="As for torch.compile.")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure anew, whatever is kept.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the profile here as well (.json).")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Time what each action of each region costs, compiled, on this device; the result is kept for the next time."""
+    """Time what each action of each region costs, compiled, on this device; the result is kept for the next time.
+
+    With it, plan --profile reaches a speedup in measured time instead of FLOPs. Keep the machine quiet meanwhile.
+
+    Example: `soda-compile profile soda_compile.digits.example:example --pruning drift --out profile.json`
+    """
     from soda_compile.measure.profile_store import default_folder
     from soda_compile.measure.profiling import profile as measure
 
@@ -108,10 +126,15 @@ def profile(
     score = None if pruning is None else Pruning(pruning)  # type: ignore[arg-type]
     found = load_target(target)
     made = measure(found.model, found.kwargs or found.args, pruning=score, rounds=rounds, mode=mode, refresh=refresh)
-    typer.echo(describe(made))
-    typer.echo(f"kept as {default_folder() / made.key}.json")
+    kept = default_folder() / f"{made.key}.json"
     if out is not None:
         made.save(out)
+    if as_json:
+        print_json({"profile": made, "kept": kept, "wrote": [] if out is None else [out]})
+        return
+    typer.echo(describe(made))
+    typer.echo(f"kept as {kept}")
+    if out is not None:
         typer.echo(f"wrote {out}")
 
 

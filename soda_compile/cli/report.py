@@ -7,6 +7,7 @@ import typer
 
 from soda_compile.acceleration.measurement_folder import MeasurementFolder, Verified
 from soda_compile.cli.extras import needed
+from soda_compile.cli.output import AsJson, print_json
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import Profile
@@ -29,8 +30,12 @@ def report(
     profile: Annotated[Path | None, typer.Option(help="Measured costs (.json); see soda-compile profile.")] = None,
     original: Annotated[Path | None, typer.Option(help="Samples without the plan: a picture or a folder.")] = None,
     accelerated: Annotated[Path | None, typer.Option(help="The same samples with it, of equal names.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Show the sensitivity, the plan, its error and its cost on one page that needs nothing else, or as a picture."""
+    """Show the sensitivity, the plan, its error and its cost on one page that needs nothing else, or as a picture.
+
+    Example: `soda-compile report measured --original samples/original --accelerated samples/accelerated`
+    """
     if out.suffix not in FORMS:
         raise OptionError(f"--out is {out}; end it with {' or '.join(FORMS)}")
     if not out.parent.is_dir():
@@ -41,7 +46,11 @@ def report(
     from soda_compile.report.page import page, picture
 
     write_atomic(out, page(subject).encode() if out.suffix == ".html" else picture(subject))
-    typer.echo(f"wrote {out}")
+    if as_json:
+        plan_digest = None if subject.plan is None else subject.plan.digest
+        print_json({"model": subject.sensitivity.info.fingerprint, "plan": plan_digest, "wrote": [out]})
+    else:
+        typer.echo(f"wrote {out}")
 
 
 def _subject(

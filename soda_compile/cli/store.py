@@ -1,6 +1,5 @@
 """The commands that look after stored measurements: ``store list``, ``store show`` and ``store remove``."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +10,12 @@ from rich.table import Table
 from soda_compile.acceleration.measurement_folder import About, MeasurementFolder
 from soda_compile.acceleration.plan_store import PlanStore
 from soda_compile.acceleration.setting import shown
-from soda_compile.cli.tables import print_table
+from soda_compile.cli.output import AsJson, print_json, print_table
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.plans.plan import Plan
 from soda_compile.storage.cache import cache_folder
 
 Cache = Annotated[Path | None, typer.Option(help="The folder; by default that of accelerate.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Key = Annotated[str, typer.Argument(help="What store list calls it; its beginning is enough.")]
 
 store = typer.Typer(no_args_is_help=True, help="Look after the measurements that accelerate keeps.")
@@ -27,9 +25,9 @@ store = typer.Typer(no_args_is_help=True, help="Look after the measurements that
 def list_(cache: Cache = None, as_json: AsJson = False) -> None:
     """Show what is stored: setting, error where it was verified, size on disk, date."""
     place = _store(cache)
-    found = [_entry(folder) for folder in place.folders()]
+    found = [entry_of(folder) for folder in place.folders()]
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
         return
     if not found:
         typer.echo(f"nothing is stored in {place.folder}")
@@ -45,9 +43,9 @@ def list_(cache: Cache = None, as_json: AsJson = False) -> None:
 def show(key: Key, cache: Cache = None, as_json: AsJson = False) -> None:
     """Show one measurement: all that it was measured under, its plans and what they were seen to do."""
     folder = _named(key, _store(cache))
-    entry = _entry(folder)
+    entry = entry_of(folder)
     if as_json:
-        typer.echo(json.dumps(entry, indent=1))
+        print_json(entry)
         return
     table = Table("", "", title=str(folder.path), title_justify="left", show_header=False)
     for name, value in _facts(entry):
@@ -64,12 +62,15 @@ def remove(
 ) -> None:
     """Remove a measurement with its plans; the setting is measured again when it is next accelerated."""
     folder = _named(key, _store(cache))
-    entry = _entry(folder)
+    entry = entry_of(folder)
     if not yes:
         about = f"{entry['pipeline']}, {entry['steps']} steps, {entry['date']}" if entry["readable"] else "unreadable"
         typer.confirm(f"Remove {folder.path} ({about}, {entry['bytes'] / 1e6:.1f} MB)?", abort=True, err=as_json)
     shutil.rmtree(folder.path)
-    typer.echo(json.dumps({"removed": entry["key"], "bytes": entry["bytes"]}) if as_json else f"removed {folder.path}")
+    if as_json:
+        print_json({"removed": entry["key"], "bytes": entry["bytes"]})
+    else:
+        typer.echo(f"removed {folder.path}")
 
 
 def _store(cache: Path | None) -> PlanStore:
@@ -85,7 +86,7 @@ def _named(key: str, place: PlanStore) -> MeasurementFolder:
     return (exact or found)[0]
 
 
-def _entry(folder: MeasurementFolder) -> dict[str, Any]:
+def entry_of(folder: MeasurementFolder) -> dict[str, Any]:
     """Return all that is told of a folder, as JSON values."""
     entry: dict[str, Any] = {"key": folder.path.name, "bytes": folder.size_bytes(), "readable": False}
     about = folder.about()

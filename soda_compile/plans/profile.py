@@ -85,10 +85,14 @@ class Profile:
         Raises:
             OSError: the file cannot be written.
         """
+        write_atomic(path, self.to_json().encode())
+
+    def to_json(self) -> str:
+        """Return the JSON text of a file."""
         rows = zip(self.regions, self.cost_us, self.memory_bytes, strict=True)
         entries = {name: {"cost_us": _nulls(row), "memory_bytes": float(memory)} for name, row, memory in rows}
         own = {name: getattr(self, name) for name in profile_file.SCALARS}
-        write_atomic(path, profile_file.encode({**own, "actions": [str(a) for a in PROFILED], "regions": entries}))
+        return profile_file.encode({**own, "actions": [str(action) for action in PROFILED], "regions": entries})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Profile":

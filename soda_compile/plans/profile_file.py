@@ -39,9 +39,9 @@ class ProfileFile(BaseModel):
     regions: dict[str, RegionEntry]
 
 
-def encode(data: dict[str, Any]) -> bytes:
+def encode(data: dict[str, Any]) -> str:
     """Return the JSON text; the schema's version is added here."""
-    return (json.dumps({"schema": SCHEMA, **data}, indent=1, allow_nan=False) + "\n").encode()
+    return json.dumps({"schema": SCHEMA, **data}, indent=1, allow_nan=False) + "\n"
 
 
 def parse(text: bytes) -> ProfileFile:

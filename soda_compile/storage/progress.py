@@ -4,11 +4,11 @@ import sys
 import threading
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 def progress_bar() -> Progress:
-    """Return a transient progress bar on standard error, disabled unless that is a terminal or a notebook.
+    """Return a transient bar on standard error with the time left, disabled unless that is a terminal or a notebook.
 
     Threads beside the main one show none: what the user runs meanwhile may have a bar of its own.
     """
@@ -19,6 +19,8 @@ def progress_bar() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         console=console,
         transient=True,
         disable=not shown,

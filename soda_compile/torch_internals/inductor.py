@@ -5,6 +5,7 @@ Inductor is imported where it is used, as ``tracing`` explains.
 
 import functools
 import importlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -154,9 +155,17 @@ def aot_compile(
     settings = set(inductor_options())
     packaging = {"aot_inductor.package": True, "aot_inductor.output_path": folder}
     patches = {**{name: value for name, value in smaller.items() if name in settings}, **options, **packaging}
-    with _alone(module, _hints(sizes), [whole for whole, _ in sizes]) as (copy, inputs, symbols):
+    with _alone(module, _hints(sizes), [whole for whole, _ in sizes]) as (copy, inputs, symbols), quiet_copies():
         files: Any = compile_fx_aot(copy, inputs, config_patches=patches)
         return [file for file in files if isinstance(file, str)], size_guards(symbols)
+
+
+@contextmanager
+def quiet_copies() -> Iterator[None]:
+    """Leave out the warning that torch gives when it copies a deprecated class of its own, and no other."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        yield
 
 
 @contextmanager

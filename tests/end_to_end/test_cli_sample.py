@@ -48,7 +48,7 @@ def test_a_plan_that_computes_everything_changes_nothing(plan: Path, tmp_path: P
     arguments = ("--plan", plan, "--seeds", 2, "--first-seed", 5, "--set", f"num_inference_steps={STEPS}", "--out", out)
     result = invoke(TARGET, *arguments, "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout[result.stdout.index("[") :])
+    found = json.loads(result.stdout)["samples"]
     assert [each["seed"] for each in found] == [5, 6]
     assert all(each["relative_error"] < 1e-4 for each in found)
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png")) == [
@@ -83,9 +83,11 @@ def test_a_measurement_is_a_folder_that_sample_takes(tmp_path: Path) -> None:
     settings = ("--set", f"num_inference_steps={STEPS}", "--set", "class_labels=[7]")
     measured = tmp_path / "measured"
     made = CliRunner().invoke(
-        app, ["calibrate", TARGET, "--out", str(measured), "--generations", "1", "--speedup", "1.3", *settings]
+        app,
+        ["calibrate", TARGET, "--out", str(measured), "--generations", "1", "--speedup", "1.3", *settings, "--json"],
     )
     assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["measurement"]["steps"] == STEPS
     assert {"setting.json", "README.md"} <= {path.name for path in measured.iterdir()}
     cache = MeasurementFolder(measured).measurement()
     assert cache is not None

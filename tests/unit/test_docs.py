@@ -3,12 +3,13 @@
 import re
 
 import pytest
+from pages import PAGES
 from paths import ROOT
 
 import soda_compile
 from soda_compile.cli import app
 
-DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+DOCUMENTS = [str(path.relative_to(ROOT)) for path in PAGES]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

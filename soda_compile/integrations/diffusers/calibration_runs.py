@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from soda_compile.errors import OptionError
+from soda_compile.integrations.diffusers.progress_bars import without_progress_bar
 
 PROMPTS = (
     "a photograph of an old fisherman mending a net on a pier at dawn",
@@ -57,7 +58,8 @@ def calibration_runs(
         arguments = {**options, **inputs[seed % len(inputs)]}
         if "generator" in parameters:
             arguments.setdefault("generator", torch.Generator().manual_seed(seed))
-        return pipe(**arguments)
+        with without_progress_bar(pipe):
+            return pipe(**arguments)
 
     return generate, generations_of(calibrate_with)
 

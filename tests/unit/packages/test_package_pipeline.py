@@ -1,6 +1,5 @@
 """A package in a diffusers pipeline, in place of its transformer; its subgraphs run in eager mode here."""
 
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from soda_compile.digits.pipeline import DigitsPipeline, load
 from soda_compile.integrations.diffusers.scheduler_hook import scheduler_digest
 from soda_compile.plans.plan import Plan
 
-README = Path(__file__).parents[3] / "README.md"
 STEPS, LABELS = 4, [3, 7]
 ROUNDING = {"rtol": 1e-3, "atol": 1e-4}
 
@@ -123,17 +121,6 @@ def test_another_scheduler_is_refused(package: Path) -> None:
     assert pipe.transformer is before
     with pytest.raises(soda_compile.OptionError, match="has no prior"):
         soda_compile.install(pipe, soda_compile.load(package), "prior")
-
-
-def test_the_readmes_example_runs(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = re.search(r"<!-- example: package -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert code is not None
-    monkeypatch.chdir(tmp_path)
-    soda_compile.load(package).plan.save("plan.json")
-    scope: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(code[1], "README.md (package)", "exec"), scope)
-    assert scope["images"].shape == (2, 8, 8, 1)
-    assert scope["pipe"].transformer is scope["denoiser"]
 
 
 def test_restoring_gives_back_the_original(package: Path) -> None:
