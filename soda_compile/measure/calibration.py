@@ -10,6 +10,7 @@ import torch
 
 from soda_compile.backend.entry import soda
 from soda_compile.capture.forward import compile_forward, own_holder
+from soda_compile.distributed.modules import unwrapped
 from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.integrations.base import (
     Framework,
@@ -91,6 +92,7 @@ def calibrate(
             within the timeout of its process group. With a ``model_group`` a rank that fails raises at once; the
             others are inside the model then, whose own collectives end with an error of theirs.
     """
+    model = unwrapped(model)
     seeds = _seeds(generations, seeds, resume)
     _check(model, len(seeds), max_interval, calls_per_step, memory_bytes)
     scores = _check_scores(prune_scores, resume)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from soda_compile.distributed.group import Alone, Reduction
-from soda_compile.errors import SensitivityError
+from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.gram import ErrorEntries, Floats
 from soda_compile.measure.history import History, TokenGroup
@@ -77,6 +77,7 @@ class ErrorAccumulator:
 
         Raises:
             Miss: The call has another structure, as where guidance leaves layers out: it is not measured.
+            OptionError: The model is shared by processes that were not named.
         """
         if structure is self.structure:
             return
@@ -85,6 +86,12 @@ class ErrorAccumulator:
                 "structure",
                 f"a call has {len(structure.regions)} regions where the first had {len(self.structure.regions)} "
                 "(layers that are left out, an adapter?); it is not measured, and runs without a plan later too",
+            )
+        if structure.collectives and isinstance(self.ranks, Alone):
+            raise OptionError(
+                "several processes share this model, and each sees a part of every value: calibrate it with model_group=, "
+                "their process group, plan on one with soda_compile.plan(..., process_group=), and pass that plan to "
+                "accelerate or to the backend"
             )
         if not structure.regions:
             raise SensitivityError("no region was found in this model; soda_compile.inspect(model, ...) says why")

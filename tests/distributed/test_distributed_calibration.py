@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_checks import by_hand, launch, names_of, run_checks
+from distributed_checks import assert_close, by_hand, error_of, everyones, launch, names_of, run_checks
 from small_denoiser import TOKENS, Denoiser, calls
 from torch import Tensor
 
@@ -32,26 +32,6 @@ def generation(model: torch.nn.Module) -> Callable[[int], None]:
 def measured(seeds: Any = SEEDS, **options: Any) -> Sensitivity:
     model = Denoiser()
     return soda_compile.calibrate(model, generation(model), seeds=seeds, **{**SETTINGS, **options})
-
-
-def everyones(value: Any) -> list[Any]:
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
-
-
-def assert_close(one: Sensitivity, other: Sensitivity) -> None:
-    assert one.info.seeds == other.info.seeds
-    assert (one.info.samples, one.info.generations) == (other.info.samples, other.info.generations)
-    for tables, others in ((one.mean, other.mean), (one.variance, other.variance)):
-        for key in tables:
-            np.testing.assert_allclose(tables[key], others[key], rtol=1e-4, atol=1e-6, err_msg=key)
-
-
-def error_of(kind: type[Exception], run: Callable[[], Any]) -> str:
-    with pytest.raises(kind) as raised:
-        run()
-    return str(raised.value)
 
 
 def check_ranks_share_the_seeds_and_merge() -> None:
@@ -136,7 +116,9 @@ def check_ranks_that_share_a_generation_add_up() -> None:
     alone = one(lambda seed: part(seed, size, rank))
     summed = one(lambda seed: part(seed, size, rank), model_group=dist.group.WORLD)
     assert_close(summed, whole)
-    assert not np.allclose(alone.table("residual", "reuse"), whole.table("residual", "reuse"), rtol=1e-2, equal_nan=True)
+    assert not np.allclose(
+        alone.table("residual", "reuse"), whole.table("residual", "reuse"), rtol=1e-2, equal_nan=True
+    )
     assert len({other.table("residual", "reuse").tobytes() for other in everyones(summed)}) == 1
 
 

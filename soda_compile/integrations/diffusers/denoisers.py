@@ -14,7 +14,8 @@ from soda_compile.integrations.diffusers.layerwise_casting import CASTING, LORA
 from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
 
 DENOISERS = ("transformer", "transformer_2", "unconditional_transformer", "unet", "prior")
-_SUPPORTED = ("layer_execution_tracker", CASTING, LORA)  # hooks, beside those of offloading
+# Hooks, beside those of offloading; those of context parallelism are named after the layer.
+_SUPPORTED = ("layer_execution_tracker", CASTING, LORA, "cp_input---", "cp_output---")
 _NO_ARCHITECTURE = ("sample_size", "quantization_config")  # of a configuration
 _SAMPLED = 8  # values of each parameter that go into the digest
 
@@ -71,7 +72,7 @@ def require_supported(name: str, module: torch.nn.Module) -> None:
             "captured; use pipe.enable_model_cpu_offload() or pipe.enable_group_offload(...)"
         )
     for path, child in module.named_modules():
-        strange = [hook for hook in hooks_of(child) if "offloading" not in hook and hook not in _SUPPORTED]
+        strange = [hook for hook in hooks_of(child) if "offloading" not in hook and not hook.startswith(_SUPPORTED)]
         if strange:
             raise OptionError(
                 f"pipe.{name}{'.' * bool(path)}{path} has diffusers' hook {strange[0]!r}; remove it first"
