@@ -89,9 +89,9 @@ class ErrorAccumulator:
             )
         if structure.collectives and isinstance(self.ranks, Alone):
             raise OptionError(
-                "several processes share this model, and each sees a part of every value: calibrate it with model_group=, "
-                "their process group, plan on one with soda_compile.plan(..., process_group=), and pass that plan to "
-                "accelerate or to the backend"
+                "several processes share this model, and each sees a part of every value: calibrate it with "
+                "model_group=, their process group, plan on one with soda_compile.plan(..., process_group=), and pass "
+                "that plan to accelerate or to the backend"
             )
         if not structure.regions:
             raise SensitivityError("no region was found in this model; soda_compile.inspect(model, ...) says why")

@@ -83,8 +83,8 @@ def export(
             programs.add(example, space)
     if programs.structure is not None and programs.structure.collectives:
         raise PackageError(
-            "several processes share this model, and a package cannot hold what they send each other; compile it in each "
-            "of them, with torch.compile(model, backend='soda') or soda_compile.accelerate"
+            "several processes share this model, and a package cannot hold what they send each other; compile it in "
+            "each of them, with torch.compile(model, backend='soda') or soda_compile.accelerate"
         )
     device = programs.weights.device
     with tempfile.TemporaryDirectory(prefix="soda-export-") as folder:

@@ -138,7 +138,7 @@ def check_what_is_no_group() -> None:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
-    return launch(__file__, tmp_path_factory.mktemp("ranks"))
+    return launch(__file__, tmp_path_factory.mktemp("ranks"), seconds=600)
 
 
 @pytest.mark.parametrize("name", names_of(globals()))
@@ -170,7 +170,7 @@ def test_a_rank_that_dies_is_named(tmp_path: Path):
     """Without torchrun, which would end the others: here they find out themselves."""
     script = tmp_path / "dying.py"
     script.write_text(DYING)
-    survivor, dead = by_hand(script, tmp_path, processes=2, seconds=120)
+    survivor, dead = by_hand(script, tmp_path, processes=2, seconds=300)
     assert dead.returncode == 9
     assert survivor.returncode == 3, survivor.stderr
     assert "refused: calibration: a rank of [0, 1] has ended, or gave no answer" in survivor.stdout

@@ -92,12 +92,15 @@ def check_a_plan_gives_what_it_gives_in_one_process() -> None:
     for family in (WAN, FLUX):
         alone, shared = family.build(), split(family.build())
         original = generate(alone, family, alone)
+        assert relative(generate(shared, family, shared), original) < 1e-6  # a hook that has not run breaks the graph
         everything = plan_for(family, "C" * STEPS)
         assert relative(generate(shared, family, compiled(shared, everything)), original) < 1e-6
         plan = random_plan(1, tuple(family.regions), STEPS)
         by_plan = generate(alone, family, compiled(alone, plan))
         assert relative(generate(shared, family, compiled(shared, plan)), by_plan) < 1e-6
         assert relative(by_plan, original) > 1e-3
+        (counted,) = soda_compile.stats(shared).values()
+        assert (counted["calls"], counted["misses"]) == (2 * STEPS, {})
         torch.compiler.reset()
 
 
@@ -136,6 +139,7 @@ def check_calibration_adds_up_what_the_ranks_see() -> None:
 
 def refused(plan: Plan | None) -> str:
     model = split(WAN.build())
+    generate(model, WAN, model)
     message = error_of(DistributedError, lambda: generate(model, WAN, compiled(model, plan)))
     torch.compiler.reset()
     return message
@@ -176,10 +180,25 @@ def check_packages_are_refused() -> None:
     assert "a package cannot hold" in message
 
 
+def check_replicas_with_one_store_measure_once() -> None:
+    dit, done = PIPELINES["dit"], []
+    pipe = dit.build()
+
+    def run(seed: int) -> None:
+        dit.draw(pipe, seed)
+        done.append(seed)
+
+    soda_compile.accelerate(pipe, speedup=1.3, calibrate_with=run, max_interval=2)
+    assert sorted(map(len, everyones(done))) == [0, 4]
+    dit.draw(pipe)
+    (counted,) = soda_compile.stats(pipe).values()
+    assert (counted["calls"], counted["misses"]) == (PIPELINE_STEPS, {})
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
     folder = tmp_path_factory.mktemp("ranks")
-    return launch(__file__, folder, seconds=420, SODA_COMPILE_CACHE=str(folder / "cache"))
+    return launch(__file__, folder, seconds=900, SODA_COMPILE_CACHE=str(folder / "cache"))
 
 
 @pytest.mark.parametrize("name", names_of(globals()))

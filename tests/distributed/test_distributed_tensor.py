@@ -150,6 +150,14 @@ def check_tensor_parallel_ranks_with_different_plans_refuse_together() -> None:
     assert set(everyones(message)) == {message}
 
 
+def check_inductor_compiles_what_is_sent() -> None:
+    alone, shared = Denoiser(), sharded(Denoiser())
+    plan = plan_of("CrC1Cr")
+    by_plan = generate(alone, compiled(alone, plan))
+    run = torch.compile(shared, backend=soda, options={"plan": plan, "lowering": "inductor"}, dynamic=False)
+    assert relative(generate(shared, run), by_plan) < 1e-6
+
+
 def check_data_parallel_wrapper() -> None:
     from torch.nn.parallel import DistributedDataParallel
 
@@ -214,7 +222,7 @@ def check_guidance_on_two_ranks() -> None:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
-    return launch(__file__, tmp_path_factory.mktemp("ranks"), seconds=420)
+    return launch(__file__, tmp_path_factory.mktemp("ranks"), seconds=900)
 
 
 @pytest.mark.parametrize("name", names_of(globals()))
