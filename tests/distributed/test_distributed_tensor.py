@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import soda_compile
 from soda_compile import DistributedError, OptionError, Plan
 from soda_compile.backend import soda
+from soda_compile.learning import soda as learning_soda
 from soda_compile.plans.actions import COMPUTE, FORECAST1, REUSE
 
 WIDTH, HEADS, TOKENS, STEPS = 16, 4, 6, 6
@@ -156,6 +157,12 @@ def check_inductor_compiles_what_is_sent() -> None:
     by_plan = generate(alone, compiled(alone, plan))
     run = torch.compile(shared, backend=soda, options={"plan": plan, "lowering": "inductor"}, dynamic=False)
     assert relative(generate(shared, run), by_plan) < 1e-6
+
+
+def check_a_goal_instead_of_a_plan_is_refused() -> None:
+    shared = sharded(Denoiser())
+    run = torch.compile(shared, backend=learning_soda, options={"speedup": 1.5}, dynamic=False)
+    assert "several processes share this model" in error_of(OptionError, lambda: generate(shared, run))
 
 
 def check_data_parallel_wrapper() -> None:
