@@ -18,6 +18,7 @@ from soda_compile.compiler.observing import Observer
 from soda_compile.compiler.why import why
 from soda_compile.errors import (
     CaptureError,
+    DistributedError,
     OptionError,
     PackageError,
     PlanError,
@@ -56,6 +57,7 @@ __all__ = [
     "BatchedGenerations",
     "CaptureError",
     "Clock",
+    "DistributedError",
     "FixedInterval",
     "Generation",
     "Goal",

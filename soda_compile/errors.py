@@ -31,3 +31,7 @@ class TrajectoryError(SodaError):
 
 class PackageError(SodaError):
     """A package cannot be made, is damaged, or does not fit where or how it is used."""
+
+
+class DistributedError(SodaError):
+    """Processes that work together disagree, or one of them failed, ended or gave no answer in time."""

@@ -19,7 +19,7 @@ from soda_compile.acceleration.verifying import install_verified
 from soda_compile.backend.options import Conditioning, check_options
 from soda_compile.errors import OptionError
 from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, generations_of
-from soda_compile.integrations.diffusers.denoisers import denoisers_of, require_supported
+from soda_compile.integrations.diffusers.denoisers import denoisers_of, require_supported, require_unshared
 from soda_compile.planner import AnchorSchedule, Goal, Strategy
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.denoiser import OnMiss
@@ -135,6 +135,8 @@ def accelerate(
     denoisers = denoisers_of(pipe)
     for name, module in denoisers.items():
         require_supported(name, module)
+        if plan is None and (measurement is None or on_miss == "measure"):
+            require_unshared(name, module)
     if plan is not None:
         given = GivenPlans(_read_plans(plan, list(denoisers)))
         given.require(pipe.scheduler)

@@ -12,6 +12,7 @@ from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.integrations.diffusers.beginnings import Watching, begin
 from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, calibration_runs, default_of
 from soda_compile.measure.calibration import calibrate_denoisers
+from soda_compile.storage.lock import locked
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Runs:
 def find_or_measure(source: SearchedPlans, runs: Runs, *, refresh: bool) -> None:
     """Take the plans that are stored for the setting of the given generations; where there are none, measure.
 
+    Of processes that share a store and run the same weights, one measures, and the others wait for what it stores.
     The setting is known once a generation begins. Where measurements of these very weights are stored, one generation
     is begun and broken off before its first step, to look for its setting among them.
 
@@ -65,15 +67,28 @@ def find_or_measure(source: SearchedPlans, runs: Runs, *, refresh: bool) -> None
         SensitivityError: If nothing can be measured.
         PlanError: If no plan can be made of it.
     """
-    if not refresh and _is_known(source) and _find(source, runs):
+    known = _known(source)
+    if not refresh and known and _find(source, runs):
         return
-    measure(source, runs)
+    with locked(source.store.folder, _name(source), _say_waiting):
+        if not refresh and _known(source) != known and _find(source, runs):
+            return
+        measure(source, runs)
 
 
-def _is_known(source: SearchedPlans) -> bool:
+def _known(source: SearchedPlans) -> set[str]:
+    """Return the names of the measurements of these very weights that are stored."""
     models, pipeline = source.present.models(), type(source.present.pipe).__name__
     abouts = (folder.about() for folder in source.store.folders())
-    return any(about is not None and (about.pipeline, about.models) == (pipeline, models) for about in abouts)
+    return {about.name for about in abouts if about and (about.pipeline, about.models) == (pipeline, models)}
+
+
+def _name(source: SearchedPlans) -> str:
+    return "-".join([type(source.present.pipe).__name__, *source.present.models().values()])
+
+
+def _say_waiting() -> None:
+    say("another process measures this model; waiting for it")
 
 
 def _find(source: SearchedPlans, runs: Runs) -> bool:

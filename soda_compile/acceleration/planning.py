@@ -1,7 +1,9 @@
 """``derive`` and ``plan``: from one measurement to the sensitivity, and a plan, of any schedule."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from soda_compile.distributed.group import Group
 from soda_compile.integrations.diffusers.derive import derive_for, scheduler_at
 from soda_compile.planner import Goal, Strategy
 from soda_compile.planner import plan as make_plan
@@ -39,6 +41,7 @@ def plan(
     steps: int | None = None,
     scheduler: Any = None,
     profile: Profile | None = None,
+    process_group: Any = None,
     **numbers: Any,
 ) -> Plan:
     """Choose for every region and step an action, so that the goal is reached with the least error.
@@ -54,13 +57,35 @@ def plan(
         steps: Denoising steps that shall be run; see ``derive``.
         scheduler: The diffusers scheduler that shall run them; see ``derive``.
         profile: Times measured on the device at hand by ``soda_compile.profile``; without one, costs are FLOPs.
+        process_group: A process group of ``torch.distributed``: its first rank plans, and all ranks get that plan.
+            Ranks that share a model must follow one and the same.
         **numbers: The fields of ``Goal``, instead of one.
 
     Raises:
         OptionError: If options contradict each other or are unknown.
         PlanError: If no plan reaches the goal, or the profile is for another model.
         SensitivityError: If a table that is needed was not measured, or the schedule is too far from the measured one.
+        DistributedError: If planning failed on the first rank, for the others.
     """
+
+    def made() -> Plan:
+        return _plan(sensitivity, goal, strategy, steps, scheduler, profile, numbers)
+
+    if process_group is None:
+        return made()
+    text = Group.of(process_group, "process_group").from_first(lambda: made().to_json(), "planning")
+    return Plan.from_json(text, "the plan of the first rank")
+
+
+def _plan(
+    sensitivity: Sensitivity,
+    goal: Goal | None,
+    strategy: Strategy | None,
+    steps: int | None,
+    scheduler: Any,
+    profile: Profile | None,
+    numbers: Mapping[str, Any],
+) -> Plan:
     if scheduler is not None or (steps is not None and steps != sensitivity.info.steps):
         sensitivity = derive(sensitivity, steps=steps, scheduler=scheduler).sensitivity
     return make_plan(sensitivity, goal, strategy, profile=profile, **numbers)

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from soda_compile.acceleration.prometheus import prometheus_text
 from soda_compile.integrations.base import denoisers_of, framework_of
 from soda_compile.plans.actions import Kind
 from soda_compile.runtime.statistics import ModelStatistics, recorded
@@ -27,6 +28,13 @@ class Stats(dict[str, Any]):
         console = Console(file=StringIO(), width=120, record=True)
         self._print(console)
         return console.export_html(inline_styles=True, code_format='<pre style="line-height: 1.1">{code}</pre>')
+
+    def prometheus(self) -> str:
+        """Return them in the text format that Prometheus scrapes, for a server's page of metrics.
+
+        Counters end in ``_total``; the label ``denoiser`` names the component. Single generations are left out.
+        """
+        return prometheus_text(self)
 
     def _print(self, console: Console) -> None:
         table = Table(title="Denoiser calls", title_justify="left")

@@ -22,6 +22,7 @@ from soda_compile.ir.aten_operators import (
     aten,
     flops,
     holds_tensor,
+    is_collective,
     is_heavy,
     packet,
     tensor_of,
@@ -83,6 +84,8 @@ def _separate(graph: fx.Graph, group: Group, residuals: Sequence[Residual], ance
     sides = side_outputs(group, _between(heavy, branches, ancestry), residuals, ancestry)
     heavy |= set(sides.heavy)
     branches |= {output.value for output in sides.outputs}
+    # What a rank keeps it must have received, or reusing it would still need the other ranks.
+    heavy |= {node for node in _between(heavy, branches, ancestry) if is_collective(node)}
     refuse_data_sizes(branches)
     cut = minimum_cut(heavy, branches, _between(heavy, branches, ancestry))
     return _Part(group, sides, cut, _dying(graph, cut))

@@ -111,8 +111,12 @@ def _elementwise(node: fx.Node, axes: Mapping[fx.Node, SampleAxis]) -> SampleAxi
     return found.pop() if len(found) == 1 else None
 
 
-def _as_first(node: fx.Node, axes: Mapping[fx.Node, SampleAxis]) -> SampleAxis | None:
-    return axes.get(node.args[0])  # type: ignore[arg-type]
+def _attention(node: fx.Node, axes: Mapping[fx.Node, SampleAxis]) -> Samples | tuple[Samples, ...]:
+    """Give the axis of the query; where there are several values, to the first, and nothing reads the others."""
+    found = axes.get(node.args[0])  # type: ignore[arg-type]
+    if found is None or not isinstance(node.meta["val"], list | tuple):
+        return found
+    return (found, *(LostSamples(node.name) for _ in node.meta["val"][1:]))
 
 
 def _repeat_interleave(node: fx.Node, axes: Mapping[fx.Node, SampleAxis]) -> SampleAxis | None:
@@ -198,7 +202,7 @@ def _doubled_axis(old: torch.Tensor, new: torch.Tensor, axis: SampleAxis) -> Sam
 
 _RULES: dict[Any, Callable[[fx.Node, Mapping[fx.Node, SampleAxis]], Any]] = {
     **dict.fromkeys((aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten), _view),
-    **dict.fromkeys(ATTENTION, _as_first),
+    **dict.fromkeys(ATTENTION, _attention),
     aten.expand: _elementwise,
     aten.repeat_interleave: _repeat_interleave,
     aten.repeat: _repeat,

@@ -1,8 +1,10 @@
 """The backend "soda" of torch.compile: the road from Dynamo's graph to a planned denoiser."""
 
+import functools
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -12,8 +14,11 @@ from soda_compile.backend.options import Options, check_options
 from soda_compile.backend.prepared import PreparedDenoiser
 from soda_compile.backend.sized_graph import SizedGraph, why_fixed
 from soda_compile.capture.scalars import keep_integers, with_tensors
+from soda_compile.distributed.agreement import require_same_plan
+from soda_compile.ir.aten_operators import collective_groups
 from soda_compile.runtime.misses import Miss
 from soda_compile.torch_internals.backend_errors import errors_unwrapped
+from soda_compile.torch_internals.sharded_tensors import has_sharded, over_shards
 from soda_compile.torch_internals.symbolic_sizes import symbolic_inputs
 from soda_compile.torch_internals.wrapped_tensors import flatten_inputs, has_wrapped
 
@@ -40,8 +45,12 @@ def soda(
         OptionError: For an unknown option; with ``on_miss="error"`` also for gradients that are asked for.
         PlanError: If the plan is for another model; with ``on_miss="error"`` also if it does not cover this call.
         CaptureError: If the graph is not supported.
+        DistributedError: If ranks that share the model follow different plans.
     """
     checked = check_options(options, mode)
+    if has_sharded(inputs):
+        return over_shards(module, inputs, functools.partial(_compile_shards, options=checked))
+    _require_same_plan(module, checked)
     if checked.plan is None and checked.observer is None:
         warnings.warn(
             "backend 'soda' has no plan and compiles with plain Inductor. With options={'speedup': 2.0} it observes "
@@ -63,7 +72,29 @@ def soda_plain(
     module: fx.GraphModule, inputs: Sequence[Any], *, options: Mapping[str, Any], miss: Miss
 ) -> Callable[..., Any]:
     """Backend for calls of a planned model that are known not to be covered by its plan; see ``soda``."""
-    return plain(module, inputs, check_options(options), miss)
+    checked = check_options(options)
+    if has_sharded(inputs):
+        return over_shards(module, inputs, lambda graph, shards: soda_plain(graph, shards, options=options, miss=miss))
+    require_same_plan(collective_groups(module.graph), "no plan")
+    return plain(module, inputs, checked, miss)
+
+
+def _require_same_plan(module: fx.GraphModule, options: Options) -> None:
+    """Check that ranks that exchange values in this graph treat it alike; see ``require_same_plan``."""
+    measured = "no plan, it is measured" if options.observer is not None else "no plan"
+    require_same_plan(collective_groups(module.graph), options.plan.digest if options.plan is not None else measured)
+
+
+def _compile_shards(module: fx.GraphModule, inputs: Sequence[Any], *, options: Options) -> Callable[..., Any]:
+    """Compile the graph of one process of a tensor parallel model.
+
+    Its weights are parts of those that a plan's fingerprint may be of, so that the regions alone are compared.
+    """
+    _require_same_plan(module, options)
+    if options.plan is None and options.observer is None:
+        return unplanned(module, inputs, options)
+    plan = options.plan and replace(options.plan, fingerprint="")
+    return _compile(module, inputs, replace(options, plan=plan))
 
 
 def _by_size(module: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:

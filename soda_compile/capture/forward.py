@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from soda_compile.capture.stand_ins import StandIn, keep_in_copies, leave_out_of_copies
+from soda_compile.distributed.modules import require_whole_graph
 from soda_compile.errors import OptionError
 from soda_compile.torch_internals.backend_errors import errors_unwrapped
 from soda_compile.torch_internals.tracing import capture_failures, forget_compiled, limit_hit, recompile_limit
@@ -116,6 +117,8 @@ class CompiledForward:
     Some models make tables at their first call, which cannot be captured: they are called once more. Some read data on
     the host: they are captured in several graphs, and the reason is logged.
 
+    Raises OptionError where a part of the module is sharded on its own, see ``require_whole_graph``.
+
     Attributes:
         module: The module; hooks on it are left out.
         backend: A backend of ``torch.compile``.
@@ -131,6 +134,7 @@ class CompiledForward:
     reason: Exception | None = None
 
     def __post_init__(self) -> None:
+        require_whole_graph(self.module)
         forward: Any = self.module.forward  # hooks keep here what is no method
         bound = isinstance(forward, MethodType) and forward.__self__ is self.module
         self._forward: Any = forward if bound else MethodType(_own_forward(self.module), self.module)

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 
 _STORES = "_(?:modules|parameters|buffers)"  # where a module keeps what it holds
+# What Dynamo goes through where a hook of diffusers has replaced the forward of a layer, up to the layer again.
+_HOOKED = r"(?:(?:forward\.func\.__closure__\.\d+\.cell_contents|function_reference)\.)+forward\.__self__\."
 
 
 def clean_path(source: str, root: str = "") -> str:
@@ -18,6 +20,7 @@ def clean_path(source: str, root: str = "") -> str:
     path = re.sub(rf"\.__dict__\[['\"]{_STORES}['\"]\]|\.{_STORES}(?=\[)", "", source)
     path = re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", path)
     path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
+    path = re.sub(_HOOKED, "", path)
     # fn is a root that has no forward of its own, a Sequential, or that forward; on the stack is super().forward
     return re.sub(r"^(?:self|kwargs|(?:fn|___stack\d+)\.__self__|fn)\.", "", path)
 

@@ -23,7 +23,8 @@ def require_fit(plan: Plan, structure: Structure) -> None:
             + (f"; not in this graph: {_some(missing)}" if missing else "")
             + (f"; not in the plan: {_some(extra)}" if extra else "")
             + ". Calibrate this model; if it is the same model, look for a graph break with fullgraph=True. Hooks on "
-            "its layers break it, as of group offloading: accelerate(pipe, plan) leaves them out"
+            "its layers break it, as of group offloading: accelerate(pipe, plan) leaves them out. So do those of "
+            "fully_shard, which must be called on the model alone"
         )
     fingerprint = structure.fingerprint_under(plan.regions)
     if plan.fingerprint and plan.fingerprint != fingerprint:

@@ -19,7 +19,7 @@ from soda_compile.compiler.schedule import schedule_region
 from soda_compile.compiler.steps import Granularity, StepBuilder, StepSubgraphs
 from soda_compile.compiler.symbolic_code import SymbolicCode
 from soda_compile.compiler.variants import CallRole
-from soda_compile.ir.aten_operators import graph_flops
+from soda_compile.ir.aten_operators import counts_collective, graph_flops
 from soda_compile.ir.graphs import results_of
 from soda_compile.ir.roles import Size
 from soda_compile.ir.structure import Cut, Note, Structure
@@ -90,6 +90,7 @@ class Program:
         tensors: Constants, coefficients and other numbers of a step, by register.
         slots: Layout of each slot, by register.
         flops: FLOPs of each step.
+        collectives: How often each step exchanges values with other processes.
         slot_keys: What each slot keeps, by register: programs of one plan have equal keys, whatever their registers.
         prepared: Number of inputs, the last ones, that the runtime computes before the step; none is the caller's.
         notes: Parts that the analysis and the passes left alone, and why.
@@ -104,6 +105,7 @@ class Program:
     tensors: dict[int, torch.Tensor]
     slots: dict[int, Cut]
     flops: tuple[int, ...]
+    collectives: tuple[int, ...] = ()
     slot_keys: dict[int, Hashable] = field(default_factory=dict)
     prepared: int = 0
     notes: tuple[Note, ...] = ()
@@ -204,6 +206,9 @@ def assemble(structure: Structure, steps: Sequence[StepSubgraphs], registers: Re
     resolved = tuple(_calls(structure, number, step, registers, lowering) for number, step in enumerate(steps))
     outputs = tuple(registers.value(name) if name else None for name in structure.outputs)
     flops = tuple(sum(graph_flops(subgraph.graph) for subgraph in step.subgraphs) for step in steps)
+    collectives = tuple(
+        sum(counts_collective(node) for subgraph in step.subgraphs for node in subgraph.graph.nodes) for step in steps
+    )
     return Program(
         resolved,
         outputs,
@@ -211,6 +216,7 @@ def assemble(structure: Structure, steps: Sequence[StepSubgraphs], registers: Re
         registers.tensors,
         registers.slots,
         flops,
+        collectives,
         slot_keys=registers.slot_keys,
         sizes=registers.sizes,
     )

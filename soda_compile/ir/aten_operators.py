@@ -73,6 +73,27 @@ def is_heavy(node: fx.Node) -> bool:
     return packet(node) in HEAVY
 
 
+def is_collective(node: fx.Node) -> bool:
+    """Return whether the node sends or receives values of other processes, or waits for what was sent."""
+    return node.op == "call_function" and str(node.target).startswith("_c10d_functional.")
+
+
+def counts_collective(node: fx.Node) -> bool:
+    """Return whether the node is a collective; those come in pairs of one, and of what waits for it."""
+    return is_collective(node) and "wait_tensor" not in str(node.target)
+
+
+def collective_groups(graph: fx.Graph) -> set[str]:
+    """Return the names of the process groups that a graph, also one from Dynamo, sends in."""
+    return {group for node in graph.nodes if counts_collective(node) for group in _groups(node)}
+
+
+def _groups(node: fx.Node) -> list[str]:
+    arguments = getattr(node.target, "default", node.target)._schema.arguments  # type: ignore[union-attr]
+    given = {**dict(zip((each.name for each in arguments), node.args, strict=False)), **node.kwargs}
+    return [str(given["group_name"])] if "group_name" in given else []
+
+
 def looks_through(node: fx.Node) -> bool:
     """Return whether the node only renames, casts, clips or selects elements of its first argument."""
     return packet(node) in LOOK_THROUGH or node.target is operator.getitem

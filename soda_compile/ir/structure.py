@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import fx
 
+from soda_compile.ir.aten_operators import counts_collective
 from soda_compile.ir.fixed_sizes import graph_at
 from soda_compile.plans.notebook import as_text
 from soda_compile.torch_internals.size_expressions import size_hint, value_at
@@ -201,6 +202,11 @@ class Structure:
     def flops(self) -> int:
         """Return the work of one full call of the denoiser."""
         return sum(call.block.flops for call in self.calls)
+
+    @cached_property
+    def collectives(self) -> int:
+        """Return how often one full call of the denoiser exchanges values with other processes."""
+        return sum(counts_collective(node) for call in self.calls for node in call.block.module.graph.nodes)
 
     @cached_property
     def read_values(self) -> dict[str, Any]:

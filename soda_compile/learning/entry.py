@@ -12,9 +12,12 @@ from soda_compile.backend.attempt import unplanned
 from soda_compile.backend.options import check_options
 from soda_compile.backend.sized_graph import SizedGraph
 from soda_compile.capture.scalars import keep_integers, with_tensors
+from soda_compile.errors import OptionError
+from soda_compile.ir.aten_operators import collective_groups
 from soda_compile.learning.denoiser import LearningDenoiser
 from soda_compile.learning.wish import take_wish
 from soda_compile.torch_internals.backend_errors import errors_unwrapped
+from soda_compile.torch_internals.sharded_tensors import has_sharded
 from soda_compile.torch_internals.wrapped_tensors import has_wrapped
 
 log = logging.getLogger(__name__)
@@ -41,7 +44,7 @@ def soda(
         mode: A mode of ``torch.compile``; its settings go to Inductor.
 
     Raises:
-        OptionError: For an unknown option, or one that contradicts another.
+        OptionError: For an unknown option, one that contradicts another, or a goal where processes share the model.
         PlanError: If the plan is for another model; with ``on_miss="error"`` also if it does not cover this call.
         CaptureError: If the graph is not supported.
     """
@@ -50,6 +53,7 @@ def soda(
         planned: Callable[..., Any] = entry.soda(module, inputs, options=options, mode=mode)
         return planned
     checked = check_options(rest, mode)
+    _require_unshared(module, inputs)
     weights = tuple(index for index, value in enumerate(inputs) if isinstance(value, torch.nn.Parameter))
     if not weights or has_wrapped(inputs):
         kind = "tensor subclasses, such as quantised weights" if weights else "no parameters"
@@ -64,6 +68,20 @@ def soda(
     if latest is None or latest.plan is None:
         denoiser.unplanned = unplanned(module, inputs, checked)
     return with_tensors(denoiser, integers) if integers else denoiser
+
+
+def _require_unshared(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+    """Check that no other process has a part of the model: each would plan at a time of its own.
+
+    Raises:
+        OptionError: One has.
+    """
+    if has_sharded(inputs) or collective_groups(module.graph):
+        raise OptionError(
+            "several processes share this model, and each would measure a part of it and plan by itself; measure with "
+            "soda_compile.calibrate(model, generate, model_group=group), plan with soda_compile.plan(..., "
+            "process_group=group), and pass options={'plan': plan}"
+        )
 
 
 def _numbers(inputs: Sequence[Any]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from soda_compile.backend.entry import soda
 from soda_compile.capture.forward import compile_forward, own_holder
+from soda_compile.distributed.modules import unwrapped
 from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.integrations.base import (
     Framework,
@@ -23,6 +24,7 @@ from soda_compile.integrations.base import (
 from soda_compile.measure.error_accumulator import ErrorAccumulator
 from soda_compile.measure.gram import ErrorEntries, Floats
 from soda_compile.measure.observation import Observation, observe, sensitivities
+from soda_compile.measure.ranks import Ranks
 from soda_compile.plans.pruning import SCORES
 from soda_compile.plans.sensitivity import Sensitivity, merge
 from soda_compile.runtime.call_counter import CallCounter
@@ -34,7 +36,8 @@ def calibrate(
     model: Any,
     generate: Callable[[int], Any],
     *,
-    generations: int = 10,
+    generations: int | None = None,
+    seeds: Iterable[int] | None = None,
     max_interval: int = 10,
     calls_per_step: int = 1,
     scheduler: Any = None,
@@ -43,6 +46,8 @@ def calibrate(
     prune_scores: Sequence[str] = (),
     resume: Sensitivity | None = None,
     framework: Framework | None = None,
+    process_group: Any = None,
+    model_group: Any = None,
 ) -> Sensitivity:
     """Run generations of the original model and measure the error of every reuse and forecast, in one pass.
 
@@ -51,11 +56,17 @@ def calibrate(
     token is kept and k is recorded. Beside them, one region at a time is scored, in a few float64 copies of its past
     values.
 
+    Many processes can measure, all called with the same arguments: see ``process_group`` and ``model_group``, which may
+    be combined. All get the same sensitivity, and where one fails, it is an error on all.
+
     Args:
         model: The denoiser (not compiled), or a pipeline, such as one of diffusers.
         generate: Runs one whole generation from a seed, calling ``model``. What it returns is not used. Rows of a
             batch count as samples.
-        generations: How often to call it.
+        generations: How often to call it, 10 times by default. Seeds are 0, 1, ... or those after the last of
+            ``resume``.
+        seeds: The seeds instead, such as ``range(8, 16)`` for a job that measures these alone; ``merge`` joins what
+            several jobs measured.
         max_interval: Longest time, in steps, that a value may be kept.
         calls_per_step: Denoiser calls in a step of a loop without a scheduler: 2 if guidance makes a second call.
         scheduler: The framework's scheduler that a hand-written loop uses. Its ``step`` ends a step, and it is probed
@@ -66,29 +77,47 @@ def calibrate(
             pruning at every rate is measured as well.
         resume: A measurement to which these generations are added; their seeds follow its own.
         framework: What hosts the model; by default the built-in one that knows the model or the scheduler.
+        process_group: A process group of ``torch.distributed`` whose ranks run generations of their own: each takes its
+            share of the seeds, and what all measured is merged in the order of the ranks.
+        model_group: One whose ranks share each generation, as under context or tensor parallelism: each sees a part of
+            every value, and what belongs to one value is added up before errors are made of it.
 
     Returns:
-        The sensitivity. Seeds are 0, 1, ... or those after the last of ``resume``.
+        The sensitivity, of all ranks if there are several.
 
     Raises:
         OptionError: For arguments that make no sense.
         SensitivityError: If generations differ in their number of steps, or ``resume`` is of something else.
+        DistributedError: If ranks were given different arguments, or another rank failed, ended or gave no answer
+            within the timeout of its process group. With a ``model_group`` a rank that fails raises at once; the
+            others are inside the model then, whose own collectives end with an error of theirs.
     """
-    _check(model, generations, max_interval, calls_per_step, memory_bytes)
+    model = unwrapped(model)
+    seeds = _seeds(generations, seeds, resume)
+    _check(model, len(seeds), max_interval, calls_per_step, memory_bytes)
     scores = _check_scores(prune_scores, resume)
+    ranks = Ranks.of(process_group, model_group)
+    mine = ranks.share_of(seeds)
     framework = framework or framework_of(model, scheduler)
     denoiser = denoiser_of(model, framework)
     sampler = _sampler_of(model, framework, scheduler)
-    entries, counter = ErrorEntries(max_interval), CallCounter(calls_per_step)
-    errors = ErrorAccumulator(Clock(automatic=sampler is None), counter, entries, memory_bytes, scores)
-    first = max(resume.info.seeds) + 1 if resume else 0
-    seeds = range(first, first + generations)
-    measured = _measure(
-        {"model": denoiser}, {"model": Observation(errors)}, sampler, framework, generate, seeds, guidance
-    )
-    if not measured:
-        raise SensitivityError("generate(seed) did not call the model; it must call the very object that is calibrated")
-    return merge(resume, measured["model"]) if resume else measured["model"]
+    clock, entries, counter = Clock(automatic=sampler is None), ErrorEntries(max_interval), CallCounter(calls_per_step)
+    errors = ErrorAccumulator(clock, counter, entries, memory_bytes, scores, ranks.reduction)
+
+    def measure() -> Sensitivity:
+        observed = {"model": Observation(errors)}
+        modules = {"model": denoiser}
+        measured = _measure(modules, observed, sampler, framework, generate, mine, guidance, shown=ranks.first)
+        if not measured:
+            raise SensitivityError(
+                "generate(seed) did not call the model; it must call the very object that is calibrated"
+            )
+        return measured["model"]
+
+    limits = {"max_interval": max_interval, "calls_per_step": calls_per_step, "memory_bytes": memory_bytes}
+    ranks.require_same({"seeds": tuple(seeds), "guidance": guidance, "prune_scores": scores, **limits})
+    measured = ranks.merged(measure)
+    return merge(resume, measured) if resume else measured
 
 
 def calibrate_denoisers(
@@ -127,8 +156,10 @@ def _measure(
     sampler: Any,
     framework: Framework | None,
     generate: Callable[[int], Any],
-    seeds: range,
+    seeds: Sequence[int],
     guidance: float | None,
+    *,
+    shown: bool = True,
 ) -> dict[str, Sensitivity]:
     hook: SamplerHook | None = None
     weights: Floats | None = None
@@ -142,7 +173,7 @@ def _measure(
                 observed[name].stage = Stage(hook, observed[name].errors.clock)
                 stack.callback(framework.name_branches(module, observed[name].errors.clock))
             stack.enter_context(_compiled(module, observed[name], framework))
-        progress = stack.enter_context(progress_bar())
+        progress = stack.enter_context(progress_bar(shown=shown))
         steps = []
         for seed in progress.track(seeds, description="calibrating"):
             for denoiser in observed.values():
@@ -162,6 +193,21 @@ def _measure(
                 )
             weights = hook.step_weights()
     return sensitivities(observed, hook, weights, seeds, guidance, time.perf_counter() - started)
+
+
+def _seeds(generations: int | None, seeds: Iterable[int] | None, resume: Sensitivity | None) -> Sequence[int]:
+    used = resume.info.seeds if resume else ()
+    if seeds is None:
+        first = max(used, default=-1) + 1
+        return range(first, first + (10 if generations is None else generations))
+    if generations is not None:
+        raise OptionError(f"give generations={generations} or seeds, not both")
+    listed = tuple(seeds)
+    if not all(isinstance(seed, int) for seed in listed) or len(set(listed)) != len(listed):
+        raise OptionError(f"seeds is {listed}; it must be integers that are all different, such as range(8)")
+    if again := sorted(set(listed) & set(used)):
+        raise OptionError(f"the seeds {again} were used in what is resumed; pass others")
+    return listed
 
 
 def _check(model: Any, generations: int, max_interval: int, calls_per_step: int, memory_bytes: int) -> None:

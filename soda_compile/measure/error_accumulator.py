@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from soda_compile.errors import SensitivityError
+from soda_compile.distributed.group import Alone, Reduction
+from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.gram import ErrorEntries, Floats
 from soda_compile.measure.history import History, TokenGroup
@@ -37,6 +38,7 @@ class ErrorAccumulator:
         entries: The predictions to score.
         memory_bytes: Bound on the memory of all histories; tokens are subsampled to keep it.
         prune_scores: The scores by which pruning is measured as well.
+        ranks: Adds up what several processes see of one value, each a part.
         structure: The calibrated model.
         moments: Errors by step and region.
         inputs: Numbers among the inputs, by step of the present generation.
@@ -49,6 +51,7 @@ class ErrorAccumulator:
     entries: ErrorEntries
     memory_bytes: int
     prune_scores: tuple[str, ...] = ()
+    ranks: Reduction = field(default_factory=Alone)
     structure: Structure | None = None
     moments: dict[tuple[int, int], Moments] = field(default_factory=dict)
     inputs: list[dict[str, float]] = field(default_factory=list)
@@ -74,6 +77,7 @@ class ErrorAccumulator:
 
         Raises:
             Miss: The call has another structure, as where guidance leaves layers out: it is not measured.
+            OptionError: The model is shared by processes that were not named.
         """
         if structure is self.structure:
             return
@@ -82,6 +86,12 @@ class ErrorAccumulator:
                 "structure",
                 f"a call has {len(structure.regions)} regions where the first had {len(self.structure.regions)} "
                 "(layers that are left out, an adapter?); it is not measured, and runs without a plan later too",
+            )
+        if structure.collectives and isinstance(self.ranks, Alone):
+            raise OptionError(
+                "several processes share this model, and each sees a part of every value: calibrate it with "
+                "model_group=, their process group, plan on one with soda_compile.plan(..., process_group=), and pass "
+                "that plan to accelerate or to the backend"
             )
         if not structure.regions:
             raise SensitivityError("no region was found in this model; soda_compile.inspect(model, ...) says why")
@@ -150,6 +160,7 @@ class ErrorAccumulator:
         stride = max(self.stride, math.ceil(self._peak_bytes(1) / self.memory_bytes))
         while self._peak_bytes(stride) > self.memory_bytes:
             stride += 1
+        stride = self.ranks.largest(stride)
         if stride != self.stride:
             self.stride = stride
             self.histories.clear()  # values at the old stride cannot be compared
@@ -186,11 +197,18 @@ class ErrorAccumulator:
             if self.prune_scores:
                 products = np.concatenate([products, self._prune(observed, groups)], axis=-1)
             share = sum(value.numel() for value in present) / sum(cut.numel() for cut in cuts)
-            errors = errors_of(products, square, observed.residual_square(values) * share)
+            sums = self._sums(products, square, observed.residual_square(values) * share)
+            errors = errors_of(*sums)
             self.moments.setdefault((step, region), Moments(*errors.shape[1:])).add(errors)
         if region == 0 and step == 0:
             self.samples += self._regions.batch
         history.keep(step, present, carries)
+
+    def _sums(self, *parts: Floats) -> list[Floats]:
+        """Add up sums over the elements of a value, whose parts several processes have."""
+        flat = self.ranks.sum(np.concatenate([part.ravel() for part in parts]))
+        ends = np.cumsum([part.size for part in parts])[:-1]
+        return [whole.reshape(part.shape) for whole, part in zip(np.split(flat, ends), parts, strict=True)]
 
     def _prune(self, observed: ObservedRegion, groups: Sequence[TokenGroup]) -> Floats:
         """Return products of the changes that pruning leaves, [3, samples, scores * W * rates]; NaN where it cannot."""

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from soda_compile.compiler.analyse import analyse_model
+from soda_compile.distributed.modules import unwrapped
 from soda_compile.integrations.base import around_calls, framework_of
 from soda_compile.ir.structure import Structure
 
@@ -25,5 +26,5 @@ def inspect(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Structure:
         CaptureError: If the model's regions are not all in one graph, with the reason why it breaks.
         OptionError: If the model is kept in a way that cannot be captured.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(getattr(model, "_orig_mod", model))
     return analyse_model(model, args, kwargs, around=around_calls(model, framework_of(model)))

@@ -81,6 +81,11 @@ def export(
         leaves = flatten(bind_example(model, example).arguments)
         for space in space_of(leaves, dynamic_shapes).split_at_one():
             programs.add(example, space)
+    if programs.structure is not None and programs.structure.collectives:
+        raise PackageError(
+            "several processes share this model, and a package cannot hold what they send each other; compile it in "
+            "each of them, with torch.compile(model, backend='soda') or soda_compile.accelerate"
+        )
     device = programs.weights.device
     with tempfile.TemporaryDirectory(prefix="soda-export-") as folder:
         files = compile_subgraphs(programs.subgraphs, options.inductor, Path(folder))

@@ -25,7 +25,7 @@ CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 TO_TENSOR = torch._refs.tensor
 """What stands in Dynamo's graphs for ``torch.tensor`` of a number."""
 
-BUILT_IN = ("aten", "prims")  # namespaces of operators that mean the same in every process
+BUILT_IN = ("aten", "prims", "_c10d_functional")  # namespaces of operators that mean the same in every process
 
 
 def capture_failures() -> tuple[type[Exception], ...]:

@@ -9,6 +9,7 @@ from paths import ROOT
 LEVELS = (
     ("errors",),
     ("storage", "torch_internals"),
+    ("distributed",),
     ("plans",),
     ("ir", "planner"),
     ("analysis", "capture"),

@@ -11,10 +11,12 @@ import torch
 from soda_compile.errors import OptionError
 from soda_compile.integrations.diffusers.group_offload import hooks_of
 from soda_compile.integrations.diffusers.layerwise_casting import CASTING, LORA
+from soda_compile.torch_internals.sharded_tensors import has_sharded
 from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
 
 DENOISERS = ("transformer", "transformer_2", "unconditional_transformer", "unet", "prior")
-_SUPPORTED = ("layer_execution_tracker", CASTING, LORA)  # hooks, beside those of offloading
+_CONTEXT_PARALLEL = ("cp_input---", "cp_output---")  # hooks, named after the layer
+_SUPPORTED = ("layer_execution_tracker", CASTING, LORA, *_CONTEXT_PARALLEL)  # hooks, beside those of offloading
 _NO_ARCHITECTURE = ("sample_size", "quantization_config")  # of a configuration
 _SAMPLED = 8  # values of each parameter that go into the digest
 
@@ -71,11 +73,26 @@ def require_supported(name: str, module: torch.nn.Module) -> None:
             "captured; use pipe.enable_model_cpu_offload() or pipe.enable_group_offload(...)"
         )
     for path, child in module.named_modules():
-        strange = [hook for hook in hooks_of(child) if "offloading" not in hook and hook not in _SUPPORTED]
+        strange = [hook for hook in hooks_of(child) if "offloading" not in hook and not hook.startswith(_SUPPORTED)]
         if strange:
             raise OptionError(
                 f"pipe.{name}{'.' * bool(path)}{path} has diffusers' hook {strange[0]!r}; remove it first"
             )
+
+
+def require_unshared(name: str, module: torch.nn.Module) -> None:
+    """Say before any work starts that a denoiser which several processes share cannot be measured by one.
+
+    Raises:
+        OptionError: If it is context or tensor parallel.
+    """
+    hooks = (hook for child in module.modules() for hook in hooks_of(child))
+    if any(hook.startswith(_CONTEXT_PARALLEL) for hook in hooks) or has_sharded(list(module.parameters())):
+        raise OptionError(
+            f"several processes share pipe.{name}, and a search for plans, which measures where it finds none, is of "
+            "one process; measure with soda_compile.calibrate(pipe, generate, model_group=group), plan with "
+            "soda_compile.plan(..., process_group=group), and pass plan=; or pass measurement="
+        )
 
 
 def signature(module: torch.nn.Module) -> str:

@@ -32,6 +32,9 @@ FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
     "matrix product": lambda x: x.transpose(0, 1) @ WEIGHT,
     "batched product": lambda x: torch.bmm(x, x.transpose(1, 2)),
     "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "attention of a device": lambda x: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        x[:, None], x[:, None], x[:, None]
+    )[0],
     "softmax": lambda x: x.transpose(0, 1).softmax(-1),
     "layer norm": lambda x: F.layer_norm(x.transpose(0, 1), (WIDTH,)),
     "convolution": lambda x: F.conv1d(x.transpose(1, 2), WEIGHT[:, :, None]),

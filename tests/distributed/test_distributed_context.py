@@ -1,0 +1,211 @@
+"""Context parallelism: two processes with half of the tokens each follow one plan, and send nothing in reused steps."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from distributed_checks import assert_close, error_of, everyones, launch, names_of, relative, run_checks, sent_in
+from families import FAMILIES, Family
+from pipelines import PIPELINES
+from pipelines import STEPS as PIPELINE_STEPS
+from random_plans import random_plan
+from torch import Tensor, nn
+
+import soda_compile
+from soda_compile import DistributedError, OptionError, Plan
+from soda_compile.backend import soda
+from soda_compile.compiler.analyse import analyse_model
+from soda_compile.compiler.lowering import Lowering
+from soda_compile.compiler.program import build_program
+from soda_compile.integrations.base import framework_of
+from soda_compile.ir.structure import Structure
+from soda_compile.plans.actions import COMPUTE, FORECAST1, REUSE
+
+STEPS = 6
+WAN, FLUX = FAMILIES["wan"], FAMILIES["flux"]
+
+
+def plan_for(family: Family, row: str = "CCrC1r") -> Plan:
+    actions = tuple({"C": COMPUTE, "r": REUSE, "1": FORECAST1}[symbol] for symbol in row)
+    return Plan("", tuple(family.regions), (actions,) * len(family.regions))
+
+
+def split(model: Any, degree: int = 2) -> Any:
+    """The model over several processes."""
+    from diffusers import ContextParallelConfig
+
+    torch.accelerator.device_count = lambda: 1  # diffusers divides by it; a CPU counts as none
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=degree))
+    return model
+
+
+def structure_of(model: nn.Module, family: Family) -> Structure:
+    """What is captured of the model within the hooks on it."""
+    framework = framework_of(model)
+    assert framework is not None
+    holders, around = framework.holders, framework.around_calls(model)
+    return analyse_model(model, (), family.inputs(0, STEPS, 1), holders, around)
+
+
+def generate(model: nn.Module, family: Family, run: Callable[..., Any]) -> Tensor:
+    with torch.no_grad(), soda_compile.trajectory(model):
+        return torch.stack([run(**inputs)[0] for inputs in family.trajectory(STEPS, batch=1)])
+
+
+def compiled(model: nn.Module, plan: Plan | None, **options: Any) -> Callable[..., Any]:
+    return torch.compile(model, backend=soda, options={"plan": plan, **options} if plan else None, dynamic=False)
+
+
+def check_regions_are_those_of_one_process() -> None:
+    for family in (WAN, FLUX):
+        alone, shared = soda_compile.inspect(family.build(), **family.inputs(0, STEPS, 1)), split(family.build())
+        structure = structure_of(shared, family)
+        assert structure.region_names == alone.region_names == tuple(family.regions)
+        assert structure.fingerprint == alone.fingerprint
+        assert structure.paths == alone.paths
+        for whole, local in zip(alone.regions, structure.regions, strict=True):
+            for cut, part in zip(whole.cuts, local.cuts, strict=True):
+                assert (2 * part.shape[1], 2 * part.memory_bytes) == (cut.shape[1], cut.memory_bytes), cut
+
+
+def check_a_reused_step_sends_nothing_but_the_output() -> None:
+    for family, computed in ((WAN, 9), (FLUX, 17)):  # four all-to-all for each attention, and what gathers the output
+        model = split(family.build())
+        structure = structure_of(model, family)
+        program = build_program(structure, plan_for(family), Lowering(target="eager"))
+        expected = [computed, computed, 1, computed, 1, 1]
+        assert list(program.collectives) == expected, program.collectives
+        assert structure.collectives == computed
+        run = compiled(model, plan_for(family))
+        generate(model, family, run)  # compiles
+        with torch.no_grad(), soda_compile.trajectory(model):
+            sent = [sent_in(functools.partial(run, **inputs)) for inputs in family.trajectory(STEPS, batch=1)]
+        assert [counts.total() for counts in sent] == expected, sent
+        assert sent[0] == {"all_to_all_single": computed - 1, "all_gather_into_tensor": 1}, sent
+        assert sent[2] == {"all_gather_into_tensor": 1}, sent
+
+
+def check_a_plan_gives_what_it_gives_in_one_process() -> None:
+    for family in (WAN, FLUX):
+        alone, shared = family.build(), split(family.build())
+        original = generate(alone, family, alone)
+        assert relative(generate(shared, family, shared), original) < 1e-6  # a hook that has not run breaks the graph
+        everything = plan_for(family, "C" * STEPS)
+        assert relative(generate(shared, family, compiled(shared, everything)), original) < 1e-6
+        plan = random_plan(1, tuple(family.regions), STEPS)
+        by_plan = generate(alone, family, compiled(alone, plan))
+        assert relative(generate(shared, family, compiled(shared, plan)), by_plan) < 1e-6
+        assert relative(by_plan, original) > 1e-3
+        (counted,) = soda_compile.stats(shared).values()
+        assert (counted["calls"], counted["misses"]) == (2 * STEPS, {})
+        torch.compiler.reset()
+
+
+def pipeline(parallel: bool) -> Any:
+    pipe = PIPELINES["wan"].build()
+    if parallel:
+        split(pipe.transformer)
+    return pipe
+
+
+def check_an_accelerated_pipeline_with_separate_guidance() -> None:
+    wan = PIPELINES["wan"]
+    plan = random_plan(2, tuple(wan.regions), PIPELINE_STEPS)
+    alone = wan.draw(soda_compile.accelerate(pipeline(parallel=False), plan))
+    pipe = soda_compile.accelerate(pipeline(parallel=True), plan)
+    for _ in range(2):
+        assert relative(wan.draw(pipe), alone) < 1e-5
+    (counted,) = soda_compile.stats(pipe).values()
+    assert counted["calls"] == 2 * 2 * PIPELINE_STEPS
+    assert not counted["misses"]
+    soda_compile.restore(pipe)
+
+
+def check_calibration_adds_up_what_the_ranks_see() -> None:
+    def one(parallel: bool, **options: Any) -> soda_compile.Sensitivity:
+        pipe = pipeline(parallel)
+        return soda_compile.calibrate(
+            pipe, lambda seed: PIPELINES["wan"].draw(pipe, seed), generations=1, max_interval=2, **options
+        )
+
+    shared = one(True, model_group=dist.group.WORLD)
+    assert_close(shared, one(False))
+    assert len({each.table("residual", "reuse").tobytes() for each in everyones(shared)}) == 1
+    assert "calibrate it with model_group=" in error_of(OptionError, lambda: one(True))
+
+
+def refused(plan: Plan | None) -> str:
+    model = split(WAN.build())
+    generate(model, WAN, model)
+    message = error_of(DistributedError, lambda: generate(model, WAN, compiled(model, plan)))
+    torch.compiler.reset()
+    return message
+
+
+def check_ranks_with_different_plans_refuse_together() -> None:
+    rank = dist.get_rank()
+    plan = plan_for(WAN, ("CCrC1r", "CCrCrr")[rank])
+    message = refused(plan)
+    assert set(everyones(message)) == {message}
+    assert f"rank {rank}: {plan.digest}" in message
+    assert "Let one rank plan for all" in message
+
+
+def check_a_rank_without_a_plan_is_refused_on_all() -> None:
+    message = refused(plan_for(WAN) if dist.get_rank() == 0 else None)
+    assert f"rank 0: {plan_for(WAN).digest}, rank 1: no plan" in message
+
+
+def check_a_pipeline_without_a_measurement_says_what_to_do() -> None:
+    pipe = pipeline(parallel=True)
+    inputs = PIPELINES["wan"].inputs(torch.Generator().manual_seed(7), 1)
+    message = error_of(
+        OptionError,
+        lambda: soda_compile.accelerate(
+            pipe, speedup=1.5, num_inference_steps=PIPELINE_STEPS, calibrate_with=[inputs], max_interval=2
+        ),
+    )
+    assert "several processes share pipe.transformer" in message
+
+
+def check_packages_are_refused() -> None:
+    model = split(WAN.build())
+    inputs = WAN.inputs(0, STEPS, 1)
+    message = error_of(
+        soda_compile.PackageError, lambda: soda_compile.export(model, inputs, plan=plan_for(WAN), path="never.pt2")
+    )
+    assert "a package cannot hold" in message
+
+
+def check_replicas_with_one_store_measure_once() -> None:
+    dit, done = PIPELINES["dit"], []
+    pipe = dit.build()
+
+    def run(seed: int) -> None:
+        dit.draw(pipe, seed)
+        done.append(seed)
+
+    soda_compile.accelerate(pipe, speedup=1.3, calibrate_with=run, max_interval=2)
+    assert sorted(map(len, everyones(done))) == [0, 4]
+    dit.draw(pipe)
+    (counted,) = soda_compile.stats(pipe).values()
+    assert (counted["calls"], counted["misses"]) == (PIPELINE_STEPS, {})
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    return launch(__file__, folder, seconds=900, SODA_COMPILE_CACHE=str(folder / "cache"))
+
+
+@pytest.mark.parametrize("name", names_of(globals()))
+def test_two_ranks(outcomes: Callable[[str], list[str]], name: str):
+    for rank, outcome in enumerate(outcomes(name)):
+        assert outcome == "ok", f"rank {rank}: {outcome}"
+
+
+if __name__ == "__main__":
+    run_checks(globals())
