@@ -1,4 +1,4 @@
-"""One compiled package with reuse, forecast, fitted weights and pruned tokens: against the JIT, from the command line, and from C++."""
+"""One compiled package of all actions and fitted weights: against the JIT, from the command line, and from C++."""
 
 import shutil
 import subprocess
