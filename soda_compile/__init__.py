@@ -27,6 +27,7 @@ from soda_compile.errors import (
     TrajectoryError,
 )
 from soda_compile.measure.calibration import calibrate
+from soda_compile.measure.closest import Closest, closest_plan
 from soda_compile.measure.fitting import Fit, fit
 from soda_compile.measure.inspection import inspect
 from soda_compile.measure.planned_run import Compared, compare
@@ -61,6 +62,7 @@ __all__ = [
     "BatchedGenerations",
     "CaptureError",
     "Clock",
+    "Closest",
     "Compared",
     "Fit",
     "FixedInterval",
@@ -88,6 +90,7 @@ __all__ = [
     "accelerate",
     "calibrate",
     "check_options",
+    "closest_plan",
     "compare",
     "compile_ahead",
     "compute_all_plan",

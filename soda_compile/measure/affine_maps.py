@@ -4,7 +4,6 @@ Both are found by least squares from what was recorded, and checked: the input h
 the scheduler takes is a sum of the outputs (classifier-free guidance, whatever its scale).
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +35,8 @@ class StateInput:
         Raises:
             SensitivityError: If none does.
         """
-        for key, value in itertools.chain(enumerate(arguments), options.items()):
+        named: dict[int | str, Any] = {**dict(enumerate(arguments)), **options}
+        for key, value in named.items():
             if isinstance(value, torch.Tensor) and (factors := _factors(value, sample)) is not None:
                 return cls(key, factors)
         raise SensitivityError(
@@ -114,7 +114,7 @@ def _copies(value: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, ...]
     fits = value.dim() == like.dim() > 1 and value.shape[2:] == like.shape[2:] and value.shape[1] >= like.shape[1]
     if not fits or not len(value) or len(value) % len(like):
         return ()
-    return value[:, : like.shape[1]].split(len(like))
+    return torch.split(value[:, : like.shape[1]], len(like))
 
 
 def _tolerance(value: torch.Tensor) -> float:

@@ -94,7 +94,8 @@ class PlannedRun:
 def relative_deviation(sample: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Return what each sample is off over the norm of the wanted one, float64 [samples, values], on the host."""
     wanted = wanted.double().flatten(1)
-    return ((sample.double().flatten(1) - wanted) / wanted.norm(dim=1, keepdim=True)).cpu()
+    off: torch.Tensor = (sample.double().flatten(1) - wanted) / torch.linalg.vector_norm(wanted, dim=1, keepdim=True)
+    return off.cpu()
 
 
 def norms(deviations: torch.Tensor) -> Floats:

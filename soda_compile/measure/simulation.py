@@ -131,7 +131,8 @@ class _Simulation:
         for anchor in range(count):
             ends = np.minimum(anchor + np.arange(size), count)
             table[:, :, anchor] *= growth[ends]
-        return np.square(table)
+        squares: Floats = np.square(table)
+        return squares
 
     def _served(self, anchor: int) -> list[tuple[int, int]]:
         """Return the orders and spacings whose values lie in the generation."""
@@ -146,8 +147,9 @@ class _Simulation:
             own = Kept()
             self.player.call(self.plan, 0, own, (call.arguments, call.options))
             assert own.program is not None
-            for register, (*_, place) in own.program.slot_keys.items():  # type: ignore[misc]
-                if place:
+            keys: dict[int, Any] = own.program.slot_keys
+            for register, key in keys.items():
+                if key[-1]:
                     own.registers[register] = None  # memory for values of other steps
             kept.append(own)
         return tuple(kept)
@@ -187,7 +189,7 @@ class _Simulation:
         count = len(self.steps)
         wanted = np.linspace(2, count - 1, GROWTH_PLACES).round().astype(int)
         ends = [step for step in self.ends if step + 1 < count]
-        nearest = {min(ends, key=lambda end, place=place: abs(end + 1 - place)) for place in wanted if ends}
+        nearest = {ends[int(np.abs(np.array(ends) + 1 - place).argmin())] for place in wanted if ends}
         found = {count: 1.0}
         for step in sorted(nearest):
             sample, scheduler = self.ends[step], self.steps[step + 1].scheduler.fresh_scheduler()

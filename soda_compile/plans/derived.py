@@ -57,8 +57,8 @@ def derive(sensitivity: Sensitivity, wanted: NoiseSchedule) -> Derived:
     mean = resample(sensitivity.mean, where, width)
     variance = resample(sensitivity.variance, where, width, variance=True)
     weights = wanted.step_weights if wanted.step_weights is not None else _shared_out(sensitivity.step_weights, where)
-    tables = {"mean": mean, "variance": variance, "step_weights": weights}
-    return Derived(replace(sensitivity, info=info, **tables, intervals=None), loss)
+    made = replace(sensitivity, info=info, mean=mean, variance=variance, step_weights=weights, intervals=None)
+    return Derived(made, loss)
 
 
 def schedule_of(sensitivity: Sensitivity) -> NoiseSchedule:

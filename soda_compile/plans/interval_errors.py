@@ -47,7 +47,7 @@ class IntervalErrors:
     @property
     def width(self) -> int:
         """Return W, the largest age in steps that was measured."""
-        return self.squares.shape[3] - 2
+        return int(self.squares.shape[3]) - 2
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return what a file holds."""
