@@ -35,8 +35,8 @@ class StateInput:
         Raises:
             SensitivityError: If none does.
         """
-        named: dict[int | str, Any] = {**dict(enumerate(arguments)), **options}
-        for key, value in named.items():
+        named: list[tuple[int | str, Any]] = [*enumerate(arguments), *options.items()]
+        for key, value in named:
             if isinstance(value, torch.Tensor) and (factors := _factors(value, sample)) is not None:
                 return cls(key, factors)
         raise SensitivityError(

@@ -53,7 +53,7 @@ class PlannedRun:
             plan,
             0,
             [first.scheduler.sample for first in firsts],
-            [first.scheduler.fresh_scheduler() for first in firsts],
+            [first.scheduler.fresh_sampler() for first in firsts],
             [tuple(Kept() for _ in first.calls) for first in firsts],
         )
 

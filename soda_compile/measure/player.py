@@ -9,13 +9,12 @@ import torch
 from torch import fx
 
 from soda_compile.backend.options import check_options
-from soda_compile.capture.forward import compile_forward, own_holder
+from soda_compile.capture.forward import compile_forward
 from soda_compile.capture.scalars import keep_integers, with_tensors
 from soda_compile.compiler.analyse import analyse_graph
 from soda_compile.compiler.bind import require_fit
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program, build_program
-from soda_compile.integrations.base import around_calls
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.recording import RecordedStep, Recording, first_tensor
 from soda_compile.plans.plan import Plan
@@ -151,7 +150,6 @@ def playing(recording: Recording) -> Iterator[Player]:
     """
     options = check_options()
     player = Player(recording.module, _lowering=Lowering(options.inductor, target=options.lowering))
-    framework = recording.framework
-    holders = framework.holders if framework else own_holder
-    with compile_forward(recording.module, player.backend, around_calls(recording.module, framework), holders):
+    module, framework = recording.module, recording.framework
+    with compile_forward(module, player.backend, framework.around_calls(module), framework.holders):
         yield player

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from soda_compile.errors import OptionError, SensitivityError
-from soda_compile.integrations.base import Framework, denoiser_of, framework_of
-from soda_compile.integrations.diffusers.scheduler_steps import SchedulerStep, recorded_steps
+from soda_compile.integrations.base import Framework, SamplerStep, denoiser_of, framework_of
 from soda_compile.measure.affine_maps import OutputMap, StateInput
 from soda_compile.storage.progress import progress_bar
 
@@ -34,7 +33,7 @@ class RecordedStep:
     """
 
     calls: tuple[DenoiserCall, ...]
-    scheduler: SchedulerStep
+    scheduler: SamplerStep
 
     @cached_property
     def inputs(self) -> tuple[StateInput, ...]:
@@ -61,14 +60,14 @@ class Recording:
 
     Attributes:
         module: The denoiser.
-        framework: What hosts it.
+        framework: What hosts its sampler.
         generations: By generation, by step.
         seeds: Of the generations.
         seconds: Time that recording took.
     """
 
     module: torch.nn.Module
-    framework: Framework | None
+    framework: Framework
     generations: tuple[tuple[RecordedStep, ...], ...]
     seeds: tuple[int, ...]
     seconds: float
@@ -118,14 +117,14 @@ def record(
     module = denoiser_of(model, framework)
     if framework is not None and framework.is_pipeline(model):
         scheduler = framework.sampler_of(model)
-    if scheduler is None:
+    if scheduler is None or framework is None:
         raise OptionError("plans are run again step by step, which needs the noise scheduler; pass scheduler=...")
     started = time.perf_counter()
     recorder, recorded = _Recorder(), []
     seeds = range(first_seed, first_seed + generations)
     with (
         module.register_forward_hook(recorder.called, with_kwargs=True),
-        recorded_steps(scheduler, recorder.stepped),
+        framework.recorded_steps(scheduler, recorder.stepped),
         torch.no_grad(),
         progress_bar() as progress,
     ):
@@ -162,7 +161,7 @@ class _Recorder:
         options = {name: kept(value) for name, value in options.items()}
         self._calls.append(DenoiserCall(tuple(map(kept, arguments)), options, first_tensor(result).clone()))
 
-    def stepped(self, step: SchedulerStep) -> None:
+    def stepped(self, step: SamplerStep) -> None:
         """Take a step of the scheduler."""
         self.steps.append(RecordedStep(tuple(self._calls), step))
         self._calls = []

@@ -158,7 +158,7 @@ class _Simulation:
         """Return what the sample is off after 1, 2, ... stale steps, over its norm, each float64 [samples]."""
         kept = self._history(order, anchor, spacing)
         first = self.steps[anchor + 1].scheduler
-        sample, scheduler, errors = first.sample, first.fresh_scheduler(), []
+        sample, scheduler, errors = first.sample, first.fresh_sampler(), []
         sources = [anchor - age * spacing for age in range(order + 1)]
         for step in range(anchor + 1, min(anchor + 1 + self.width, len(self.steps))):
             recorded = self.steps[step]
@@ -192,7 +192,7 @@ class _Simulation:
         nearest = {ends[int(np.abs(np.array(ends) + 1 - place).argmin())] for place in wanted if ends}
         found = {count: 1.0}
         for step in sorted(nearest):
-            sample, scheduler = self.ends[step], self.steps[step + 1].scheduler.fresh_scheduler()
+            sample, scheduler = self.ends[step], self.steps[step + 1].scheduler.fresh_sampler()
             before = norms(relative_deviation(sample, self.steps[step].scheduler.following))
             for recorded in self.steps[step + 1 :]:
                 kept = [Kept() for _ in recorded.calls]

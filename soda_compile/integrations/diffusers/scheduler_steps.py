@@ -37,15 +37,15 @@ class SchedulerStep:
     generators: Any
     random_state: torch.Tensor
 
-    def fresh_scheduler(self) -> Any:
+    def fresh_sampler(self) -> Any:
         """Return a scheduler that is about to take this step."""
         return copy.deepcopy(self.scheduler)
 
-    def take(self, scheduler: Any, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    def take(self, sampler: Any, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """Take the step again, with the same noise, and return the sample after it.
 
         Args:
-            scheduler: One at this step; it goes on to the next.
+            sampler: A scheduler at this step; it goes on to the next.
             model_output: Instead of the recorded one.
             sample: Instead of the recorded one.
         """
@@ -54,7 +54,7 @@ class SchedulerStep:
             options["generator"] = _copied(self.generators)
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self.random_state)
-            result = scheduler.step(model_output, self.timestep, sample, **options)
+            result = sampler.step(model_output, self.timestep, sample, **options)
         return _following(result)
 
 
