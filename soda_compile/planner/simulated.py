@@ -27,7 +27,7 @@ class SimulatedSchedule(Strategy):
 
     Attributes:
         operator: The highest order that may serve; "auto" for all that were simulated.
-        objective: Unused: the error is that of the sample.
+        objective: Metric whose tables ``explain`` shows; the error that is minimised is the sample's.
     """
 
     name: ClassVar[str] = "simulated intervals"
