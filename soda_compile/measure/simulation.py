@@ -225,4 +225,6 @@ def _between_spacings(squares: Floats, spacings: Sequence[int]) -> Floats:
             filled[1:, :, spacing] = np.where(np.isnan(mixed), squares[:, :, low], mixed)[1:]
     for spacing in range(spacings[-1] + 1, squares.shape[2]):
         filled[1:, :, spacing] = squares[1:, :, spacings[-1]]
+    for order, spacing in itertools.product(range(1, len(filled)), range(filled.shape[2])):
+        filled[order, : order * spacing, spacing, 2:] = np.nan  # so many anchors do not fit before these
     return filled

@@ -62,6 +62,7 @@ def test_what_does_not_fit_is_not_measured(simulated: Sensitivity) -> None:
     assert np.isnan(squares[1, 2, 3, 2:]).all()  # there is no anchor three steps before step 2
     assert np.isnan(squares[2, 3, 2, 2:]).all()
     assert np.isnan(squares[0, 6, 0, 3:]).all()  # past the end
+    assert np.isnan(squares[1, 3, 4, 2:]).all()  # nor four before step 3, between spacings that were run
     assert np.isfinite(squares[1, 3, 3, 2])
     assert np.isfinite(squares[1, 6, 4, 2])  # between spacings that were run
     assert (squares[..., 1] == 0).sum() > 0
