@@ -21,6 +21,7 @@ os.environ.setdefault("SODA_COMPILE_LOWERING", "eager")
 
 import soda_compile
 from soda_compile.digits.pipeline import DigitsPipeline, load
+from soda_compile.measure.fitting import RIDGES
 from soda_compile.storage.files import write_atomic
 
 HELD_OUT = 1_000_000  # calibration seeds lie far from the scored ones
@@ -78,11 +79,12 @@ def main(
         "model": f"digits, DDIM, {STEPS} steps, guidance 1.5; graphs run without Inductor",
         "fresh_seeds": f"0 to {samples - 1} in one batch",
         "calibration": {
-            "seeds": f"{HELD_OUT} to {HELD_OUT + sensitivity.info.samples - 1} for the sensitivity, the first "
-            f"{calibration_samples} for simulating and fitting",
+            "seeds": f"{HELD_OUT} to {HELD_OUT + DIGITS * sensitivity.info.generations - 1} for the sensitivity, "
+            f"the first {calibration_samples} for simulating and fitting",
             "sensitivity_seconds": float(sensitivity.info.notes["seconds"]),
             "intervals": sensitivity.info.notes["intervals"],
         },
+        "fit_ridges": list(RIDGES),
         "torch": torch.__version__,
         "rows": [],
     }
@@ -139,7 +141,9 @@ def table(report: dict[str, Any]) -> str:
         f"{report['model']}. Relative L2 of the last sample, fresh seeds {report['fresh_seeds']}; ratios are to",
         "today's default, paired by sample (geometric mean, one standard error).",
         f"Calibration seeds: {calibration['seeds']}. Simulating intervals took {calibration['intervals']}; calls are",
-        "in batches of the calibration's size, and seconds those of a busy machine.",
+        "in batches of the calibration's size, and seconds those of a busy machine. Ridges of fits: "
+        f"{', '.join(map(str, report['fit_ridges']))};",
+        "where no weights come closer on calibration, the plan stays as it is.",
         "",
         "| anchors | plan | mean | 95th percentile | ratio of means | paired ratio | fit: calls, seconds |",
         "|---|---|---|---|---|---|---|",

@@ -16,7 +16,7 @@ import torch
 from soda_compile.errors import OptionError
 from soda_compile.measure.gram import Floats
 from soda_compile.measure.planned_run import PlannedRun, norms
-from soda_compile.measure.player import playing
+from soda_compile.measure.player import Player, playing
 from soda_compile.measure.recording import Recording
 from soda_compile.plans.actions import STALE
 from soda_compile.plans.fitted_weights import FittedWeights
@@ -26,7 +26,7 @@ from soda_compile.plans.reads import reads
 from soda_compile.storage.progress import progress_bar
 
 PASSES = 2
-RIDGE = 1e-4  # of the mean curvature
+RIDGES = (1e-3, 1e-2, 1e-1)  # of the mean curvature; which is best depends on the plan
 LONGEST = 0.5  # of a pass, against the largest weight, or 1 if that is more
 DIFFERENCE, NARROW_DIFFERENCE = 2.0**-6, 2.0**-3  # in a weight; results in 16 bits need a larger one
 
@@ -64,8 +64,8 @@ def fit(recording: Recording, plan: Plan) -> Fit:
     """Fit weights of kept values to recorded generations, one to four numbers for each stale step.
 
     Weights are shared by all regions that an operator serves at a step. Steps that prune keep the polynomial. Where a
-    step's weights do not bring the sample closer to the original's, and where all of them together do not bring the
-    last sample closer, the polynomial stays as well.
+    step's weights do not bring the sample closer to the original's, it stays as well. The generations are run once for
+    each of a few ridges, and the weights that bring the last samples closest are kept; none, if none does.
 
     Args:
         recording: Of ``record``.
@@ -76,32 +76,39 @@ def fit(recording: Recording, plan: Plan) -> Fit:
         SensitivityError: If the generations cannot be run again.
     """
     started = time.perf_counter()
-    polynomial = replace(plan, weights=polynomial_weights(plan))
-    given = {(each.step, each.order): each.values for each in plan.weights}
-    chosen: list[FittedWeights] = []
     with playing(recording) as player, progress_bar() as progress:
         before = PlannedRun.begin(player, recording, replace(plan, weights=())).finish()
-        run = PlannedRun.begin(player, recording, polynomial)
-        for step in progress.track(range(plan.steps), description="fitting"):
-            sets = [each for each in polynomial.weights if each.step == step]
-            best = _fit_step(run, sets, [given.get((step, each.order), each.values) for each in sets]) if sets else []
-            chosen += [each for each, start in zip(best, sets, strict=True) if each != start]
-            if step == plan.steps - 1:
-                after = norms(run.deviations(run.try_step(_by_order(best))))
-            else:
-                run.take_step(_by_order(best))
-    better = bool(chosen) and float(after.mean()) < float(before.mean())
-    made = replace(plan, weights=tuple(chosen) if better else ())
-    if better:
+        least, best = before, tuple[FittedWeights, ...]()
+        for ridge in progress.track(RIDGES, description="fitting"):
+            weights, after = _fit_run(player, recording, plan, ridge)
+            if float(after.mean()) < float(least.mean()):
+                least, best = after, weights
+    made = replace(plan, weights=best)
+    if best:
         made = replace(made, method=tuple({**dict(plan.method), "fitted_samples": recording.samples}.items()))
-    return Fit(
-        made,
-        before,
-        after if better else before,
-        len({each.step for each in made.weights}),
-        player.computed_share,
-        time.perf_counter() - started,
-    )
+    fitted_steps = len({each.step for each in best})
+    return Fit(made, before, least, fitted_steps, player.computed_share, time.perf_counter() - started)
+
+
+def _fit_run(
+    player: Player, recording: Recording, plan: Plan, ridge: float
+) -> tuple[tuple[FittedWeights, ...], Floats]:
+    """Run the generations under a plan and fit each step as it comes; return the weights, and what is off at the end.
+
+    Weights that stay those of the polynomial are left out.
+    """
+    polynomial = polynomial_weights(plan)
+    given = {(each.step, each.order): each.values for each in plan.weights}
+    run = PlannedRun.begin(player, recording, replace(plan, weights=polynomial))
+    chosen: list[FittedWeights] = []
+    for step in range(plan.steps):
+        sets = [each for each in polynomial if each.step == step]
+        starts = [given.get((step, each.order), each.values) for each in sets]
+        fitted = _fit_step(run, sets, starts, ridge) if sets else []
+        chosen += [each for each, start in zip(fitted, sets, strict=True) if each != start]
+        if step < plan.steps - 1:
+            run.take_step(_by_order(fitted))
+    return tuple(chosen), norms(run.deviations(run.try_step(_by_order(fitted))))
 
 
 def polynomial_weights(plan: Plan) -> tuple[FittedWeights, ...]:
@@ -124,7 +131,7 @@ def polynomial_weights(plan: Plan) -> tuple[FittedWeights, ...]:
 
 
 def _fit_step(
-    run: PlannedRun, polynomial: Sequence[FittedWeights], start: Sequence[Sequence[float]]
+    run: PlannedRun, polynomial: Sequence[FittedWeights], start: Sequence[Sequence[float]], ridge: float
 ) -> list[FittedWeights]:
     """Return the weights of the step that is due."""
     bounds = np.cumsum([0, *(len(each.values) for each in polynomial)])
@@ -139,14 +146,16 @@ def _fit_step(
     narrow = torch.finfo(run.recording.generations[0][0].calls[0].output.dtype).bits < 32
     home = np.concatenate([each.values for each in polynomial])
     begin = np.concatenate([np.asarray(values, dtype=np.float64) for values in start])
-    return sets(least_squares(deviations, home, begin, NARROW_DIFFERENCE if narrow else DIFFERENCE))
+    return sets(least_squares(deviations, home, begin, ridge, NARROW_DIFFERENCE if narrow else DIFFERENCE))
 
 
 def _by_order(sets: Sequence[FittedWeights]) -> dict[int, tuple[float, ...]]:
     return {each.order: each.values for each in sets}
 
 
-def least_squares(deviations: Deviations, home: Floats, start: Floats, difference: float = DIFFERENCE) -> Floats:
+def least_squares(
+    deviations: Deviations, home: Floats, start: Floats, ridge: float = RIDGES[0], difference: float = DIFFERENCE
+) -> Floats:
     """Return weights that make deviations small, by Gauss-Newton with a ridge; never worse than ``home``.
 
     Minimises ``mean |d(w)|^2 + ridge |w - home|^2`` over a few numbers. Steps are bounded and halved until they help.
@@ -155,6 +164,7 @@ def least_squares(deviations: Deviations, home: Floats, start: Floats, differenc
         deviations: What samples are off for given weights, float64 [samples, values].
         home: Weights that the ridge pulls to, and to which nothing else is preferred unless it is better.
         start: Where the search begins.
+        ridge: Over the mean curvature.
         difference: Step of finite differences.
 
     Raises:
@@ -175,11 +185,11 @@ def least_squares(deviations: Deviations, home: Floats, start: Floats, differenc
         jacobian = (torch.stack(slopes).flatten(1) / difference).numpy().T
         residual = off.flatten().numpy()
         normal = jacobian.T @ jacobian
-        ridge = RIDGE * float(np.trace(normal)) / len(weights)
-        if not np.isfinite(ridge) or ridge == 0:
+        held = ridge * float(np.trace(normal)) / len(weights)
+        if not np.isfinite(held) or held == 0:
             break
-        pull = jacobian.T @ residual + ridge * (weights - home)
-        change = -np.linalg.solve(normal + ridge * np.eye(len(weights)), pull)
+        pull = jacobian.T @ residual + held * (weights - home)
+        change = -np.linalg.solve(normal + held * np.eye(len(weights)), pull)
         change *= min(1.0, LONGEST * max(1.0, float(np.abs(weights).max())) / float(np.abs(change).max() or 1.0))
         weights, off, moved = _shortened(deviations, weights, off, change)
         if not moved:
