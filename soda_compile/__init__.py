@@ -28,8 +28,13 @@ from soda_compile.errors import (
     TrajectoryError,
 )
 from soda_compile.measure.calibration import calibrate
+from soda_compile.measure.closest import Closest, closest_plan
+from soda_compile.measure.fitting import Fit, fit
 from soda_compile.measure.inspection import inspect
+from soda_compile.measure.planned_run import Compared, compare
 from soda_compile.measure.profiling import profile
+from soda_compile.measure.recording import Recording, record
+from soda_compile.measure.simulation import simulate
 from soda_compile.packages.denoiser import PackagedDenoiser
 from soda_compile.packages.exporting import export
 from soda_compile.packages.loading import load
@@ -39,6 +44,7 @@ from soda_compile.planner import (
     Goal,
     PaperSchedule,
     PaperUnified,
+    SimulatedSchedule,
     Unified,
     explain,
     fixed_interval_plan,
@@ -57,7 +63,10 @@ __all__ = [
     "BatchedGenerations",
     "CaptureError",
     "Clock",
+    "Closest",
+    "Compared",
     "DistributedError",
+    "Fit",
     "FixedInterval",
     "Generation",
     "Goal",
@@ -72,8 +81,10 @@ __all__ = [
     "Profile",
     "ProfileError",
     "Pruning",
+    "Recording",
     "Sensitivity",
     "SensitivityError",
+    "SimulatedSchedule",
     "SodaError",
     "Stats",
     "TrajectoryError",
@@ -81,11 +92,14 @@ __all__ = [
     "accelerate",
     "calibrate",
     "check_options",
+    "closest_plan",
+    "compare",
     "compile_ahead",
     "compute_all_plan",
     "derive",
     "explain",
     "export",
+    "fit",
     "fixed_interval_plan",
     "inspect",
     "install",
@@ -94,8 +108,10 @@ __all__ = [
     "new_generation",
     "plan",
     "profile",
+    "record",
     "restore",
     "save_measurement",
+    "simulate",
     "stats",
     "trajectory",
     "why",

@@ -107,6 +107,11 @@ class EagerReference:
             wanted = action.order + 1  # reuse has order 0
             if len(points) < wanted:
                 raise ValueError(f"{path}, step {step}: {action} needs {wanted} computed steps, has {len(points)}")
+            fitted = [each.values for each in self.plan.weights if (each.step, each.order) == (step, action.order)]
+            if fitted and action.kind in ("forecast", "reuse"):
+                read = [value for _, value in points[: -wanted - 1 : -1]] if action.order else [self._newest[path]]
+                terms = zip(fitted[0], read, strict=True)
+                return sum((weight * value.float() for weight, value in terms), torch.zeros(())).to(output.dtype)
             if action.kind == "forecast":
                 return extrapolate(points[-wanted:], step).to(output.dtype)
             if action.kind == "prune":

@@ -103,6 +103,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
         "predicted error": plan.predicted_error,
         **{name: value for name, value in plan.method if name in ("planner", "operator", "objective", "score")},
         **{f"actions: {kind}": count for kind, count in kinds.items()},
+        **({"steps with fitted weights": len({each.step for each in plan.weights})} if plan.weights else {}),
     }
 
 

@@ -96,6 +96,7 @@ class Program:
         notes: Parts that the analysis and the passes left alone, and why.
         sizes: Sizes that differ between calls, by register; a program that has such runs at none but ``at`` them.
         numbers: The same as numbers, where it is ``at`` them.
+        weights: Registers of fitted weights, by step and order.
         shared_memory: By distinct step, filled at its first run.
     """
 
@@ -111,6 +112,7 @@ class Program:
     notes: tuple[Note, ...] = ()
     sizes: dict[int, Size] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
+    weights: dict[tuple[int, int], int] = field(default_factory=dict)
     shared_memory: dict[int, SharedMemory] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -186,8 +188,10 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering, granular
     """
     require_token_axes(structure, plan)
     sharing = share_indices(structure, plan)
+    weights = {(each.step, each.order): each.values for each in plan.weights}
     rows = [
-        schedule_region(actions, plan.pruning, uses) for actions, uses in zip(plan.actions, sharing.uses, strict=True)
+        schedule_region(actions, plan.pruning, uses, weights)
+        for actions, uses in zip(plan.actions, sharing.uses, strict=True)
     ]
     starts = [0, *itertools.accumulate(len(call.block.regions) for call in structure.calls)]
     builder = StepBuilder(structure, granularity)
@@ -219,6 +223,7 @@ def assemble(structure: Structure, steps: Sequence[StepSubgraphs], registers: Re
         collectives,
         slot_keys=registers.slot_keys,
         sizes=registers.sizes,
+        weights=registers.weights,
     )
 
 

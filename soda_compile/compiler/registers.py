@@ -20,6 +20,7 @@ class Registers:
         slots: Layouts of slots, by register.
         slot_keys: What each slot keeps, by register.
         sizes: Sizes that differ between calls, by register.
+        weights: Registers of fitted weights, by step and order; each set has one of its own.
     """
 
     def __init__(self, structure: Structure, starts: Sequence[int], sharing: IndexSharing) -> None:
@@ -40,6 +41,7 @@ class Registers:
         self.slots: dict[int, Cut] = {}
         self.slot_keys: dict[int, Hashable] = {}
         self.sizes: dict[int, Size] = {}
+        self.weights: dict[tuple[int, int], int] = {}
 
     @property
     def count(self) -> int:
@@ -70,6 +72,10 @@ class Registers:
         if isinstance(role, Slot):
             return self._slot(role, number, access, layout)
         match role.kind:
+            case "coefficients" if access.fitted:
+                place = (step, access.mode.action.order)
+                self.weights[place] = self._constant(("weights", *place), access.coefficients, layout)
+                return self.weights[place]
             case "coefficients":
                 return self._constant(access.coefficients, access.coefficients, layout)
             case "random":

@@ -1,11 +1,12 @@
 """Slot traffic of a plan's rows: what is stored where, what is read, with which coefficients."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from soda_compile.plans.actions import Action
 from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.pruning import IndexUse, Pruning
+from soda_compile.plans.reads import reads
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class RegionMode:
         pruning: For a prune, how tokens are picked; for what is tracked, how they will be.
         use: For a prune, where the choice of tokens comes from.
         track: Whether a later prune scores tokens against this step.
+        weighted: For a reuse, whether the value read is multiplied by a weight.
     """
 
     action: Action
@@ -27,6 +29,7 @@ class RegionMode:
     pruning: Pruning | None = None
     use: IndexUse = "own"
     track: bool = False
+    weighted: bool = False
 
     @property
     def computes(self) -> bool:
@@ -53,16 +56,21 @@ class Access:
         places: Which of the region's slots the graph touches: the one to write for a computed region that is
             stored; those to read, newest first, for reuse and forecast; for a prune the one to read, and the one to
             write where that is another.
-        coefficients: Weights of the values read, for a forecast.
+        coefficients: Weights of the values read, for a forecast or a weighted reuse.
+        fitted: Whether they are the plan's own, not those of the polynomial.
     """
 
     mode: RegionMode
     places: tuple[int, ...] = ()
     coefficients: tuple[float, ...] = ()
+    fitted: bool = False
 
 
 def schedule_region(
-    actions: Sequence[Action], pruning: Pruning | None = None, uses: Sequence[IndexUse] | None = None
+    actions: Sequence[Action],
+    pruning: Pruning | None = None,
+    uses: Sequence[IndexUse] | None = None,
+    weights: Mapping[tuple[int, int], tuple[float, ...]] | None = None,
 ) -> tuple[Access, ...]:
     """Lay out one region's row of a plan.
 
@@ -75,9 +83,11 @@ def schedule_region(
         actions: The row.
         pruning: How the plan picks tokens.
         uses: For each step where a prune's choice of tokens comes from; "own" everywhere by default.
+        weights: Fitted weights by step and order; elsewhere forecasts follow their polynomial, and reuse reads a value
+            as it is.
     """
-    reads = _reads(actions)
-    stored = {source for sources in reads for source in sources}
+    sources_of = reads(actions)
+    stored = {source for sources in sources_of for source in sources}
     computed = sorted(source for source in stored if actions[source].kind == "compute")
     depth = max((action.history for action in actions), default=0)
     place = {source: index % depth for index, source in enumerate(computed)}
@@ -90,30 +100,19 @@ def schedule_region(
             mode = RegionMode(action, store, pruning=pruning if track else None, track=track)
             row.append(Access(mode, (place[step],) if store else ()))
         elif action.kind == "prune":
-            source = reads[step][0]
-            in_place = store and not any(source in later for later in reads[step + 1 :])
+            source = sources_of[step][0]
+            in_place = store and not any(source in later for later in sources_of[step + 1 :])
             if store:
                 place[step] = place[source] if in_place else depth
             mode = RegionMode(action, store, in_place, pruning, uses[step], track)
             row.append(Access(mode, (place[source], *([place[step]] if store and not in_place else []))))
         else:
-            coefficients = OPERATORS[action.order].coefficients(reads[step], step) if action.kind == "forecast" else ()
-            row.append(Access(RegionMode(action), tuple(place[source] for source in reads[step]), coefficients))
+            own = (weights or {}).get((step, action.order))
+            forecast = OPERATORS[action.order].coefficients(sources_of[step], step) if action.kind == "forecast" else ()
+            mode = RegionMode(action, weighted=own is not None and action.kind == "reuse")
+            places = tuple(place[source] for source in sources_of[step])
+            row.append(Access(mode, places, forecast if own is None else own, fitted=own is not None))
     return tuple(row)
-
-
-def _reads(actions: Sequence[Action]) -> list[list[int]]:
-    """Return for each step the earlier steps whose values it reads, newest first."""
-    reads: list[list[int]] = []
-    computed: list[int] = []
-    newest = 0
-    for step, action in enumerate(actions):
-        reads.append(computed[::-1][: action.history] if action.kind == "forecast" else [newest] * action.history)
-        if action.kind == "compute":
-            computed.append(step)
-        if action.kind in ("compute", "prune"):
-            newest = step
-    return reads
 
 
 def _scored_against(actions: Sequence[Action], uses: Sequence[IndexUse], step: int) -> bool:

@@ -110,10 +110,10 @@ def pipeline(block: BlockGraph, modes: Sequence[RegionMode]) -> Pipeline:
 
 
 def _rewrites(block: BlockGraph, index: int, region: Region, mode: RegionMode) -> Iterable[Pass]:
-    if mode.action.kind == "reuse":
-        yield InsertReuse(index, region)
-    elif mode.action.kind == "forecast":
+    if mode.action.kind == "forecast" or mode.weighted:
         yield InsertForecast(index, region, mode.action.order)
+    elif mode.action.kind == "reuse":
+        yield InsertReuse(index, region)
     elif mode.action.kind == "prune":
         yield _prune(block, index, region, mode)
     elif mode.store:

@@ -60,6 +60,34 @@ class SamplerHook(Protocol):
         """Leave the sampler as it was; what the properties return stays."""
 
 
+class SamplerStep(Protocol):
+    """One step that a sampler took, recorded so that it can be taken again from another sample."""
+
+    @property
+    def model_output(self) -> torch.Tensor:
+        """Return what the sampler was given for the denoiser's output."""
+
+    @property
+    def sample(self) -> torch.Tensor:
+        """Return the sample before the step, [batch, ...]."""
+
+    @property
+    def following(self) -> torch.Tensor:
+        """Return the sample after it."""
+
+    def fresh_sampler(self) -> Any:
+        """Return a sampler that is about to take this step; a deep copy of it goes on by itself."""
+
+    def take(self, sampler: Any, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """Take the step again, with the same noise, and return the sample after it.
+
+        Args:
+            sampler: One at this step; it goes on to the next.
+            model_output: Instead of the recorded one.
+            sample: Instead of the recorded one.
+        """
+
+
 class Framework(Protocol):
     """A library whose pipelines run denoisers under a sampler.
 
@@ -90,6 +118,13 @@ class Framework(Protocol):
 
         Raises:
             OptionError: If another hook has it.
+        """
+
+    def recorded_steps(self, sampler: Any, keep: Callable[[SamplerStep], None]) -> AbstractContextManager[None]:
+        """Return a context in which ``keep`` takes each step of a sampler; only ``record`` needs it.
+
+        Raises:
+            OptionError: If a hook has the sampler.
         """
 
     def around_calls(self, module: torch.nn.Module) -> Callable[[], AbstractContextManager[None]]:

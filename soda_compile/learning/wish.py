@@ -7,7 +7,7 @@ from typing import Any
 
 from soda_compile.acceleration.measurement_folder import Request
 from soda_compile.errors import OptionError
-from soda_compile.planner import AnchorSchedule, Goal
+from soda_compile.planner import AnchorSchedule, Goal, Unified
 from soda_compile.storage.cache import cache_folder
 
 QUALITIES = {"near-lossless": 1.5, "balanced": 2.0, "fast": 3.0}
@@ -59,7 +59,8 @@ def take_wish(options: Mapping[str, Any]) -> tuple[Wish | None, dict[str, Any]]:
         raise OptionError(f"option {min(given)!r} lets the backend plan by itself, so leave out plan and observer")
     if len(given) > 1:
         raise OptionError(f"give exactly one of {', '.join(GOALS)}; got {', '.join(given)}")
-    return Wish(Request(_goal(*given.popitem()), AnchorSchedule()), **_checked(settings)), rest
+    strategy = Unified() if "max_error" in given else AnchorSchedule()
+    return Wish(Request(_goal(*given.popitem()), strategy), **_checked(settings)), rest
 
 
 def _goal(name: str, value: Any) -> Goal:

@@ -34,7 +34,10 @@ def anchor_actions(problem: Problem, anchors: Anchors) -> Actions:
     spacing = 0
     for anchor, end in zip(anchors, (*anchors[1:], problem.steps), strict=True):
         columns.append(everywhere)
-        columns += [problem.errors.actions(step, anchor, spacing) for step in range(anchor + 1, end)]
+        columns += [
+            problem.strategy.stale_actions(problem, step, anchor, spacing, end - anchor)
+            for step in range(anchor + 1, end)
+        ]
         spacing = end - anchor
     return tuple(zip(*columns, strict=True))
 

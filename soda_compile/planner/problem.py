@@ -70,6 +70,24 @@ class Strategy(ABC):
         """
         goal.check(steps, self.one_of, self.optional)
 
+    def intervals(self, problem: "Problem") -> IntervalCosts:
+        """Return the error of every interval between anchors, where the operator serves all stale steps."""
+        return IntervalCosts.build(problem.errors, problem.weights)
+
+    def stale_actions(
+        self, problem: "Problem", step: int, anchor: int, spacing: int, length: int
+    ) -> tuple[Action, ...]:
+        """Return what each region does at a stale step between anchors.
+
+        Args:
+            problem: The problem.
+            step: The step.
+            anchor: The anchor before it.
+            spacing: Distance of that to the anchor before; 0 where there is none.
+            length: Distance to the anchor after it, or to the end.
+        """
+        return problem.errors.actions(step, anchor, spacing)
+
     @abstractmethod
     def solve(self, problem: "Problem") -> Draft:
         """Return the best actions that reach the problem's goal.
@@ -127,8 +145,8 @@ class Problem:
 
     @cached_property
     def intervals(self) -> IntervalCosts:
-        """The error of every interval between anchors, where the operator serves all stale steps."""
-        return IntervalCosts.build(self.errors, self.weights)
+        """The error of every interval between anchors, as the strategy sees it."""
+        return self.strategy.intervals(self)
 
     @property
     def budget(self) -> float | None:

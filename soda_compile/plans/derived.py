@@ -35,7 +35,8 @@ def derive(sensitivity: Sensitivity, wanted: NoiseSchedule) -> Derived:
     """Read the tables of a schedule from those measured on another.
 
     Entries whose levels were visited are taken over; others are interpolated (see ``resample.read_between``); those
-    further apart than ``max_interval`` measured steps are NaN. At most that many new steps apart are read.
+    further apart than ``max_interval`` measured steps are NaN. At most that many new steps apart are read. What
+    intervals were simulated to cost holds for the scheduler that took their steps, and is left out.
 
     Raises:
         SensitivityError: the noise levels of the measurement are not known, or the schedules are too far apart.
@@ -56,7 +57,8 @@ def derive(sensitivity: Sensitivity, wanted: NoiseSchedule) -> Derived:
     mean = resample(sensitivity.mean, where, width)
     variance = resample(sensitivity.variance, where, width, variance=True)
     weights = wanted.step_weights if wanted.step_weights is not None else _shared_out(sensitivity.step_weights, where)
-    return Derived(replace(sensitivity, info=info, mean=mean, variance=variance, step_weights=weights), loss)
+    made = replace(sensitivity, info=info, mean=mean, variance=variance, step_weights=weights, intervals=None)
+    return Derived(made, loss)
 
 
 def schedule_of(sensitivity: Sensitivity) -> NoiseSchedule:
@@ -90,7 +92,7 @@ def _same(sensitivity: Sensitivity, wanted: NoiseSchedule) -> Derived:
     if wanted.scheduler_digest != sensitivity.info.scheduler_digest or wanted.timesteps != sensitivity.info.timesteps:
         info = replace(sensitivity.info, **_identity(sensitivity, wanted))
         weights = sensitivity.step_weights if wanted.step_weights is None else wanted.step_weights
-        made = replace(sensitivity, info=info, step_weights=weights)
+        made = replace(sensitivity, info=info, step_weights=weights, intervals=None)
     return Derived(made, loss)
 
 

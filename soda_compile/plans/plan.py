@@ -12,12 +12,13 @@ from pathlib import Path
 from soda_compile.errors import PlanError
 from soda_compile.plans import plan_file, plan_grid
 from soda_compile.plans.actions import ACTIONS, COMPUTE, DEFAULT_ACTIONS, Action
+from soda_compile.plans.fitted_weights import FittedWeights, check_weights
+from soda_compile.plans.fitted_weights import from_json as weights_from_json
+from soda_compile.plans.fitted_weights import to_json as weights_to_json
 from soda_compile.plans.notebook import picture_or_text
 from soda_compile.plans.plan_file import Scalar
 from soda_compile.plans.pruning import Pruning
 from soda_compile.storage.files import named_errors, write_atomic
-
-_DECODED = {"schema_version", "steps", "timesteps", "pruning", "method", "legend", "actions"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,6 +43,8 @@ class Plan:
         predicted_error: the value of the objective that was minimised; its unit is the objective's.
         pruning: how pruned regions pick the tokens to compute; None where none prunes.
         method: how the plan was made, as (key, value) pairs sorted by key; a mapping is accepted too.
+        weights: fitted weights of kept values, sorted by step and order; where there are none, forecasts follow their
+            polynomial and reuse takes values as they are.
 
     Raises:
         PlanError: any of the above does not hold.
@@ -60,11 +63,13 @@ class Plan:
     predicted_error: float | None = None
     pruning: Pruning | None = None
     method: tuple[tuple[str, Scalar], ...] = ()
+    weights: tuple[FittedWeights, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "regions", tuple(self.regions))
         object.__setattr__(self, "actions", tuple(map(tuple, self.actions)))
         object.__setattr__(self, "method", tuple(sorted(dict(self.method).items())))
+        object.__setattr__(self, "weights", tuple(sorted(self.weights)))
         if self.timesteps is not None:
             object.__setattr__(self, "timesteps", tuple(map(float, self.timesteps)))
         for name in ("guidance", "flop_ratio", "predicted_error"):
@@ -74,6 +79,7 @@ class Plan:
         self._check_numbers()
         for region, row in zip(self.regions, self.actions, strict=True):
             _check_row(region, row)
+        check_weights(self.weights, self.actions)
         if self.pruning is None and (
             prunes := [name for name, row in zip(self.regions, self.actions, strict=True) if _prunes(row)]
         ):
@@ -175,6 +181,7 @@ class Plan:
             "method": dict(self.method),
             "legend": {symbol: entry for symbol, entry in legend.items() if symbol in used},
             "actions": dict(zip(self.regions, self.rows, strict=True)),
+            **({"weights": weights_to_json(self.weights)} if self.weights else {}),
         }
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
@@ -198,7 +205,8 @@ class Plan:
                 timesteps=None if data.timesteps is None else tuple(data.timesteps),
                 pruning=data.pruning,
                 method=tuple(data.method.items()),
-                **data.model_dump(exclude=_DECODED),
+                weights=weights_from_json(data.weights),
+                **data.model_dump(exclude=set(plan_file.DECODED)),
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -14,7 +14,11 @@ Scalar = str | int | float | bool | None
 
 
 class PlanFile(BaseModel):
-    """The keys of a plan file; `actions` has one string per region with one symbol of `legend` per step."""
+    """The keys of a plan file.
+
+    `actions` has one string per region with one symbol of `legend` per step. `weights` is by step and by operator, and
+    left out where nothing was fitted.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -33,12 +37,13 @@ class PlanFile(BaseModel):
     method: dict[str, Scalar] = Field(default_factory=dict)
     legend: dict[str, Action]
     actions: dict[str, str]
+    weights: dict[str, dict[str, list[float]]] = Field(default_factory=dict)
 
 
-PLAIN = tuple(
-    name for name in PlanFile.model_fields if name not in ("schema_version", "pruning", "method", "legend", "actions")
-)
-"""Fields that a file holds as the plan does, in the order of the file."""
+DECODED = frozenset({"schema_version", "steps", "timesteps", "pruning", "method", "legend", "actions", "weights"})
+"""Keys that become a plan's field in another form, or none."""
+PLAIN = tuple(name for name in PlanFile.model_fields if name in ("steps", "timesteps") or name not in DECODED)
+"""Keys that a file holds as the plan does, in the order of the file."""
 
 
 def parse(text: str | bytes) -> PlanFile:

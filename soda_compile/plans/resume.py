@@ -5,14 +5,17 @@ from dataclasses import replace
 
 from soda_compile.errors import PlanError
 from soda_compile.plans.actions import COMPUTE, STALE, Action
+from soda_compile.plans.fitted_weights import FittedWeights
 from soda_compile.plans.plan import Plan
+from soda_compile.plans.reads import reads
 
 
 def resume_at(plan: Plan, start: int) -> Plan:
     """Return the plan from step ``start`` on, where nothing has been kept before it.
 
     The first step computes everything. A forecast that would need values from before it becomes one of the highest
-    order that the values since then allow, or reuse.
+    order that the values since then allow, or reuse. Fitted weights stay where all regions that they serve do what they
+    did with values of the same steps; elsewhere they were fitted to something else, and the polynomial takes over.
 
     Args:
         plan: The plan.
@@ -25,13 +28,15 @@ def resume_at(plan: Plan, start: int) -> Plan:
         raise PlanError(f"the plan has steps 0 to {plan.steps - 1}; it has no step {start} to begin at")
     if start == 0:
         return plan
+    actions = tuple(_resumed_row(row[start:]) for row in plan.actions)
     return replace(
         plan,
-        actions=tuple(_resumed_row(row[start:]) for row in plan.actions),
+        actions=actions,
         timesteps=plan.timesteps[start:] if plan.timesteps is not None else None,
         flop_ratio=None,
         predicted_error=None,
         method=tuple({**dict(plan.method), "start": start}.items()),
+        weights=_resumed_weights(plan, actions, start),
     )
 
 
@@ -59,8 +64,23 @@ def within(plan: Plan, first: int, timesteps: Sequence[float]) -> Plan:
         timesteps=tuple(timesteps),
         flop_ratio=None if ratio is None else (ratio * plan.steps + steps - plan.steps) / steps,
         predicted_error=None,
+        weights=tuple(replace(each, step=first + each.step) for each in plan.weights),
         method=tuple((key, value) for key, value in plan.method if key not in ("first_step", "schedule_steps")),
     )
+
+
+def _resumed_weights(plan: Plan, actions: Sequence[tuple[Action, ...]], start: int) -> tuple[FittedWeights, ...]:
+    before, after = (list(map(reads, rows)) for rows in (plan.actions, actions))
+
+    def stays(each: FittedWeights) -> bool:
+        step, stale = each.step - start, STALE[each.order]
+        return step > 0 and all(
+            (row[each.step] == stale) == (resumed[step] == stale)
+            and (resumed[step] != stale or old[each.step] == [start + source for source in new[step]])
+            for row, resumed, old, new in zip(plan.actions, actions, before, after, strict=True)
+        )
+
+    return tuple(replace(each, step=each.step - start) for each in plan.weights if stays(each))
 
 
 def _resumed_row(row: tuple[Action, ...]) -> tuple[Action, ...]:

@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict
 from soda_compile.errors import SensitivityError
 from soda_compile.plans import sensitivity_file
 from soda_compile.plans.actions import PRUNE_RATES
+from soda_compile.plans.interval_errors import ARRAYS as INTERVAL_ARRAYS
+from soda_compile.plans.interval_errors import IntervalErrors, merge_intervals
 from soda_compile.plans.notebook import picture_or_text
 from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.sensitivity_info import METRICS, PRUNE_OPERATORS, Metric, SensitivityInfo
@@ -64,6 +66,7 @@ class Sensitivity:
         total_flops: FLOPs of one full call.
         region_prune_flops: [R, 7] float64, FLOPs that pruning a region at each of PRUNE_RATES removes from one call;
             0 where it cannot be pruned. There if, and only if, there are prune tables.
+        intervals: errors of simulated intervals, if these were measured by ``simulate``.
 
     Raises:
         SensitivityError: an array's name, shape, dtype or value does not fit.
@@ -76,6 +79,7 @@ class Sensitivity:
     region_flops: NDArray[np.float64]
     total_flops: float
     region_prune_flops: NDArray[np.float64] | None = None
+    intervals: IntervalErrors | None = None
 
     def __post_init__(self) -> None:
         steps, regions, width = self.info.steps, len(self.info.regions), self.info.max_interval
@@ -100,6 +104,11 @@ class Sensitivity:
                 "it must be finite, positive and no less than what they remove"
             )
         self._check_prune_flops()
+        if (own := self.intervals) is not None and (own.squares.shape[1] != steps or own.width > width):
+            raise SensitivityError(
+                f"errors of intervals are of {own.squares.shape[1]} steps to age {own.width}, "
+                f"the sensitivity of {steps} to age {width}"
+            )
 
     def _check_prune_flops(self) -> None:
         removed = self.region_prune_flops
@@ -216,6 +225,8 @@ class Sensitivity:
         single: dict[str, NDArray[Any]] = {"step_weights": self.step_weights, "region_flops": self.region_flops}
         if self.region_prune_flops is not None:
             single["region_prune_flops"] = self.region_prune_flops
+        if self.intervals is not None:
+            single |= self.intervals.arrays()
         write_atomic(path, sensitivity_file.encode(header, {**self.arrays(), **single}))
 
     @classmethod
@@ -233,11 +244,11 @@ class Sensitivity:
         mean = {name[5:]: array for name, array in arrays.items() if name.startswith("mean.")}
         variance = {name[9:]: array for name, array in arrays.items() if name.startswith("variance.")}
         others = {name for name in arrays if not name.startswith(("mean.", "variance."))}
-        if others - {"region_prune_flops"} != {"step_weights", "region_flops"}:
+        if others - {"region_prune_flops", *INTERVAL_ARRAYS} != {"step_weights", "region_flops"}:
             raise SensitivityError(f"an entry is missing or unknown; it holds {sorted(others)}")
         about = read_json(_Header, json.dumps(header), SensitivityError, "calibrate again")
         single = (arrays["step_weights"], arrays["region_flops"], about.total_flops, arrays.get("region_prune_flops"))
-        return cls(about.info, mean, variance, *single)
+        return cls(about.info, mean, variance, *single, IntervalErrors.from_arrays(arrays))
 
 
 def merge(a: Sensitivity, b: Sensitivity) -> Sensitivity:
@@ -269,7 +280,8 @@ def merge(a: Sensitivity, b: Sensitivity) -> Sensitivity:
         versions=_join(a.info.versions, b.info.versions),
         notes=_join(a.info.notes, b.info.notes),
     )
-    return replace(a, info=info, mean=mean, variance=variance)
+    intervals = merge_intervals(a.intervals, b.intervals)
+    return replace(a, info=info, mean=mean, variance=variance, intervals=intervals)
 
 
 def _check_mergeable(a: Sensitivity, b: Sensitivity) -> None:

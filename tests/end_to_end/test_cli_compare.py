@@ -1,6 +1,7 @@
 """``soda-compile compare``: two plans side by side, as a table, as JSON and as a picture; and what shells complete."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from soda_compile.cli import app
 from soda_compile.plans.actions import COMPUTE, REUSE
+from soda_compile.plans.fitted_weights import FittedWeights
 from soda_compile.plans.plan import Plan
 
 NAMES = ("blocks.0.attn", "blocks.0.ff")
@@ -41,6 +43,13 @@ def test_where_plans_differ(paths: list[Path]) -> None:
 def test_equal_plans(paths: list[Path]) -> None:
     Plan.load(paths[0]).save(paths[1])
     assert "every region does the same at every step" in invoke(*paths).output
+
+
+def test_fitted_weights_are_told(paths: list[Path]) -> None:
+    plan = Plan.load(paths[0])
+    replace(plan, weights=(FittedWeights(1, 0, (0.5,)), FittedWeights(3, 0, (0.9,)))).save(paths[1])
+    facts = json.loads(invoke(*paths, "--json").output)["plans"].values()
+    assert [each.get("steps with fitted weights") for each in facts] == [None, 2]
 
 
 def test_a_picture(paths: list[Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One compiled package with reuse, forecast and pruned tokens: against the JIT, from the command line, and from C++."""
+"""One compiled package of all actions and fitted weights: against the JIT, from the command line, and from C++."""
 
 import shutil
 import subprocess
@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import soda_compile
 from soda_compile.cli import app
+from soda_compile.plans.fitted_weights import FittedWeights
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.pruning import Pruning
 
@@ -39,8 +40,9 @@ def mixed() -> tuple[torch.nn.Module, Plan]:
     torch.compiler.reset()
     model = Mixed()
     structure = soda_compile.inspect(model, **mixed_calls()[0])
+    weights = (FittedWeights(2, 0, (0.9,)), FittedWeights(2, 1, (1.7, -0.6)))
     settings = {"timesteps": toy.TIMESTEPS[:3], "timestep_input": "timestep", "pruning": Pruning("drift")}
-    return model, toy.structure_plan(["CC1", "Cpr"], structure, **settings)
+    return model, toy.structure_plan(["CC1", "Cpr"], structure, **settings, weights=weights)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +79,9 @@ def grid() -> tuple[torch.nn.Module, Plan]:
     torch.compiler.reset()
     model = toy.Grid()
     structure = soda_compile.inspect(model, **grid_calls(2, 4, 3)[0])
+    weights = (FittedWeights(2, 0, (0.9,)), FittedWeights(2, 1, (1.7, -0.6)))
     settings = {"timesteps": toy.TIMESTEPS[:3], "timestep_input": "timestep", "pruning": Pruning("drift")}
-    return model, toy.structure_plan(["CC1", "Cpr"], structure, **settings)
+    return model, toy.structure_plan(["CC1", "Cpr"], structure, **settings, weights=weights)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import torch
 from soda_compile.capture.forward import Holder, own_holder
 from soda_compile.integrations.diffusers import branch_names, denoisers, group_offload
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook
+from soda_compile.integrations.diffusers.scheduler_steps import recorded_steps
 from soda_compile.runtime.clock import Clock
 
 _FORWARD = "_old_forward"  # where accelerate keeps on a module the forward that it wraps
@@ -31,6 +32,7 @@ class Diffusers:
     is_pipeline = staticmethod(denoisers.is_pipeline)
     denoisers_of = staticmethod(denoisers.denoisers_of)
     around_calls = staticmethod(group_offload.around_calls)
+    recorded_steps = staticmethod(recorded_steps)
     name_branches = staticmethod(branch_names.name_branches)
     holders = staticmethod(holders)
 

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class SchedulerHook:
         arguments: Arguments of the last ``set_timesteps`` call, positional and by keyword.
         ended: Called after the last step of a trajectory.
         stepped: Called after each step with what it returned.
+        stepping: Called before each step with its arguments by name.
     """
 
     clock: Clock
@@ -39,6 +40,7 @@ class SchedulerHook:
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     ended: Callable[[], None] | None = None
     stepped: Callable[[Any], None] | None = None
+    stepping: Callable[[Mapping[str, Any]], None] | None = None
     _scheduler: Callable[[], Any] = lambda: None
     _ties: "SchedulerTies[SchedulerHook] | None" = None
     _at_start: bool = False
@@ -133,6 +135,8 @@ class SchedulerHook:
 
     def _step(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         self._start_at(method, arguments, options)
+        if self.stepping is not None:
+            self.stepping(inspect.signature(method).bind_partial(*arguments, **options).arguments)
         result = method(*arguments, **options)
         self._at_start = False
         self.clock.advance()

@@ -1,0 +1,111 @@
+"""The closest of several plans for one goal, run on recorded generations, with fitted weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from soda_compile.errors import OptionError, PlanError
+from soda_compile.measure.fitting import Fit
+from soda_compile.measure.fitting import fit as fit_weights
+from soda_compile.measure.gram import Floats
+from soda_compile.measure.planned_run import Compared, compare
+from soda_compile.measure.recording import Recording
+from soda_compile.planner import AnchorSchedule, FixedInterval, Goal, SimulatedSchedule, Strategy
+from soda_compile.planner import plan as make_plan
+from soda_compile.plans.plan import Plan
+from soda_compile.plans.profile import Profile
+from soda_compile.plans.sensitivity import Sensitivity
+
+Objective = Literal["mean", "worst"]
+WORST = 0.9  # quantile
+
+
+@dataclass(frozen=True, eq=False)
+class Closest:
+    """The closest of several plans.
+
+    Attributes:
+        plan: The plan, with fitted weights where these bring it closer.
+        name: Of the candidate that it is.
+        compared: How far each candidate takes the recorded generations.
+        fit: How its weights were fitted; None where nothing was to be.
+        unreached: Candidates that cannot reach the goal, and why.
+    """
+
+    plan: Plan
+    name: str
+    compared: Compared
+    fit: Fit | None
+    unreached: Mapping[str, str]
+
+    def __str__(self) -> str:
+        fitted = f"; {self.fit}" if self.fit is not None else ""
+        return f"{self.name} of {self.compared}{fitted}"
+
+
+def closest_plan(
+    recording: Recording,
+    sensitivity: Sensitivity,
+    goal: Goal | None = None,
+    *,
+    objective: Objective = "mean",
+    fit: bool = True,
+    strategies: Mapping[str, Strategy] | None = None,
+    profile: Profile | None = None,
+    **numbers: Any,
+) -> Closest:
+    """Make a plan by each of several strategies, run all on recorded generations, and fit weights for the closest.
+
+    A fixed interval with plain reuse is among them, so that a plan which loses to it on these generations, as a
+    forecast may where the sampler adds noise, is not chosen. With too few generations the choice is left to chance:
+    take four or more samples.
+
+    Args:
+        recording: Of ``record``.
+        sensitivity: Of ``calibrate``; of ``simulate`` for plans by simulated intervals.
+        goal: Numbers to reach.
+        objective: What shall be small over the samples: the ``mean`` of the last samples' relative errors, or the
+            ``worst``, their 90th percentile.
+        fit: Whether weights are fitted for the closest plan; see ``soda_compile.fit``.
+        strategies: What to try, by name, instead of the built-in ones.
+        profile: As for ``plan``.
+        **numbers: The fields of ``Goal``, instead of one.
+
+    Raises:
+        OptionError: If options contradict each other.
+        PlanError: If no plan reaches the goal.
+        SensitivityError: If the generations cannot be run again.
+    """
+    if objective not in get_args(Objective):
+        raise OptionError(f"objective is {objective!r}; it can be {' or '.join(map(repr, get_args(Objective)))}")
+    plans: dict[str, Plan] = {}
+    unreached: dict[str, str] = {}
+    for name, strategy in (strategies or _strategies(sensitivity)).items():
+        try:
+            plans[name] = make_plan(sensitivity, goal, strategy, profile=profile, **numbers)
+        except PlanError as error:
+            unreached[name] = str(error)
+    if not plans:
+        raise PlanError("; ".join(f"{name}: {reason}" for name, reason in unreached.items()))
+    compared = compare(recording, plans)
+    name = min(plans, key=lambda each: _size(compared.errors[each], objective))
+    fitted = fit_weights(recording, plans[name]) if fit else None
+    if fitted is not None and _size(fitted.after, objective) > _size(fitted.before, objective):
+        fitted = None  # the mean falls, but what was asked for rises
+    return Closest(fitted.plan if fitted else plans[name], name, compared, fitted, unreached)
+
+
+def _strategies(sensitivity: Sensitivity) -> dict[str, Strategy]:
+    found: dict[str, Strategy] = {
+        "forecast1": AnchorSchedule(),
+        "forecast2": AnchorSchedule(operator="forecast2"),
+        "reuse": AnchorSchedule(operator="reuse"),
+        "fixed interval, reuse": FixedInterval(operator="reuse"),
+    }
+    return {"simulated": SimulatedSchedule(), **found} if sensitivity.intervals is not None else found
+
+
+def _size(errors: Floats, objective: Objective) -> float:
+    return float(np.mean(errors) if objective == "mean" else np.quantile(errors, WORST))

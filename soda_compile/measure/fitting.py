@@ -1,0 +1,213 @@
+"""Fits the weights of kept values, so that each stale step takes the sample to the original's next state.
+
+A stale step of a plan is run from the sample that the plan has led to, and the few weights with which the kept values
+enter are chosen by least squares: Gauss-Newton from those of the polynomial, with a ridge that holds them there where
+the values say little. So an error that was made is partly taken back at the next stale step, which costs nothing at run
+time (compare L2P, which fits coefficients to outputs instead).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from soda_compile.errors import OptionError
+from soda_compile.measure.gram import Floats
+from soda_compile.measure.planned_run import PlannedRun, norms
+from soda_compile.measure.player import Player, playing
+from soda_compile.measure.recording import Recording
+from soda_compile.plans.actions import STALE
+from soda_compile.plans.fitted_weights import FittedWeights
+from soda_compile.plans.operators import OPERATORS
+from soda_compile.plans.plan import Plan
+from soda_compile.plans.reads import reads
+from soda_compile.storage.progress import progress_bar
+
+PASSES = 2
+RIDGES = (1e-3, 1e-2, 1e-1)  # of the mean curvature; which is best depends on the plan
+LONGEST = 0.5  # of a pass, against the largest weight, or 1 if that is more
+DIFFERENCE, NARROW_DIFFERENCE = 2.0**-6, 2.0**-3  # in a weight; results in 16 bits need a larger one
+
+Deviations = Callable[[Floats], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A plan with fitted weights.
+
+    Attributes:
+        plan: The plan; as it was given where no weights bring the generations closer.
+        before: Relative L2 of the last sample under the polynomial's weights, float64 [samples].
+        after: The same under the plan.
+        fitted_steps: Number of stale steps with weights of their own.
+        denoiser_calls: Cost of fitting, in denoiser calls of the original with one batch.
+        seconds: Time that it took.
+    """
+
+    plan: Plan
+    before: Floats
+    after: Floats
+    fitted_steps: int
+    denoiser_calls: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.before.mean():.2%} off with the polynomial, {self.after.mean():.2%} with weights at "
+            f"{self.fitted_steps} steps ({self.denoiser_calls:.0f} denoiser calls, {self.seconds:.0f} s)"
+        )
+
+
+def fit(recording: Recording, plan: Plan) -> Fit:
+    """Fit weights of kept values to recorded generations, one to four numbers for each stale step.
+
+    Weights are shared by all regions that an operator serves at a step. Steps that prune keep the polynomial. Where a
+    step's weights do not bring the sample closer to the original's, it stays as well. The generations are run once for
+    each of a few ridges, and the weights that bring the last samples closest are kept; none, if none does.
+
+    Args:
+        recording: Of ``record``.
+        plan: The plan. Where it has weights already, these are where the search begins.
+
+    Raises:
+        PlanError: If the plan does not fit.
+        SensitivityError: If the generations cannot be run again.
+    """
+    started = time.perf_counter()
+    with playing(recording) as player, progress_bar() as progress:
+        before = PlannedRun.begin(player, recording, replace(plan, weights=())).finish()
+        least, best = before, tuple[FittedWeights, ...]()
+        for ridge in progress.track(RIDGES, description="fitting"):
+            weights, after = _fit_run(player, recording, plan, ridge)
+            if float(after.mean()) < float(least.mean()):
+                least, best = after, weights
+    made = replace(plan, weights=best)
+    if best:
+        made = replace(made, method=tuple({**dict(plan.method), "fitted_samples": recording.samples}.items()))
+    fitted_steps = len({each.step for each in best})
+    return Fit(made, before, least, fitted_steps, player.computed_share, time.perf_counter() - started)
+
+
+def _fit_run(
+    player: Player, recording: Recording, plan: Plan, ridge: float
+) -> tuple[tuple[FittedWeights, ...], Floats]:
+    """Run the generations under a plan and fit each step as it comes; return the weights, and what is off at the end.
+
+    Weights that stay those of the polynomial are left out.
+    """
+    polynomial = polynomial_weights(plan)
+    given = {(each.step, each.order): each.values for each in plan.weights}
+    run = PlannedRun.begin(player, recording, replace(plan, weights=polynomial))
+    chosen: list[FittedWeights] = []
+    for step in range(plan.steps):
+        sets = [each for each in polynomial if each.step == step]
+        starts = [given.get((step, each.order), each.values) for each in sets]
+        fitted = _fit_step(run, sets, starts, ridge) if sets else []
+        chosen += [each for each, start in zip(fitted, sets, strict=True) if each != start]
+        if step < plan.steps - 1:
+            run.take_step(_by_order(fitted))
+    return tuple(chosen), norms(run.deviations(run.try_step(_by_order(fitted))))
+
+
+def polynomial_weights(plan: Plan) -> tuple[FittedWeights, ...]:
+    """Return the weights that stale regions have without fitting, where all that an operator serves read alike.
+
+    A step that prunes writes over what it reads, so it cannot be tried twice and is left out.
+    """
+    rows = [reads(row) for row in plan.actions]
+    found = []
+    for step in range(plan.steps):
+        actions = [row[step] for row in plan.actions]
+        if any(action.kind == "prune" for action in actions):
+            continue
+        for action in STALE:
+            sources = {tuple(row[step]) for row, own in zip(rows, actions, strict=True) if own == action}
+            if len(sources) == 1:
+                values = OPERATORS[action.order].coefficients(sources.pop(), step)
+                found.append(FittedWeights(step, action.order, values))
+    return tuple(found)
+
+
+def _fit_step(
+    run: PlannedRun, polynomial: Sequence[FittedWeights], start: Sequence[Sequence[float]], ridge: float
+) -> list[FittedWeights]:
+    """Return the weights of the step that is due."""
+    bounds = np.cumsum([0, *(len(each.values) for each in polynomial)])
+
+    def sets(values: Floats) -> list[FittedWeights]:
+        parts = zip(polynomial, bounds, bounds[1:], strict=False)
+        return [replace(each, values=tuple(values[first:last].tolist())) for each, first, last in parts]
+
+    def deviations(values: Floats) -> torch.Tensor:
+        return run.deviations(run.try_step(_by_order(sets(values))))
+
+    narrow = torch.finfo(run.recording.generations[0][0].calls[0].output.dtype).bits < 32
+    home = np.concatenate([each.values for each in polynomial])
+    begin = np.concatenate([np.asarray(values, dtype=np.float64) for values in start])
+    return sets(least_squares(deviations, home, begin, ridge, NARROW_DIFFERENCE if narrow else DIFFERENCE))
+
+
+def _by_order(sets: Sequence[FittedWeights]) -> dict[int, tuple[float, ...]]:
+    return {each.order: each.values for each in sets}
+
+
+def least_squares(
+    deviations: Deviations, home: Floats, start: Floats, ridge: float = RIDGES[0], difference: float = DIFFERENCE
+) -> Floats:
+    """Return weights that make deviations small, by Gauss-Newton with a ridge; never worse than ``home``.
+
+    Minimises ``mean |d(w)|^2 + ridge |w - home|^2`` over a few numbers. Steps are bounded and halved until they help.
+
+    Args:
+        deviations: What samples are off for given weights, float64 [samples, values].
+        home: Weights that the ridge pulls to, and to which nothing else is preferred unless it is better.
+        start: Where the search begins.
+        ridge: Over the mean curvature.
+        difference: Step of finite differences.
+
+    Raises:
+        OptionError: If the deviations at ``home`` are not finite.
+    """
+    at_home = deviations(home)
+    if not bool(at_home.isfinite().all()):
+        raise OptionError("samples under the plan are not finite, so nothing can be fitted to them")
+    least, best = _mean_square(at_home), home
+    weights, off = start, at_home if np.array_equal(start, home) else deviations(start)
+    for _ in range(PASSES):
+        error = _mean_square(off)
+        if not np.isfinite(error):
+            weights, off, error = home, at_home, _mean_square(at_home)
+        if error < least:
+            least, best = error, weights
+        slopes = [deviations(weights + difference * unit) - off for unit in np.eye(len(weights))]
+        jacobian = (torch.stack(slopes).flatten(1) / difference).numpy().T
+        residual = off.flatten().numpy()
+        normal = jacobian.T @ jacobian
+        held = ridge * float(np.trace(normal)) / len(weights)
+        if not np.isfinite(held) or held == 0:
+            break
+        pull = jacobian.T @ residual + held * (weights - home)
+        change = -np.linalg.solve(normal + held * np.eye(len(weights)), pull)
+        change *= min(1.0, LONGEST * max(1.0, float(np.abs(weights).max())) / float(np.abs(change).max() or 1.0))
+        weights, off, moved = _shortened(deviations, weights, off, change)
+        if not moved:
+            break
+    return weights if _mean_square(off) < least else best
+
+
+def _shortened(
+    deviations: Deviations, weights: Floats, off: torch.Tensor, change: Floats
+) -> tuple[Floats, torch.Tensor, bool]:
+    """Take a step, or a half, a quarter of it; none where none helps."""
+    for share in (1.0, 0.5, 0.25):
+        tried = weights + share * change
+        found = deviations(tried)
+        if _mean_square(found) < _mean_square(off):
+            return tried, found, True
+    return weights, off, False
+
+
+def _mean_square(deviations: torch.Tensor) -> float:
+    return float(deviations.square().sum(1).mean())

@@ -1,0 +1,88 @@
+"""Fitted weights: numbers that replace those of the polynomial where stale regions read kept values."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from soda_compile.errors import PlanError
+from soda_compile.plans.actions import STALE, Action
+
+
+@dataclass(frozen=True, order=True)
+class FittedWeights:
+    """The weights of one operator at one step, the same for all regions that it serves there.
+
+    Attributes:
+        step: the step.
+        order: order of the operator, by which it is known among OPERATORS.
+        values: weights of the kept values, newest first, order + 1 of them; they need not sum to 1.
+
+    Raises:
+        PlanError: an unknown order, another number of weights than the operator reads values, or one not finite.
+    """
+
+    step: int
+    order: int
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(map(float, self.values)))
+        if isinstance(self.order, bool) or self.order not in range(len(STALE)):
+            raise PlanError(f"step {self.step} has weights for order {self.order!r}; use 0 to {len(STALE) - 1}")
+        action = STALE[self.order]
+        if len(self.values) != action.history:
+            raise PlanError(
+                f"step {self.step} has {len(self.values)} weights for {action}, which reads {action.history} kept "
+                "values; give one weight each, newest first"
+            )
+        if not all(map(math.isfinite, self.values)):
+            raise PlanError(f"step {self.step} has the weights {self.values} for {action}; they must be finite")
+
+
+def check_weights(weights: Sequence[FittedWeights], actions: Sequence[Sequence[Action]]) -> None:
+    """Check that each step has at most one set for an operator, and a region that it serves.
+
+    Args:
+        weights: The sets.
+        actions: Of the plan, indexed [region][step].
+
+    Raises:
+        PlanError: Naming the step.
+    """
+    steps, seen = len(actions[0]), set()
+    for each in weights:
+        place = (each.step, each.order)
+        if place in seen:
+            raise PlanError(f"step {each.step} has weights for {STALE[each.order]} twice; give one set")
+        seen.add(place)
+        if each.step not in range(steps) or all(row[each.step] != STALE[each.order] for row in actions):
+            raise PlanError(
+                f"there are weights for {STALE[each.order]} at step {each.step}, where no region does that; take them "
+                "out, or fit the plan again"
+            )
+
+
+def to_json(weights: Sequence[FittedWeights]) -> dict[str, dict[str, list[float]]]:
+    """Return the form that a plan file has: by step, by name of the operator."""
+    by_step: dict[str, dict[str, list[float]]] = {}
+    for each in weights:
+        by_step.setdefault(str(each.step), {})[str(STALE[each.order])] = list(each.values)
+    return by_step
+
+
+def from_json(data: Mapping[str, Mapping[str, Sequence[float]]]) -> tuple[FittedWeights, ...]:
+    """Read what ``to_json`` gave.
+
+    Raises:
+        PlanError: A step is not a number, or an operator is not known.
+    """
+    orders = {str(action): action.order for action in STALE}
+    found = []
+    for step, sets in data.items():
+        for name, values in sets.items():
+            if not step.isdecimal() or name not in orders:
+                raise PlanError(
+                    f"weights are given for {name!r} at step {step!r}; steps are numbers, operators {', '.join(orders)}"
+                )
+            found.append(FittedWeights(int(step), orders[name], tuple(values)))
+    return tuple(found)

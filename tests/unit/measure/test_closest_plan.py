@@ -1,0 +1,63 @@
+"""The choice among plans for one goal."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from diffusers import EulerAncestralDiscreteScheduler
+from test_replayed_plans import Loop, ddim, recorded
+from tracing import eager_graphs
+
+import soda_compile
+from soda_compile.errors import OptionError, PlanError
+from soda_compile.measure.recording import Recording
+from soda_compile.plans.sensitivity import Sensitivity
+
+
+@pytest.fixture(autouse=True, scope="module")
+def eager() -> Iterator[None]:
+    with eager_graphs():
+        yield
+
+
+def measured(loop: Loop) -> tuple[Recording, Sensitivity]:
+    sensitivity = soda_compile.calibrate(loop.model, loop, generations=1, max_interval=4, scheduler=loop.scheduler)
+    return recorded(loop), sensitivity
+
+
+@pytest.fixture(scope="module", params=["ddim", "ancestral"])
+def setting(request: pytest.FixtureRequest, eager: None) -> tuple[Recording, Sensitivity]:
+    return measured(ddim() if request.param == "ddim" else Loop(EulerAncestralDiscreteScheduler()))
+
+
+@pytest.mark.parametrize("objective", ["mean", "worst"])
+def test_no_candidate_is_closer(setting: tuple[Recording, Sensitivity], objective: str) -> None:
+    recording, sensitivity = setting
+    found = soda_compile.closest_plan(
+        recording, soda_compile.simulate(recording, sensitivity, spacings=(1, 2)), anchors=4, objective=objective
+    )
+    size = np.mean if objective == "mean" else lambda errors: np.quantile(errors, 0.9)
+    assert set(found.compared.errors) == {"simulated", "forecast1", "forecast2", "reuse", "fixed interval, reuse"}
+    assert found.name == min(found.compared.errors, key=lambda name: size(found.compared.errors[name]))
+    after = soda_compile.compare(recording, {"chosen": found.plan}).errors["chosen"]
+    assert all(size(after) <= size(errors) * 1.001 for errors in found.compared.errors.values())
+    assert str(found).startswith(found.name)
+
+
+def test_without_fitting_the_plan_is_the_candidate(setting: tuple[Recording, Sensitivity]) -> None:
+    recording, sensitivity = setting
+    found = soda_compile.closest_plan(recording, sensitivity, speedup=1.5, fit=False)
+    assert found.fit is None
+    assert found.plan.weights == ()
+    assert "simulated" not in found.compared.errors
+
+
+def test_what_cannot_reach_the_goal_is_left_out(setting: tuple[Recording, Sensitivity]) -> None:
+    recording, sensitivity = setting
+    found = soda_compile.closest_plan(recording, sensitivity, anchors=1, fit=False)
+    assert found.name == "fixed interval, reuse"  # the others need more than one anchor for 8 steps
+    assert set(found.unreached) == {"forecast1", "forecast2", "reuse"}
+    with pytest.raises(PlanError, match="out of reach"):
+        soda_compile.closest_plan(recording, sensitivity, speedup=500)
+    with pytest.raises(OptionError, match="objective is 'median'"):
+        soda_compile.closest_plan(recording, sensitivity, anchors=4, objective="median")  # type: ignore[arg-type]

@@ -1,0 +1,142 @@
+"""Errors of simulated intervals against the plans that they are of, and the schedules that follow from them."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_denoiser as small
+from diffusers import DPMSolverMultistepScheduler
+from test_replayed_plans import STEPS, Loop, ddim, plan_of, recorded
+from tracing import eager_graphs
+
+import soda_compile
+from soda_compile.errors import OptionError, SensitivityError
+from soda_compile.plans.derived import derive, schedule_of
+from soda_compile.plans.interval_errors import IntervalErrors
+from soda_compile.plans.sensitivity import Sensitivity
+
+WIDTH = 4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def eager() -> Iterator[None]:
+    with eager_graphs():
+        yield
+
+
+@pytest.fixture(scope="module", params=["ddim", "multistep"])
+def loop(request: pytest.FixtureRequest, eager: None) -> Loop:
+    return ddim() if request.param == "ddim" else Loop(DPMSolverMultistepScheduler())
+
+
+@pytest.fixture(scope="module")
+def measured(loop: Loop) -> Sensitivity:
+    return soda_compile.calibrate(loop.model, loop, generations=1, max_interval=WIDTH, scheduler=loop.scheduler)
+
+
+@pytest.fixture(scope="module")
+def simulated(loop: Loop, measured: Sensitivity) -> Sensitivity:
+    return soda_compile.simulate(recorded(loop), measured)
+
+
+@pytest.mark.parametrize(
+    ("row", "order", "anchor", "spacing", "length"),
+    [("CCCCCCCr", 0, 6, 0, 2), ("CCCCCrrr", 0, 4, 0, 4), ("CCCCC111", 1, 4, 1, 4), ("CCCCCC22", 2, 5, 1, 3)],
+)
+def test_the_last_interval_costs_what_the_plan_with_it_alone_is_off(
+    loop: Loop, simulated: Sensitivity, row: str, order: int, anchor: int, spacing: int, length: int
+) -> None:
+    errors = soda_compile.compare(recorded(loop), {"plan": plan_of(row)}).errors["plan"]
+    assert simulated.intervals is not None
+    square = simulated.intervals.squares[order, anchor, spacing, length]
+    assert square == pytest.approx(np.square(errors).mean(), rel=2e-3)
+
+
+def test_what_does_not_fit_is_not_measured(simulated: Sensitivity) -> None:
+    assert simulated.intervals is not None
+    squares = simulated.intervals.squares
+    assert squares.shape == (3, STEPS, WIDTH + 2, WIDTH + 2)
+    assert np.isnan(squares[1, 2, 3, 2:]).all()  # there is no anchor three steps before step 2
+    assert np.isnan(squares[2, 3, 2, 2:]).all()
+    assert np.isnan(squares[0, 6, 0, 3:]).all()  # past the end
+    assert np.isnan(squares[1, 3, 4, 2:]).all()  # nor four before step 3, between spacings that were run
+    assert np.isfinite(squares[1, 3, 3, 2])
+    assert np.isfinite(squares[1, 6, 4, 2])  # between spacings that were run
+    assert (squares[..., 1] == 0).sum() > 0
+    assert simulated.intervals.samples == 4
+    assert "denoiser calls" in simulated.info.notes["intervals"]
+
+
+def test_growth_carries_errors_to_the_end(loop: Loop, simulated: Sensitivity) -> None:
+    assert simulated.intervals is not None
+    for row, anchor, length in (("CCrrCCCC", 1, 3), ("CCCrrrCC", 2, 4), ("CCCCrrCC", 3, 3)):
+        errors = soda_compile.compare(recorded(loop), {"plan": plan_of(row)}).errors["plan"]
+        ratio = simulated.intervals.squares[0, anchor, 0, length] / np.square(errors).mean()
+        assert 0.4 < ratio < 2.5  # growth is that of other errors nearby
+
+
+def test_the_schedule_is_the_best_of_all(simulated: Sensitivity) -> None:
+    assert simulated.intervals is not None
+    squares = simulated.intervals.squares.astype(np.float64)
+    squares[0] = squares[0][:, :1]
+
+    def cost(anchors: tuple[int, ...]) -> float:
+        total, spacing = 0.0, 0
+        for anchor, end in zip(anchors, (*anchors[1:], STEPS), strict=True):
+            length = end - anchor
+            if length > WIDTH + 1:
+                return np.inf
+            options = squares[:, anchor, spacing, length]
+            total += 0.0 if length == 1 else float(np.nanmin(options)) if not np.isnan(options).all() else np.inf
+            spacing = length
+        return total
+
+    for count in (3, 4, 5):
+        plan = soda_compile.plan(simulated, anchors=count, strategy=soda_compile.SimulatedSchedule())
+        best = min(cost((0, *others)) for others in itertools.combinations(range(1, STEPS), count - 1))
+        assert cost(plan.anchors) == pytest.approx(best)
+        assert plan.predicted_error == pytest.approx(best)
+        assert dict(plan.method)["planner"] == "simulated intervals"
+    lower = soda_compile.plan(simulated, anchors=4, strategy=soda_compile.SimulatedSchedule(operator="reuse"))
+    assert set("".join(lower.rows)) == {"C", "r"}
+
+
+def test_the_file_gives_them_back(simulated: Sensitivity, measured: Sensitivity, tmp_path: Path) -> None:
+    simulated.save(tmp_path / "with.safetensors")
+    measured.save(tmp_path / "without.safetensors")
+    loaded = Sensitivity.load(tmp_path / "with.safetensors").intervals
+    assert loaded is not None
+    assert simulated.intervals is not None
+    np.testing.assert_array_equal(loaded.squares, simulated.intervals.squares)
+    assert loaded.samples == 4
+    assert Sensitivity.load(tmp_path / "without.safetensors").intervals is None
+
+
+def test_measurements_are_merged_by_samples(simulated: Sensitivity) -> None:
+    assert simulated.intervals is not None
+    twice = IntervalErrors(simulated.intervals.squares * 4, 12)
+    other = replace(simulated, info=replace(simulated.info, seeds=(7,)), intervals=twice)
+    merged = soda_compile.merge(simulated, other).intervals
+    assert merged is not None
+    assert merged.samples == 16
+    np.testing.assert_allclose(merged.squares, simulated.intervals.squares * 3.25, rtol=1e-6)
+
+
+def test_another_schedule_has_none(simulated: Sensitivity) -> None:
+    wanted = replace(schedule_of(simulated), scheduler_digest="another")
+    assert derive(simulated, wanted).sensitivity.intervals is None
+
+
+def test_errors_name_the_way_out(loop: Loop, measured: Sensitivity) -> None:
+    with pytest.raises(SensitivityError, match="simulate"):
+        soda_compile.plan(measured, anchors=4, strategy=soda_compile.SimulatedSchedule())
+    with pytest.raises(OptionError, match="max_interval, 4"):
+        soda_compile.simulate(recorded(loop, 1), measured, lengths=5)
+    with pytest.raises(SensitivityError, match="expected float32"):
+        IntervalErrors(np.zeros((3, 8, 4, 5), dtype=np.float32), 1)
+    with pytest.raises(SensitivityError, match="of 9 steps"):
+        replace(measured, intervals=IntervalErrors(np.zeros((3, 9, 4, 4), dtype=np.float32), 1))
+    assert len(small.REGIONS) == len(measured.info.regions)
