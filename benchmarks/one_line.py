@@ -25,7 +25,7 @@ from soda_compile.digits.pipeline import load
 from soda_compile.storage.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results"
-SPEEDUP, OBSERVED, STEPS, AFTER = 2.0, 8, 20, 6
+SPEEDUP, OBSERVED, STEPS, AFTER = 2.0, 8, 12, 6
 Generate = Callable[[int], torch.Tensor]
 
 
@@ -33,7 +33,7 @@ def own_loop(folder: Path) -> tuple[Generate, Generate, Callable[[], Any]]:
     """A DiT of random weights under a loop that knows nothing of soda."""
     torch.manual_seed(0)
     model = diffusers.DiTTransformer2DModel(
-        num_attention_heads=8, attention_head_dim=64, in_channels=4, out_channels=8, num_layers=6, sample_size=32,
+        num_attention_heads=8, attention_head_dim=64, in_channels=4, out_channels=8, num_layers=4, sample_size=32,
         patch_size=2, num_embeds_ada_norm=10,
     ).eval()  # fmt: skip
     options = {"speedup": SPEEDUP, "generations": OBSERVED, "cache": str(folder)}

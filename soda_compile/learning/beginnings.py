@@ -36,26 +36,26 @@ class Beginnings:
         timestep: The number that ran one way; None as long as none did.
     """
 
-    wavering: set[int]
-    timestep: int | None = None
-    _courses: dict[int, _Course] = field(default_factory=dict)
+    wavering: set[str]
+    timestep: str | None = None
+    _courses: dict[str, _Course] = field(default_factory=dict)
     _begun: bool = False
 
     def begins(self, numbers: Numbers) -> bool:
         """Take the next call, and return whether a generation begins with it."""
-        told = {index: value for index, value in enumerate(numbers) if value is not None}
-        values = {index: value for index, value in told.items() if index not in self.wavering}
-        known = {index: self._courses[index] for index in values if index in self._courses}
-        turned = [index for index, course in known.items() if course.turns(values[index])]
-        sure = [index for index in turned if known[index].changes >= _SURE]
-        self.wavering.update(index for index in turned if index not in sure)
+        values = {name: value for name, value in numbers.items() if name not in self.wavering}
+        known = {name: self._courses[name] for name in values if name in self._courses}
+        turned = [name for name, course in known.items() if course.turns(values[name])]
+        sure = [name for name in turned if known[name].changes >= _SURE]
+        self.wavering.update(name for name in turned if name not in sure)
         if sure or not self._begun:
             self._begun = True
-            self._courses = {index: _Course(value) for index, value in values.items()}
+            self._courses = {name: _Course(value) for name, value in values.items()}
+            self.timestep = sure[0] if sure else self.timestep  # a mere counter never starts again
             return True
-        for index, value in values.items():
-            course = self._courses.setdefault(index, _Course(value))
+        for name, value in values.items():
+            course = self._courses.setdefault(name, _Course(value))
             course.follow(value)
             if self.timestep in (None, *self.wavering) and course.changes >= _SURE:
-                self.timestep = index
+                self.timestep = name
         return False

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,7 +51,7 @@ class LearningDenoiser:
         graph: What is compiled.
         options: Of the backend, without a plan.
         weights: Indices of the parameters; the first tells which model is called.
-        candidates: Indices of the inputs that may hold the timestep.
+        candidates: Names of the inputs that may hold the timestep, by index.
         unplanned: The graph without a plan; compiled at its first call, if it comes to that.
     """
 
@@ -59,7 +59,7 @@ class LearningDenoiser:
     graph: SizedGraph
     options: Options
     weights: tuple[int, ...]
-    candidates: tuple[int, ...]
+    candidates: Mapping[int, str]
     unplanned: Callable[..., Any] = field(init=False)
     _observed: BySize = field(init=False)
     _planned: dict[str, BySize] = field(default_factory=dict, init=False)
@@ -103,7 +103,8 @@ class LearningDenoiser:
         return Stored.of(self.wish, [inputs[index] for index in self.weights])
 
     def _numbers(self, inputs: Sequence[Any]) -> Numbers:
-        return tuple(number_of(inputs[index]) for index in self.candidates)
+        found = {name: number_of(inputs[index]) for index, name in self.candidates.items()}
+        return {name: number for name, number in found.items() if number is not None}
 
     def _shared(self, learner: Learner, inputs: Sequence[Any]) -> Any:
         """Run a call that belongs to several generations, or to none."""

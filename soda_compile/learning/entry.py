@@ -63,7 +63,7 @@ def soda(
         )  # fmt: skip
         return unplanned(module, inputs, checked)
     inputs, integers = keep_integers(module, inputs)
-    denoiser = LearningDenoiser(wish, SizedGraph.of(module, inputs), checked, weights, _numbers(inputs))
+    denoiser = LearningDenoiser(wish, SizedGraph.of(module, inputs), checked, weights, _numbers(module, inputs))
     latest = denoiser.learner(inputs).latest
     if latest is None or latest.plan is None:
         denoiser.unplanned = unplanned(module, inputs, checked)
@@ -84,10 +84,11 @@ def _require_unshared(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
         )
 
 
-def _numbers(inputs: Sequence[Any]) -> tuple[int, ...]:
-    """Return the indices of the inputs that may be one number: the timestep is among them."""
-    return tuple(
-        index
-        for index, value in enumerate(inputs)
+def _numbers(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[int, str]:
+    """Return the inputs that may be one number, by index: the timestep is among them."""
+    nodes = module.graph.find_nodes(op="placeholder")
+    return {
+        index: node.name
+        for index, (node, value) in enumerate(zip(nodes, inputs, strict=True))
         if not isinstance(value, torch.nn.Parameter) and (not isinstance(value, torch.Tensor) or value.ndim <= 1)
-    )
+    }

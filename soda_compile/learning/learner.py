@@ -59,15 +59,15 @@ class Learner:
         statistics: Of the model.
         lessons: All schedules that were seen.
         latest: The one that the next generation is expected to have; None where that is unknown.
-        timestep: Which number among the inputs is the timestep, once it is known.
+        timestep: Name of the number among the inputs that is the timestep, once it is known.
     """
 
     wish: Wish
     statistics: ModelStatistics
     lessons: list[Lesson] = field(default_factory=list)
     latest: Lesson | None = None
-    timestep: int | None = None
-    _wavering: set[int] = field(default_factory=set)
+    timestep: str | None = None
+    _wavering: set[str] = field(default_factory=set)
     _opened: WeakKeyDictionary[Generation, UnderWay] = field(default_factory=WeakKeyDictionary)
     _counted: WeakKeyDictionary[object, UnderWay] = field(default_factory=WeakKeyDictionary)
     _unended: list[tuple[weakref.ref[Generation], UnderWay]] = field(default_factory=list)
@@ -138,7 +138,7 @@ class Learner:
             self.give_up(under_way)
         if not under_way.calls:
             return
-        found = under_way.beginnings.timestep if self.timestep is None else self.timestep
+        found = under_way.beginnings.timestep or self.timestep
         schedule, places = schedule_of(under_way.calls, found)
         under_way.calls.clear()
         if schedule.timesteps:
@@ -157,7 +157,7 @@ class Learner:
         """Return the step of the call that was placed last; None if the generation goes another way than expected."""
         lesson, call = under_way.lesson, under_way.calls[-1]
         assert lesson is not None
-        timestep = None if self.timestep is None else call.numbers[self.timestep]
+        timestep = None if self.timestep is None else call.numbers.get(self.timestep)
         step = lesson.step_of(len(under_way.calls) - 1, timestep, call.step)
         if step is None:
             self.give_up(under_way)

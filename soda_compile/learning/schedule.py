@@ -2,11 +2,11 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Numbers = tuple[float | None, ...]
-"""The numbers among the inputs of a call, by candidate; None where an input holds none."""
+Numbers = Mapping[str, float]
+"""The numbers among the inputs of a call, by name: graphs of one model may have them in another order."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Call:
     step: int | None = None
 
 
-def schedule_of(calls: Sequence[Call], timestep: int | None) -> tuple[Schedule, tuple[int, ...]]:
+def schedule_of(calls: Sequence[Call], timestep: str | None) -> tuple[Schedule, tuple[int, ...]]:
     """Return the schedule of a generation, and the step of each of its calls.
 
     Steps are told by whoever opened the generation, or else by the timestep where each has equally many calls; any
@@ -51,7 +51,7 @@ def schedule_of(calls: Sequence[Call], timestep: int | None) -> tuple[Schedule, 
         calls: All of its calls.
         timestep: Which of the numbers runs one way; None if none does.
     """
-    values = [None if timestep is None else call.numbers[timestep] for call in calls]
+    values = [None if timestep is None else call.numbers.get(timestep) for call in calls]
     steps = [call.step for call in calls]
     if None in steps:
         runs = [len(list(run)) for _, run in itertools.groupby(values)]

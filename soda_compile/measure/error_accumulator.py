@@ -42,6 +42,7 @@ class ErrorAccumulator:
         structure: The calibrated model.
         moments: Errors by step and region.
         inputs: Numbers among the inputs, by step of the present generation.
+        least_tokens: Tokens of each region that are kept whatever their memory.
         turns: In how many generations each region has its turn once; generations are slowed down the less.
         histories: Past values by branch of guidance and region.
     """
@@ -58,6 +59,7 @@ class ErrorAccumulator:
     samples: int = 0
     calls_in_a_step: int = 1  # at most
     stride: int = 1  # of the tokens that are looked at
+    least_tokens: int = 0
     turns: int = 1
     histories: dict[tuple[Branch, int], History] = field(default_factory=dict)
     _observed: dict[Structure, ObservedRegions] = field(default_factory=dict)  # of all shapes of the model
@@ -152,13 +154,15 @@ class ErrorAccumulator:
         if needs == self._fitted:
             return
         self._fitted = needs
-        if (least := self._peak_bytes(2**62)) > self.memory_bytes:
+        least = self._peak_bytes(2**62)
+        limit = max(self.memory_bytes, least * self.least_tokens)
+        if least > limit:
             raise SensitivityError(
                 f"memory_bytes is {self.memory_bytes}, but past values of one token of each region take {least}; "
                 "pass at least that, or a smaller max_interval"
             )
-        stride = max(self.stride, math.ceil(self._peak_bytes(1) / self.memory_bytes))
-        while self._peak_bytes(stride) > self.memory_bytes:
+        stride = max(self.stride, math.ceil(self._peak_bytes(1) / limit))
+        while self._peak_bytes(stride) > limit:
             stride += 1
         stride = self.ranks.largest(stride)
         if stride != self.stride:
