@@ -154,7 +154,9 @@ def accelerate(
         source.take(load_measurement(measurement, source.present), os.fspath(measurement))
     elif runs is not None:
         find_or_measure(source, runs, refresh=refresh)
-    measure = measuring_later(source, generations_of(calibrate_with)) if on_miss == "measure" else None
+    measure = (
+        measuring_later(source, generations_of(calibrate_with), less=when == "lazily") if on_miss == "measure" else None
+    )
     handle = Acceleration(pipe, source, denoisers, options, measure, when == "lazily")
     if runs is not None and verify:
         install_verified(handle, source, runs, verify)

@@ -29,25 +29,31 @@ log = logging.getLogger(__name__)
 MEMORY_BYTES = 2**30
 """Bound on past values, of all denoisers of a setting together."""
 
-_present: ContextVar[ErrorAccumulator] = ContextVar("soda_compile_measured")
+_present: ContextVar[ErrorAccumulator | None] = ContextVar("soda_compile_measured", default=None)
 
 
 class Relay:
-    """The observer that denoisers are compiled with once, for whatever setting is measured: see ``Observer``."""
+    """The observer that denoisers are compiled with once, for whatever setting is measured: see ``Observer``.
+
+    Outside ``observing`` nothing is looked at.
+    """
 
     wants_carries = False
 
     def start(self, structure: Structure) -> None:
         """Take the structure of the calls that follow."""
-        _present.get().start(structure)
+        if (errors := _present.get()) is not None:
+            errors.start(structure)
 
     def begin_call(self, inputs: Mapping[str, Any]) -> None:
         """Take the caller's inputs."""
-        _present.get().begin_call(inputs)
+        if (errors := _present.get()) is not None:
+            errors.begin_call(inputs)
 
     def record(self, region: int, values: Mapping[str, torch.Tensor]) -> None:
         """Take the values of one region."""
-        _present.get().record(region, values)
+        if (errors := _present.get()) is not None:
+            errors.record(region, values)
 
 
 RELAY = Relay()
@@ -109,12 +115,14 @@ class Measurer:
         generations: How many make a measurement.
         max_interval: Longest time, in steps, that a value may be kept.
         done: Stores what was measured of a setting, and plans.
+        less: Whether to look at a part of the values in each generation, which slows them down the less.
     """
 
     denoisers: Mapping[str, torch.nn.Module]
     generations: int
     max_interval: int
     done: Callable[[Setting, Mapping[str, Sensitivity]], None]
+    less: bool = False
     _measured: dict[str, _Measured] = field(default_factory=dict)
     _failed: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -128,6 +136,8 @@ class Measurer:
             measured = self._measured.get(setting.key)
             if measured is None:
                 observations = observe(self.denoisers, self.max_interval, MEMORY_BYTES)
+                for each in observations.values() if self.less else ():
+                    each.errors.look_less(self.generations)
                 measured = self._measured[setting.key] = _Measured(setting, observations, time.perf_counter())
             reason = (
                 f"{setting.steps} steps are being measured, {len(measured.steps)} of {self.generations} generations "
@@ -178,12 +188,13 @@ class Measurer:
         log.warning("this setting is not measured, and runs without a plan: %s", reason)
 
 
-def measuring_later(source: SearchedPlans, generations: int) -> Callable[[SchedulerHook], Watch]:
+def measuring_later(source: SearchedPlans, generations: int, *, less: bool = False) -> Callable[[SchedulerHook], Watch]:
     """Return what begins to measure settings without a plan, for the generations that begin under a scheduler.
 
     Args:
         source: Of plans.
         generations: How many make a measurement.
+        less: See ``Measurer``.
     """
-    measurer = Measurer(source.present.denoisers, generations, source.max_interval, source.add)
+    measurer = Measurer(source.present.denoisers, generations, source.max_interval, source.add, less)
     return lambda hook: measurer.begin(source.present(hook), hook)

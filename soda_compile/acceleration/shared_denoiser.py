@@ -48,7 +48,7 @@ class Member:
     options: Mapping[str, Any]
     compiled_beside: bool = False
     _shared: "SharedDenoiser | None" = None
-    _ready: set[tuple[str, Hashable]] = field(default_factory=set)
+    _compiling: set[tuple[str, Hashable]] = field(default_factory=set)
     _compiled: dict[tuple[str, Hashable], CompiledForward] = field(default_factory=dict)
 
     @property
@@ -69,7 +69,8 @@ class Member:
 
     def any_compiled(self, signature: Hashable) -> CompiledForward | None:
         """Return the forward compiled by whatever plan for calls of a signature: outside generations it is plain."""
-        return next((made for (_, known), made in self._compiled.items() if known == signature), None)
+        made = [key for key in self._compiled if key[1] == signature and key not in self._compiling]
+        return self._compiled[made[0]] if made else None
 
     def ready(self, plan: Plan) -> bool:
         """Return whether a plan is compiled for calls like the last one; where it is not, a thread begins to.
@@ -81,12 +82,11 @@ class Member:
         if shared is None or shared.last is None or not self.compiled_beside or shared.offloaded:
             return True
         key = (plan.digest, signature_of(shared.last))
-        if key in self._ready:
-            return True
         if key not in self._compiled:
+            self._compiling.add(key)
             run, call = self.compiled(shared.module, plan, key[1]), shared.last
-            compile_beside(lambda: run(*call[0], **call[1]), lambda: self._ready.add(key))
-        return False
+            compile_beside(lambda: run(*call[0], **call[1]), lambda: self._compiling.discard(key))
+        return key not in self._compiling
 
     def leave(self) -> None:
         """Take the pipeline off the denoiser."""
@@ -165,7 +165,12 @@ class SharedDenoiser:
                 watch.give_up(str(error))
                 drives.watch = None
         if isinstance(generation, Outside):
-            compiled = member.any_compiled(signature) or self._compiled_plain(member, signature, generation.reason)
+            compiled = member.any_compiled(signature)
+            if compiled is None and member.compiled_beside and signature in self._observing:
+                self._count(generation.reason)  # nothing else need be compiled, which would wait for the thread
+                compiled = self._observing[signature]
+            elif compiled is None:
+                compiled = self._compiled_plain(member, signature, generation.reason)
         else:
             assert plan is not None
             compiled = member.compiled(self.module, plan, signature)
@@ -189,9 +194,13 @@ class SharedDenoiser:
         if signature not in self._observing:
             backend = functools.partial(soda, options={"observer": RELAY})
             self._observing.setdefault(signature, CompiledForward(self.module, backend, dynamic=None))
-        statistics_of(next(self.module.parameters())).miss(None, Miss("measured", watch.reason))
+        self._count(watch.reason)
         with observing(watch.observations[member.name]), self._around():
             return self._observing[signature](*arguments, **options)
+
+    def _count(self, reason: str) -> None:
+        """Count a call that runs as it did when it was measured."""
+        statistics_of(next(self.module.parameters())).miss(None, Miss("measured", reason))
 
     def _compiled_plain(self, member: Member, signature: Hashable, reason: str) -> CompiledForward:
         if member.on_miss == "error":

@@ -13,11 +13,6 @@ from soda_compile.plans.sensitivity import Sensitivity
 from soda_compile.runtime.call_counter import CallCounter
 from soda_compile.runtime.clock import Clock
 
-MEMORY_BYTES, LEAST_TOKENS = 2**25, 16
-"""Bound on past values while a schedule is measured, but for these tokens of each region: few slow down little."""
-TURNS = 4
-"""Generations in which each region is measured once."""
-
 
 @dataclass(eq=False)
 class Lesson:
@@ -49,10 +44,8 @@ class Lesson:
     @classmethod
     def begin(cls, schedule: Schedule, places: Sequence[int], max_interval: int, generations: int) -> "Lesson":
         """Begin to measure a schedule in so many generations; nothing was observed yet."""
-        counter, turns = CallCounter(schedule.calls_per_step), min(TURNS, generations)
-        errors = ErrorAccumulator(
-            Clock(), counter, ErrorEntries(max_interval), MEMORY_BYTES, turns=turns, least_tokens=LEAST_TOKENS
-        )
+        errors = ErrorAccumulator(Clock(), CallCounter(schedule.calls_per_step), ErrorEntries(max_interval), 0)
+        errors.look_less(generations)
         return cls(schedule, Observation(errors), tuple(places))
 
     @classmethod

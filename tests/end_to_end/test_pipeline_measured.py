@@ -193,3 +193,13 @@ def test_lazily_nothing_is_run_ahead_and_generations_go_on_while_a_thread_compil
 def test_what_cannot_be_done_lazily_is_named(tmp_path: Path, options: dict[str, Any], named: str) -> None:
     with pytest.raises(OptionError, match=named):
         accelerated(tmp_path, **options)
+
+
+def test_a_plan_that_was_compiled_in_a_call_is_followed_by_all_later_generations(tmp_path: Path) -> None:
+    first = accelerated(tmp_path, when="lazily")
+    for seed in range(NEEDED):
+        SD3.draw(first, seed)
+    again = accelerated(tmp_path, when="lazily")
+    for seed in range(3):
+        SD3.draw(again, seed)
+    assert counts(again) == (3 * STEPS, 0)
