@@ -29,6 +29,7 @@ def test_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SODA_COMPILE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setenv("COLUMNS", "120")  # as wide as the pages show it, whatever the terminal
     if name != INDUCTOR:
         graphs_as_they_are(monkeypatch)
         monkeypatch.setattr("soda_compile.acceleration.sampling._by_inductor", nullcontext)
