@@ -1,9 +1,8 @@
 """Compilation in a thread, while generations go on."""
 
-import logging
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -12,31 +11,43 @@ from soda_compile.runtime.current import calling
 from soda_compile.runtime.generation import Generation
 from soda_compile.torch_internals.background import compiling_beside
 
-log = logging.getLogger(__name__)
-
 THREAD = "soda-compile"
 
 
-def compile_beside(run: Callable[[], Any], done: Callable[[], None]) -> None:
-    """Compile in a thread by making a call in a generation of its own; at exit it is waited for.
+@contextmanager
+def uncounted(clock: Clock) -> Iterator[None]:
+    """Let the denoiser calls inside be a generation of their own, that statistics do not count."""
+    clock.begin()
+    generation = Generation(clock, counted=False)
+    try:
+        with calling(generation):
+            yield
+    finally:
+        generation.end()
+
+
+def compile_beside(
+    work: Callable[[], None], failed: Callable[[Exception], None], done: Callable[[], None], *, thread: bool = True
+) -> None:
+    """Compile while generations go on; at exit it is waited for.
 
     Args:
-        run: Makes the call.
-        done: Called after it, in the thread. Where the call fails it is called too: the next call like it then fails
-            where the user sees it.
+        work: Compiles.
+        failed: Takes what it raises, as nobody would see that in a thread.
+        done: Called after it, however it ends.
+        thread: False to compile at once, in the thread that calls.
     """
 
-    def work() -> None:
-        clock = Clock(restarts=True)
-        clock.begin()
-        generation = Generation(clock, counted=False)
+    def run() -> None:
         try:
-            with torch.no_grad(), compiling_beside(), calling(generation):
-                run()
+            with torch.no_grad(), compiling_beside():
+                work()
         except Exception as error:
-            log.warning("compiling beside generations failed: %s: %s", type(error).__name__, error)
+            failed(error)
         finally:
-            generation.end()
             done()
 
-    threading.Thread(target=work, name=THREAD).start()
+    if thread:
+        threading.Thread(target=run, name=THREAD).start()
+    else:
+        run()

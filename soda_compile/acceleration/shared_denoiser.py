@@ -1,6 +1,7 @@
 """The forward of a denoiser that accelerated pipelines share: each call goes to the pipeline that makes it."""
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from soda_compile.acceleration.beside import compile_beside
+from soda_compile.acceleration.beside import compile_beside, uncounted
 from soda_compile.acceleration.driven import Driven
 from soda_compile.acceleration.measuring import RELAY, Watch, observing
 from soda_compile.backend.entry import soda, soda_plain
@@ -20,9 +21,12 @@ from soda_compile.integrations.diffusers.drivers import driver
 from soda_compile.integrations.diffusers.framework import holders
 from soda_compile.integrations.diffusers.group_offload import around_calls
 from soda_compile.plans.plan import Plan
+from soda_compile.runtime.clock import Clock
 from soda_compile.runtime.current import BRANCH, Outside, calling
 from soda_compile.runtime.misses import Miss
 from soda_compile.runtime.statistics import statistics_of
+
+log = logging.getLogger(__name__)
 
 
 class Caller(Protocol):
@@ -84,14 +88,24 @@ class Member:
         key = (plan.digest, signature_of(shared.last))
         if key not in self._compiled:
             self._compiling.add(key)
-            run, call = self.compiled(shared.module, plan, key[1]), shared.last
-            compile_beside(lambda: run(*call[0], **call[1]), lambda: self._compiling.discard(key))
+            run, (arguments, options) = self.compiled(shared.module, plan, key[1]), shared.last
+
+            def compile_by_a_call() -> None:
+                with uncounted(Clock(restarts=True)):
+                    run(*arguments, **options)
+
+            compile_beside(compile_by_a_call, _say_failed, lambda: self._compiling.discard(key))
         return key not in self._compiling
 
     def leave(self) -> None:
         """Take the pipeline off the denoiser."""
         if self._shared is not None:
             self._shared.leave(self)
+
+
+def _say_failed(error: Exception) -> None:
+    """Say that a plan was not compiled beside; the next call like that one fails where the user sees it."""
+    log.warning("compiling beside generations failed: %s: %s", type(error).__name__, error)
 
 
 @dataclass(eq=False)

@@ -2,14 +2,11 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
-from soda_compile.acceleration.beside import THREAD
+from soda_compile.acceleration.beside import compile_beside, uncounted
 from soda_compile.acceleration.measuring import RELAY, observing
 from soda_compile.acceleration.say import say
 from soda_compile.backend.by_size import BySize
@@ -28,12 +25,10 @@ from soda_compile.measure.probing import Probing
 from soda_compile.measure.profiling import time_rounds
 from soda_compile.runtime.batching import Together
 from soda_compile.runtime.clock import Clock
-from soda_compile.runtime.current import Outside, calling, current_generation
-from soda_compile.runtime.generation import Generation
+from soda_compile.runtime.current import Outside, current_generation
 from soda_compile.runtime.misses import Miss
 from soda_compile.runtime.per_model import PerModel
 from soda_compile.runtime.statistics import statistics_of
-from soda_compile.torch_internals.background import compiling_beside
 
 log = logging.getLogger(__name__)
 
@@ -150,23 +145,16 @@ class LearningDenoiser:
                 return
             self._compiling.add(lesson.schedule)
 
-        def work() -> None:
-            try:
-                with torch.no_grad(), compiling_beside():
-                    self._work(learner, lesson, inputs)
-            except SodaError as error:
-                learner.fail(lesson, str(error))
-            except Exception as error:  # in a thread, nobody would see it
-                log.exception("the plan of a denoiser could not be made")
-                learner.fail(lesson, f"{type(error).__name__}: {error}")
-            finally:
-                lesson.working = False
-                self._compiling.discard(lesson.schedule)
+        def failed(error: Exception) -> None:
+            if not isinstance(error, SodaError):
+                log.error("the plan of a denoiser could not be made", exc_info=error)
+            learner.fail(lesson, str(error) if isinstance(error, SodaError) else f"{type(error).__name__}: {error}")
 
-        if self.wish.background:
-            threading.Thread(target=work, name=THREAD).start()  # at exit it is waited for
-        else:
-            work()
+        def done() -> None:
+            lesson.working = False
+            self._compiling.discard(lesson.schedule)
+
+        compile_beside(lambda: self._work(learner, lesson, inputs), failed, done, thread=self.wish.background)
 
     def _work(self, learner: Learner, lesson: Lesson, inputs: Sequence[Any]) -> None:
         if lesson.plan is None:
@@ -183,12 +171,4 @@ class LearningDenoiser:
     def _times(self, probing: Probing, inputs: Sequence[Any]) -> Floats:
         """Time the steps of probes on the inputs of a call, in microseconds, [rounds, steps]."""
         run = self.graph.by_size(replace(self.options, plan=probing.plan))
-
-        @contextmanager
-        def opened() -> Iterator[None]:
-            clock = Clock(automatic=True)
-            clock.begin()
-            with calling(Generation(clock, counted=False)):
-                yield
-
-        return time_rounds(lambda: run(*inputs), opened, probing, ROUNDS)
+        return time_rounds(lambda: run(*inputs), lambda: uncounted(Clock(automatic=True)), probing, ROUNDS)

@@ -91,8 +91,8 @@ class Learner:
             if known is None or (generation is None and begins):
                 known = self._begin(generation, known, beginnings, ready)
             if known.how != "planned":
-                manual = generation is not None and not generation.clock.automatic
-                known.calls.append(Call(numbers, generation.clock.step if manual and generation else None))
+                step = None if generation is None or generation.clock.automatic else generation.clock.step
+                known.calls.append(Call(numbers, step))
                 self._check_length(known)
             return known
 

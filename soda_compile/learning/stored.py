@@ -1,6 +1,5 @@
 """Measurements of models that are no pipeline's, in the store that pipelines use too."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from soda_compile.acceleration.plan_store import PlanStore
 from soda_compile.acceleration.say import say
 from soda_compile.acceleration.setting import Setting
 from soda_compile.errors import PlanError
-from soda_compile.integrations.diffusers.denoisers import sampled_values
+from soda_compile.integrations.diffusers.denoisers import digest_of, sampled_values
 from soda_compile.learning.lesson import Lesson
 from soda_compile.learning.schedule import Schedule
 from soda_compile.learning.wish import Wish
@@ -45,7 +44,7 @@ class Stored:
         """Return what is stored for the model with these weights."""
         shapes = repr([(tuple(value.shape), str(value.dtype)) for value in weights])
         values = [shapes, *sampled_values(flatten_inputs(list(weights)))]
-        return cls(PlanStore(wish.cache), _digest(values), _digest([shapes]))
+        return cls(PlanStore(wish.cache), digest_of(values), digest_of([shapes]))
 
     def lessons(self, wish: Wish) -> list[Lesson]:
         """Return the schedules that plans are stored for, or can be made for, the newest measurement first."""
@@ -93,7 +92,3 @@ class Stored:
         self.store.save_plans(setting, request, measured.name, {MODEL: made})
         folder = self.store.folder_of(setting)
         return f", in {folder}" if folder.exists() else ""
-
-
-def _digest(parts: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

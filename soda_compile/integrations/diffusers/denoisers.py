@@ -99,7 +99,7 @@ def signature(module: torch.nn.Module) -> str:
     """Return a hash of the weights' names, shapes and types and of the configuration: cheap; a LoRA changes it."""
     weights = [(name, tuple(value.shape), str(value.dtype), type(value).__name__) for name, value in _weights(module)]
     config = {key: value for key, value in dict(getattr(module, "config", {})).items() if not key.startswith("_")}
-    return _digest([type(module).__name__, json.dumps(config, default=str, sort_keys=True), repr(weights)])
+    return digest_of([type(module).__name__, json.dumps(config, default=str, sort_keys=True), repr(weights)])
 
 
 def architecture(module: torch.nn.Module) -> str:
@@ -110,14 +110,14 @@ def architecture(module: torch.nn.Module) -> str:
     config = {key: value for key, value in dict(getattr(module, "config", {})).items() if not key.startswith("_")}
     if config:
         shape = {key: value for key, value in config.items() if key not in _NO_ARCHITECTURE}
-        return _digest([type(module).__name__, json.dumps(shape, default=str, sort_keys=True)])
+        return digest_of([type(module).__name__, json.dumps(shape, default=str, sort_keys=True)])
     weights = ((name.replace(".base_layer.", "."), tuple(value.shape)) for name, value in _weights(module))
-    return _digest([type(module).__name__, repr([entry for entry in weights if "lora_" not in entry[0]])])
+    return digest_of([type(module).__name__, repr([entry for entry in weights if "lora_" not in entry[0]])])
 
 
 def model_digest(module: torch.nn.Module) -> str:
     """Return a hash of the signature and of some values of every weight, which fine-tuning changes."""
-    return _digest([signature(module), *sampled_values(flatten_inputs([value for _, value in _weights(module)]))])
+    return digest_of([signature(module), *sampled_values(flatten_inputs([value for _, value in _weights(module)]))])
 
 
 def sampled_values(weights: Iterable[torch.Tensor]) -> list[str]:
@@ -135,5 +135,6 @@ def _weights(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     return sorted(module.named_parameters(), key=lambda item: item[0])
 
 
-def _digest(parts: list[str]) -> str:
+def digest_of(parts: list[str]) -> str:
+    """Return a short hash of texts."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
