@@ -1,6 +1,7 @@
 """Steps as CUDA graphs: each distinct step is recorded once, as a whole, and replayed with one launch."""
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,17 @@ from soda_compile.runtime.execution import run_owned, run_step
 log = logging.getLogger(__name__)
 
 
+_CAPTURING = threading.Lock()  # one stream at a time: to begin, torch waits for the device, which ends other captures
+
+
 class GraphCapturer(Protocol):
-    """Captures the work of a device."""
+    """Captures the work of a device.
+
+    Attributes:
+        lock: Held from a replay until its outputs are copied: all graphs share their memory.
+    """
+
+    lock: threading.Lock
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         """Capture ``body`` without running it; return a function that runs it on the same memory."""
@@ -29,16 +39,19 @@ class CudaGraphCapturer:
     Attributes:
         device: The device.
         pool: The pool.
+        lock: See ``GraphCapturer``.
     """
 
     device: torch.device
     pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         """Capture as ``GraphCapturer`` says; the host must not wait for the device in ``body``."""
         graph = torch.cuda.CUDAGraph()
         # Threads that load or decode something else meanwhile do no harm.
         with (
+            _CAPTURING,
             torch.cuda.device(self.device),
             torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"),
         ):
@@ -91,8 +104,9 @@ class StepGraphs:
         if kind not in self._graphs:
             self._graphs[kind] = self._record(program, step, inputs)
         replay, outputs = self._graphs[kind]
-        replay()
-        return [None if value is None else value.clone() for value in outputs]
+        with self.capturer.lock:
+            replay()
+            return [None if value is None else value.clone() for value in outputs]
 
     def _require_addresses(self, inputs: Sequence[Any]) -> None:
         """Drop the graphs where a weight has moved."""
@@ -116,8 +130,8 @@ class StepGraphs:
             for at, v in new.items():
                 if at not in self._copies:
                     self._copies[at] = torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device)
-            copies = [self._copies[at] for at in new]
-            torch._foreach_copy_(copies, list(new.values()), non_blocking=True)  # one launch for those of one dtype
+            pairs = [(_unrepeated(self._copies[at]), _unrepeated(value)) for at, value in new.items()]
+            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)), non_blocking=True)  # a launch for each dtype
 
     def _record(self, program: Program, step: int, inputs: Sequence[Any]) -> tuple[Callable[[], None], list[Any]]:
         pairs = enumerate(zip(inputs, self.fixed, strict=True))
@@ -135,6 +149,14 @@ class StepGraphs:
                 "mode='max-autotune-no-cudagraphs'"
             ) from error
         return replay, outputs
+
+
+def _unrepeated(value: torch.Tensor) -> torch.Tensor:
+    """Return what there is of an expanded tensor in memory."""
+    for axis, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            value = value.narrow(axis, 0, 1)
+    return value
 
 
 @dataclass(eq=False)

@@ -37,7 +37,7 @@ def test_a_fresh_process_gives_what_the_jit_gives(name: str, tmp_path: Path) -> 
     fixed = {key: value for key, value in calls[0].items() if not isinstance(value, Tensor)}
     arguments = [str(package), str(tmp_path / "inputs.safetensors"), str(tmp_path / "outputs.safetensors")]
     done = subprocess.run(
-        [sys.executable, "-c", toy.SERVE, *arguments, json.dumps(fixed), "cuda"],
+        [sys.executable, "-X", "faulthandler", "-c", toy.SERVE, *arguments, json.dumps(fixed), "cuda"],
         capture_output=True,
         text=True,
         timeout=300,

@@ -77,12 +77,15 @@ def cast_storage(pipe: Any) -> None:
 def test_memory_savers(change: Any) -> None:
     pipe, untouched = SMALL_SD3.build(), SMALL_SD3.build()
     change(pipe)
-    change(untouched)
+    untouched.to("cuda") if change is offload_leaves_with_a_stream else change(untouched)
     with planned_by_hooks(untouched.transformer, SMALL_SD3.regions, sd3_plan()):
         wanted = draw(SMALL_SD3, untouched)
     soda_compile.accelerate(pipe, sd3_plan())
     for _ in range(2):
-        close(draw(SMALL_SD3, pipe), wanted)
+        found = draw(SMALL_SD3, pipe)
+        counted = soda_compile.stats(pipe)
+        assert not counted["transformer"]["misses"], counted
+        close(found, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
