@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.suite.configs import Config, configs
+from benchmarks.suite.configs import Config, configs, shortened
 from benchmarks.suite.machine import in_child, look, precompile_headers, sources_digest, versions
 from benchmarks.suite.methods import Method, methods
 from benchmarks.suite.rounds import measure
@@ -33,7 +33,10 @@ def main(
     models: Annotated[str, typer.Option(help="Names of models, with commas; all by default.")] = "",
     only: Annotated[
         str,
-        typer.Option("--methods", help="Beginnings of names of methods, with semicolons; '*' for all."),
+        typer.Option(
+            "--methods",
+            help="Beginnings of names of methods, whole names if they end in $, with semicolons; '*' for all.",
+        ),
     ] = "",
     rounds: int = 5,
     steps: int = 12,
@@ -45,6 +48,9 @@ def main(
     baselines: Annotated[
         str, typer.Option(help="Modes of plain torch.compile to run, by name with semicolons; '*' for all.")
     ] = "*",
+    layers: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Share of each model's layers: compiling takes as long as there are.")
+    ] = 1.0,
     fresh: Annotated[bool, typer.Option(help="Drop earlier results instead of adding to them.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file; the Markdown table goes beside it.")] = None,
 ) -> None:
@@ -61,7 +67,8 @@ def main(
     threads = threads or len(os.sched_getaffinity(0))
     report = _begin(path, found, fresh)
     started = time.perf_counter()
-    for config in _chosen(models, configs(found["type"])):
+    for whole in _chosen(models, configs(found["type"])):
+        config = whole if layers == 1 else shortened(whole, layers)
         typer.echo(f"{config.title} ({time.perf_counter() - started:.0f} s)", err=True)
         rows = _methods(only, baselines, config, found["type"])
         report["models"][config.name] = _model(config, rows, found, rounds, steps, threads, warm, beside)
@@ -111,7 +118,7 @@ def _methods(only: str, baselines: str, config: Config, device: str) -> list[Met
     known = methods(device)
     starts = tuple(only.split(";")) if only else ("*",) if config.name in ALL_METHODS else CORE
     for start in starts:
-        if start != "*" and not any(name.startswith(start) for name in known):
+        if start != "*" and not any(_begins(name, (start,)) for name in known):
             listed = "; ".join(known)
             raise typer.BadParameter(f"no method begins with {start!r}; there are: {listed}", param_hint="--methods")
     plain = {name for name, method in known.items() if method.group == "torch.compile"}
@@ -121,7 +128,11 @@ def _methods(only: str, baselines: str, config: Config, device: str) -> list[Met
             listed = "; ".join(sorted(plain))
             raise typer.BadParameter(f"{'; '.join(unknown)}: there are {listed}", param_hint="--baselines")
         plain, known = chosen, {name: known[name] for name in known if name not in plain - chosen}
-    return [method for name, method in known.items() if "*" in starts or name.startswith(starts) or name in plain]
+    return [method for name, method in known.items() if "*" in starts or _begins(name, starts) or name in plain]
+
+
+def _begins(name: str, starts: tuple[str, ...]) -> bool:
+    return f"{name}$".startswith(starts)
 
 
 def _model(

@@ -3,7 +3,7 @@
 Every entry is what the class in diffusers is constructed with, and the sizes of one denoiser call.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -126,3 +126,11 @@ SCALED_DOWN = (
 def configs(device: str) -> dict[str, Config]:
     """The denoisers for a device, by name."""
     return {config.name: config for config in (TRUE_SIZE if device == "cuda" else SCALED_DOWN)}
+
+
+def shortened(config: Config, share: float) -> Config:
+    """The denoiser with this share of its layers, at its own width and number of tokens; its title says so."""
+    counts = {name: config.arguments[name] for name in ("num_layers", "num_single_layers") if name in config.arguments}
+    fewer = {name: max(1, round(share * count)) for name, count in counts.items()}
+    told = f"{'+'.join(map(str, fewer.values()))} of {'+'.join(map(str, counts.values()))} layers"
+    return replace(config, title=f"{config.title} ({told})", arguments={**config.arguments, **fewer})

@@ -42,7 +42,7 @@ def measure(
         stack.callback(running.end)
         fixed = [row.name for row in rows if row.group == "torch.compile"]
         others = [row.name for row in rows if row.group != "torch.compile"]
-        running.start(fixed[:1])
+        running.start(fixed[:1] if beside == 1 else [row.name for row in rows][:beside])
         size = running.group_size(memory_bytes)
         if size > len(fixed):
             first, *later = _groups(others, size - len(fixed)) or [[]]
@@ -135,7 +135,7 @@ class _Running:
 
         The processes end, but for those of plain torch.compile, which later ones have beside them.
         """
-        self.start([name for name in names if name not in self.workers])
+        self.start([name for name in names if name not in self.workers and "reason" not in self.found[name]])
         started = [name for name in names if name in self.workers]
         order = [name for name in (*beside, *started) if name in self.workers]
         for _ in range(self.rounds):
