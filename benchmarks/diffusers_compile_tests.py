@@ -55,7 +55,7 @@ def run_tests(checkout: Path, model: str, mode: str, lowering: str, timeout: flo
         command += ["--soda-report", str(report), module]
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]),
             "SODA_COMPILE_LOWERING": lowering,
         }
         if not torch.accelerator.is_available():

@@ -23,6 +23,7 @@ from benchmarks.suite.worker import Job
 from soda_compile.storage.files import write_atomic
 
 RESULTS = Path("benchmarks/results")
+PLAIN = "torch.compile"
 ALL_METHODS = ("dit", "flux")
 CORE = ("eager", "torch.compile", "soda, everything", "soda, reuse, interval 4", "soda, reuse, interval 8",
         "soda, forecast", "soda ahead", "cache-dit, DBCache, compiled", "diffusers, TaylorSeer, compiled")  # fmt: skip
@@ -40,6 +41,10 @@ def main(
     threads: Annotated[int, typer.Option(help="Of the CPU; all cores by default.")] = 0,
     warm: Annotated[bool, typer.Option(help="Start compiled methods a second time.")] = True,
     host: Annotated[bool, typer.Option(help="Profile the host's time.")] = True,
+    beside: Annotated[int, typer.Option(min=1, help="Methods that compile at once; rounds never do.")] = 1,
+    baselines: Annotated[
+        str, typer.Option(help="Modes of plain torch.compile to run, by name with semicolons; '*' for all.")
+    ] = "*",
     fresh: Annotated[bool, typer.Option(help="Drop earlier results instead of adding to them.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file; the Markdown table goes beside it.")] = None,
 ) -> None:
@@ -58,7 +63,8 @@ def main(
     started = time.perf_counter()
     for config in _chosen(models, configs(found["type"])):
         typer.echo(f"{config.title} ({time.perf_counter() - started:.0f} s)", err=True)
-        report["models"][config.name] = _model(config, only, found, rounds, steps, threads, warm)
+        rows = _methods(only, baselines, config, found["type"])
+        report["models"][config.name] = _model(config, rows, found, rounds, steps, threads, warm, beside)
         _write(path, report)
     if host:
         from benchmarks.suite.host import profile_host
@@ -100,27 +106,37 @@ def _chosen(names: str, known: dict[str, Config]) -> list[Config]:
     return [known[name] for name in wanted]
 
 
-def _methods(only: str, config: Config, device: str) -> list[Method]:
-    """Those that are asked for, and the modes of plain torch.compile in any case: they are what others are held to."""
+def _methods(only: str, baselines: str, config: Config, device: str) -> list[Method]:
+    """Those that are asked for, and plain torch.compile in any case: it is what others are held to."""
     known = methods(device)
     starts = tuple(only.split(";")) if only else ("*",) if config.name in ALL_METHODS else CORE
     for start in starts:
         if start != "*" and not any(name.startswith(start) for name in known):
             listed = "; ".join(known)
             raise typer.BadParameter(f"no method begins with {start!r}; there are: {listed}", param_hint="--methods")
-    return [
-        method for name, method in known.items()
-        if "*" in starts or name.startswith(starts) or method.group == "torch.compile"
-    ]  # fmt: skip
+    plain = {name for name, method in known.items() if method.group == "torch.compile"}
+    if baselines != "*":
+        chosen = {PLAIN, *baselines.split(";")}
+        if unknown := chosen - plain:
+            listed = "; ".join(sorted(plain))
+            raise typer.BadParameter(f"{'; '.join(unknown)}: there are {listed}", param_hint="--baselines")
+        plain, known = chosen, {name: known[name] for name in known if name not in plain - chosen}
+    return [method for name, method in known.items() if "*" in starts or name.startswith(starts) or name in plain]
 
 
 def _model(
-    config: Config, only: str, found: dict[str, Any], rounds: int, steps: int, threads: int, warm: bool
+    config: Config,
+    rows: list[Method],
+    found: dict[str, Any],
+    rounds: int,
+    steps: int,
+    threads: int,
+    warm: bool,
+    beside: int,
 ) -> dict[str, Any]:
     _import_for(config)
     about = {"title": config.title, "batch": config.batch, "large": config.large}
     job = Job(config, "", found["type"], steps, threads, "", "")
-    rows = _methods(only, config, found["type"])
     if found["type"] == "cuda":
         need = in_child(_needed_bytes, config)
         if need > found["memory_bytes"]:
@@ -131,7 +147,11 @@ def _model(
         "steps": steps, "rounds": rounds, "threads": threads, "dtype": str(job.dtype).removeprefix("torch."),
         "load_average": round(os.getloadavg()[0], 2),
     }  # fmt: skip
-    measured = measure(rows, job, rounds, found["memory_bytes"], warm, lambda line: typer.echo(line, err=True))
+
+    def tell(line: str) -> None:
+        typer.echo(line, err=True)
+
+    measured = measure(rows, job, rounds, found["memory_bytes"], warm, tell, beside)
     return {**about, "settings": settings, "rows": measured}
 
 

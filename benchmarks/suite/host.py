@@ -23,6 +23,7 @@ from benchmarks.suite.plans import plan_for
 from soda_compile.backend.entry import soda
 from soda_compile.compiler import lowering
 from soda_compile.packages import loading
+from soda_compile.torch_internals import inductor
 
 TINY = Config(
     "host", "DiT of 28 layers, 64 wide, 16 tokens", "dit", "DiTTransformer2DModel", _dit(8, 2, 32), 2, (4, 8, 8)
@@ -112,7 +113,7 @@ def _package_us(
     model: nn.Module, plan: soda_compile.Plan, calls: list[dict[str, Any]], mask: tuple[bool, ...]
 ) -> dict[str, float]:
     """A call of the same denoiser as a package, whose code runs once and then returns what it has."""
-    opened = loading.open_subgraph
+    opened = inductor.open_subgraph
 
     def open_once(package: str, name: str) -> Compiled:
         run, kept = opened(package, name), list[Any]()

@@ -117,7 +117,12 @@ def make_model(config: Config, device: str, dtype: torch.dtype, seed: int = 0) -
     kept = set(getattr(cls, "_keep_in_fp32_modules", None) or ())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point():
-            tensor.data = tensor.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
+            path, _, last = name.rpartition(".")
+            cast = tensor.detach().to(torch.float32 if kept & set(name.split(".")) else dtype)
+            if isinstance(tensor, nn.Parameter):
+                tensor.data = cast
+            else:  # a view whose base keeps its dtype cannot be traced
+                setattr(model.get_submodule(path), last, cast)
         if device != "meta" and isinstance(tensor, nn.Parameter) and not tensor.any():
             nn.init.normal_(tensor, std=STD)
     return model

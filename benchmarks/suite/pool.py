@@ -1,6 +1,7 @@
 """Starts the processes of rows, and asks them."""
 
 import multiprocessing
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
@@ -39,8 +40,21 @@ class Worker:
         Raises:
             Failed: With what went wrong there.
         """
-        try:
+        self.send(command)
+        return self.answer(command)
+
+    def send(self, command: str) -> None:
+        """Sends a command; a process that is gone shows in its answer."""
+        with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(command)
+
+    def answer(self, command: str) -> dict[str, Any]:
+        """Waits for the answer to a command that was sent.
+
+        Raises:
+            Failed: With what went wrong there.
+        """
+        try:
             if not self.connection.poll(SECONDS_TO_ANSWER):
                 raise Failed(f"no answer to {command!r} in {SECONDS_TO_ANSWER:.0f} s")
             answer: dict[str, Any] = self.connection.recv()

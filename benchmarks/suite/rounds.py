@@ -19,7 +19,9 @@ CUDA_CONTEXT_BYTES = 1.0e9
 Report = Callable[[str], None]
 
 
-def measure(rows: Sequence[Method], job: Job, rounds: int, memory_bytes: float, warm: bool, tell: Report) -> list[Row]:
+def measure(
+    rows: Sequence[Method], job: Job, rounds: int, memory_bytes: float, warm: bool, tell: Report, beside: int = 1
+) -> list[Row]:
     """Measures the methods on the job's denoiser.
 
     Args:
@@ -29,17 +31,18 @@ def measure(rows: Sequence[Method], job: Job, rounds: int, memory_bytes: float, 
         memory_bytes: What the processes may use together, of the device's memory.
         warm: Whether to start the methods with a cache of their own a second time.
         tell: Takes a line about what goes on.
+        beside: How many processes compile at the same time. Rounds never run beside anything.
 
     Returns:
         A row for each method, in order: with samples, or with the reason why there are none.
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         jobs = {row.name: _job(job, row, index, Path(folder)) for index, row in enumerate(rows)}
-        running = _Running(jobs, {row.name: row for row in rows}, rounds, tell)
+        running = _Running(jobs, {row.name: row for row in rows}, rounds, tell, beside)
         stack.callback(running.end)
         fixed = [row.name for row in rows if row.group == "torch.compile"]
         others = [row.name for row in rows if row.group != "torch.compile"]
-        running.start(fixed[0])
+        running.start(fixed[:1])
         size = running.group_size(memory_bytes)
         if size > len(fixed):
             first, *later = _groups(others, size - len(fixed)) or [[]]
@@ -59,35 +62,49 @@ def measure(rows: Sequence[Method], job: Job, rounds: int, memory_bytes: float, 
 class _Running:
     """Processes that run, and what they have said."""
 
-    def __init__(self, jobs: dict[str, Job], methods: dict[str, Method], rounds: int, tell: Report) -> None:
-        self.jobs, self.methods, self.rounds, self.tell = jobs, methods, rounds, tell
+    def __init__(
+        self, jobs: dict[str, Job], methods: dict[str, Method], rounds: int, tell: Report, beside: int
+    ) -> None:
+        self.jobs, self.methods, self.rounds, self.tell, self.beside = jobs, methods, rounds, tell, beside
         self.workers: dict[str, Worker] = {}
         self.found: dict[str, Row] = {name: _empty(method) for name, method in methods.items()}
         self.round = itertools.count()
 
-    def start(self, name: str) -> bool:
-        """Starts a process, which compiles and warms up."""
-        self.tell(f"    {name} starts")
-        self.workers[name] = Worker.of(self.jobs[name])
-        answer = self.ask(name, "start")
+    def start(self, names: Sequence[str]) -> None:
+        """Starts processes, which compile and warm up, so many at a time as may run beside each other."""
+        for group in _groups(list(names), self.beside):
+            for name in group:
+                self.tell(f"    {name} starts")
+                self.workers[name] = Worker.of(self.jobs[name])
+                self.workers[name].send("start")
+            for name in group:
+                self._take_start(name, len(group))
+
+    def _take_start(self, name: str, beside: int) -> None:
+        answer = self._answer(name, "start")
         if answer is None:
-            return False
+            return
         row, method = self.found[name], self.methods[name]
         row["flops"], row["compile_seconds"] = answer["flops"], answer["compile_seconds"]
         row["follows_mask"] = method.same_mask and follows(answer["flops"], method.interval)
-        if method.cold:
+        if method.cold and beside == 1:
             row["cold_seconds"] = answer["compile_seconds"]
+        if beside > 1:
+            row["notes"].append(f"compiled beside {beside - 1} others")
         if not row["follows_mask"]:
             row["notes"].append("some of the work is done at the other steps too")
-        return True
 
     def ask(self, name: str, command: str) -> dict[str, Any] | None:
         """Asks one process; None if it fails, which ends it.
 
         The row then has a reason instead of samples, unless all that it lacks are its counts.
         """
+        self.workers[name].send(command)
+        return self._answer(name, command)
+
+    def _answer(self, name: str, command: str) -> dict[str, Any] | None:
         try:
-            return self.workers[name].ask(command)
+            return self.workers[name].answer(command)
         except Failed as failure:
             if command in ("profile", "memory") and "rounds" in self.found[name]:
                 self.found[name]["notes"].append(f"{command}: {failure}")
@@ -118,7 +135,8 @@ class _Running:
 
         The processes end, but for those of plain torch.compile, which later ones have beside them.
         """
-        started = [name for name in names if name in self.workers or self.start(name)]
+        self.start([name for name in names if name not in self.workers])
+        started = [name for name in names if name in self.workers]
         order = [name for name in (*beside, *started) if name in self.workers]
         for _ in range(self.rounds):
             number = next(self.round)

@@ -1,6 +1,7 @@
 """Steps as CUDA graphs: each distinct step is recorded once, as a whole, and replayed with one launch."""
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,15 @@ from soda_compile.runtime.execution import run_owned, run_step
 log = logging.getLogger(__name__)
 
 
+_CAPTURING = threading.Lock()  # one stream at a time: to begin, torch waits for the device, which ends other captures
+
+
 class GraphCapturer(Protocol):
     """Captures the work of a device."""
+
+    @property
+    def lock(self) -> threading.Lock:
+        """Held from a replay until its outputs are copied: all graphs share their memory."""
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         """Capture ``body`` without running it; return a function that runs it on the same memory."""
@@ -29,22 +37,38 @@ class CudaGraphCapturer:
     Attributes:
         device: The device.
         pool: The pool.
+        lock: See ``GraphCapturer``.
     """
 
     device: torch.device
     pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    _keepers: list[torch.cuda.CUDAGraph] = field(default_factory=list)
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         """Capture as ``GraphCapturer`` says; the host must not wait for the device in ``body``."""
+        with _CAPTURING, torch.cuda.device(self.device):
+            if not self._keepers:  # a pool without graphs is gone for good
+                self._keepers.append(self._graph_of(lambda: torch.zeros(1, device=self.device)))
+            replay: Callable[[], None] = self._graph_of(body).replay
+            return replay
+
+    def _graph_of(self, body: Callable[[], Any]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        # Threads that load or decode something else meanwhile do no harm.
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"),
-        ):
-            body()
-        replay: Callable[[], None] = graph.replay
-        return replay
+        try:
+            # Threads that load or decode something else meanwhile do no harm.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                body()
+        except BaseException:
+            self._end_capture_of_random_numbers()
+            raise
+        return graph
+
+    def _end_capture_of_random_numbers(self) -> None:
+        """Give the device's generator a state of its own; that of a capture that failed draws no more."""
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        generator: torch.Generator = torch.cuda.default_generators[index]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 def capturer_for(device: torch.device) -> GraphCapturer | None:
@@ -63,7 +87,7 @@ class StepGraphs:
     """The recorded steps of one set of slots.
 
     Slots, weights and copies of the other inputs have fixed addresses, so any step may follow any other. The first
-    time a step runs as it is, which loads and tunes its kernels; the second time it is recorded.
+    time in a thread a step runs as it is, which loads and tunes its kernels; the second time it is recorded.
 
     Attributes:
         registers: Registers; slots among them are written in place.
@@ -77,22 +101,24 @@ class StepGraphs:
     _addresses: tuple[int, ...] = ()
     _copies: dict[int, torch.Tensor] = field(default_factory=dict)  # of inputs, by position
     _copied: dict[int, "weakref.ref[torch.Tensor]"] = field(default_factory=dict)  # of prepared ones
-    _seen: set[int] = field(default_factory=set)
+    _seen: set[tuple[int, int]] = field(default_factory=set)  # by thread: libraries' handles are those of a thread
     _graphs: dict[int, tuple[Callable[[], None], list[Any]]] = field(default_factory=dict)
 
     def run(self, program: Program, step: int, inputs: Sequence[Any]) -> list[Any]:
         """Run one step, see ``run_step``; always of the same program. The caller may keep the outputs."""
         self._require_addresses(inputs)
         kind = program.distinct_steps[step]
-        if kind not in self._seen:
-            self._seen.add(kind)
+        here = threading.get_ident(), kind
+        if kind not in self._graphs and here not in self._seen:
+            self._seen.add(here)
             return run_owned(program, step, self.registers, inputs, in_place=True)
         self._copy(inputs, program.registers_read[kind], len(inputs) - program.prepared)
         if kind not in self._graphs:
             self._graphs[kind] = self._record(program, step, inputs)
         replay, outputs = self._graphs[kind]
-        replay()
-        return [None if value is None else value.clone() for value in outputs]
+        with self.capturer.lock:
+            replay()
+            return [None if value is None else value.clone() for value in outputs]
 
     def _require_addresses(self, inputs: Sequence[Any]) -> None:
         """Drop the graphs where a weight has moved."""
@@ -116,8 +142,9 @@ class StepGraphs:
             for at, v in new.items():
                 if at not in self._copies:
                     self._copies[at] = torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device)
-            copies = [self._copies[at] for at in new]
-            torch._foreach_copy_(copies, list(new.values()), non_blocking=True)  # one launch for those of one dtype
+            copies = [_unrepeated(self._copies[at]) for at in new]
+            values = [_unrepeated(value) for value in new.values()]
+            torch._foreach_copy_(copies, values, non_blocking=True)  # one launch for those of one dtype
 
     def _record(self, program: Program, step: int, inputs: Sequence[Any]) -> tuple[Callable[[], None], list[Any]]:
         pairs = enumerate(zip(inputs, self.fixed, strict=True))
@@ -135,6 +162,14 @@ class StepGraphs:
                 "mode='max-autotune-no-cudagraphs'"
             ) from error
         return replay, outputs
+
+
+def _unrepeated(value: torch.Tensor) -> torch.Tensor:
+    """Return what there is of an expanded tensor in memory."""
+    for axis, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            value = value.narrow(axis, 0, 1)
+    return value
 
 
 @dataclass(eq=False)

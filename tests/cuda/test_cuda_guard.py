@@ -11,7 +11,6 @@ import soda_compile
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.watched_region import WatchedRegion
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 STEPS = 10
 ROWS = ("CC11C11C11", "CCC1CC1Cr1", "CrCrC1CC1r", "CCr1C11C11")  # anchors are 0, 4 and 7
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}

@@ -27,27 +27,6 @@ from soda_compile.packages.loading import open_package
 PACKAGED = ("dit", "wan")
 BIT_FOR_BIT = ("wan",)
 
-# A process that only serves: it must neither find diffusers nor start the compiler.
-SERVE = """
-import json, sys
-sys.modules["diffusers"] = None
-import torch
-from safetensors.torch import load_file, save_file
-import soda_compile
-package, inputs, outputs, kind = sys.argv[1:]
-denoiser = soda_compile.load(package)
-calls = {name: value.clone() for name, value in load_file(inputs).items()}  # a file maps them where torch would not
-steps = 1 + max(int(name.split("/")[0]) for name in calls)
-fixed = json.loads(kind)
-results = {}
-with torch.no_grad(), soda_compile.trajectory(denoiser):
-    for step in range(steps):
-        call = {name.split("/", 1)[1]: value for name, value in calls.items() if name.startswith(f"{step}/")}
-        results[str(step)] = denoiser(**call, **fixed)[0]
-save_file(results, outputs)
-print(sorted(name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules))
-"""
-
 
 def serve(package: Path, calls: Calls, folder: Path) -> list[Tensor]:
     """The outputs of a trajectory in a fresh process."""
@@ -60,7 +39,7 @@ def serve(package: Path, calls: Calls, folder: Path) -> list[Tensor]:
         json.dumps(fixed),
     ]
     done = subprocess.run(
-        [sys.executable, "-c", SERVE, *arguments], capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", toy.SERVE, *arguments], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0] == "[]", "a serving process needs no compiler"

@@ -1,6 +1,7 @@
 """Copies of a scheduler that drive nothing, for looking at its schedule."""
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ def untied_copy(scheduler: Any) -> Any:
 
 
 def fresh_copy(scheduler: Any, arguments: Sequence[Any] = (), options: Mapping[str, Any] | None = None) -> Any:
-    """Return an untied copy at the start of the same timesteps.
+    """Return an untied copy at the start of the same timesteps, which lie on the CPU whatever the device in use.
 
     Args:
         scheduler: A diffusers scheduler whose timesteps are set.
@@ -34,7 +35,10 @@ def fresh_copy(scheduler: Any, arguments: Sequence[Any] = (), options: Mapping[s
     options = options or {}
     if not arguments and not _SET_BY & options.keys():
         arguments = (steps,)
-    copied.set_timesteps(*arguments, **options)
-    if not torch.equal(torch.as_tensor(copied.timesteps).cpu(), torch.as_tensor(scheduler.timesteps).cpu()):
+    given = inspect.signature(copied.set_timesteps).bind(*arguments, **options)
+    if "device" in given.signature.parameters:
+        given.arguments["device"] = "cpu"
+    copied.set_timesteps(*given.args, **given.kwargs)
+    if not torch.equal(torch.as_tensor(copied.timesteps), torch.as_tensor(scheduler.timesteps).cpu()):
         raise ValueError(f"set_timesteps({steps}) gives other timesteps than the ones in use")
     return copied

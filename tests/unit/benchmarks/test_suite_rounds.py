@@ -30,7 +30,13 @@ class FakeWorker:
         return cls(job.method)
 
     def ask(self, command: str) -> dict:
+        self.send(command)
+        return self.answer(command)
+
+    def send(self, command: str) -> None:
         self.asked.append((self.name, command))
+
+    def answer(self, command: str) -> dict:
         if FAILS.get(self.name) == command:
             raise pool.Failed(f"{self.name} fails")
         answers = {
@@ -52,10 +58,10 @@ def worker(monkeypatch):
     return FakeWorker
 
 
-def measure(names, memory_bytes, device="cpu"):
+def measure(names, memory_bytes, device="cpu", beside=1):
     methods = [Method("plain", "torch.compile", None, cold=True), *(Method(name, "soda", None) for name in names)]
     job = Job(SCALED_DOWN[0], "", device, 3, 1, "", "")
-    return {row["name"]: row for row in rounds.measure(methods, job, 2, memory_bytes, True, lambda line: None)}
+    return {row["name"]: row for row in rounds.measure(methods, job, 2, memory_bytes, True, lambda line: None, beside)}
 
 
 def order(asked):
@@ -71,6 +77,16 @@ def test_rounds_are_interleaved_and_rows_that_fail_say_why(worker):
     assert rows["plain"]["warm_seconds"] == 5.0
     assert rows["soda"]["notes"] == ["compiled 2 graphs during the rounds"]
     assert not worker.living
+
+
+def test_processes_may_compile_beside_each_other_but_rounds_do_not(worker):
+    rows = measure(["soda", "breaks", "other"], 100e9, beside=2)
+    starts = [index for index, (_, command) in enumerate(worker.asked) if command == "start"]
+    assert starts[2] == starts[1] + 1, "two are told to start before either is waited for"
+    assert order(worker.asked) == [*["plain", "soda", "other"]] * 2
+    assert rows["soda"]["notes"][0] == "compiled beside 1 others"
+    assert rows["breaks"]["reason"] == "breaks fails"
+    assert "cold_seconds" in rows["plain"]
 
 
 def test_groups_are_as_large_as_memory_allows_and_have_the_plain_one_beside_them(worker):

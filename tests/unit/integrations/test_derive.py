@@ -172,3 +172,12 @@ def test_schedulers_that_cannot_be_made_again_are_asked_for(change: dict[str, An
     unknown = replace(OF_DDIM, info=replace(OF_DDIM.info, **change))
     with pytest.raises(SensitivityError, match="which diffusers cannot make; pass scheduler="):
         scheduler_at(unknown, None, 12)
+
+
+def test_a_schedule_on_another_device_is_probed_on_the_cpu() -> None:
+    """The arguments are those of the pipeline, which are not asked whether that device is here."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(6)
+    wanted = probe_step_weights(scheduler, (6,))
+    np.testing.assert_array_equal(probe_step_weights(scheduler, (6, "cuda")), wanted)
+    np.testing.assert_array_equal(probe_step_weights(scheduler, (6,), {"device": torch.device("cuda")}), wanted)

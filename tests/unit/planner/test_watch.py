@@ -12,7 +12,9 @@ from soda_compile.planner.watch import watched_region
 from soda_compile.plans.watched_region import forecasts_at_anchors
 
 
-@pytest.mark.parametrize("strategy", [AnchorSchedule(), AnchorSchedule("forecast2"), AnchorSchedule("reuse"), Unified()])
+@pytest.mark.parametrize(
+    "strategy", [AnchorSchedule(), AnchorSchedule("forecast2"), AnchorSchedule("reuse"), Unified()]
+)
 def test_expected_errors_are_those_of_the_tables(strategy) -> None:
     sensitivity = make_sensitivity(seed=3, steps=16, regions=4, width=6)
     plan = soda_compile.plan(sensitivity, speedup=1.6, strategy=strategy)

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -57,6 +58,7 @@ class TapeCapturer:
 
     def __init__(self) -> None:
         self.tapes: list[Tape] = []
+        self.lock = threading.Lock()
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         tape = Tape()
@@ -178,6 +180,16 @@ def read(model: torch.nn.Module) -> Any:
     """The generations of a model, once all that was compared is read."""
     soda_compile.stats(model)
     return statistics(model).generations
+
+
+def test_inputs_that_repeat_their_memory_are_taken(capturer: TapeCapturer):
+    """As pipelines expand one timestep to the batch."""
+    model, plan, calls = FAMILIES["sd3"].build(), plan_for("sd3"), FAMILIES["sd3"].trajectory(8)
+    expanded = [{**call, "timestep": call["timestep"][:1].expand(2)} for call in calls]
+    wanted = trajectories(model, plan, expanded, None)
+    torch._dynamo.reset()
+    assert_equal(trajectories(model, plan, expanded, "reduce-overhead"), wanted)
+    assert capturer.tapes
 
 
 def test_recorded_steps_take_conditioning_that_was_computed_ahead(capturer: TapeCapturer):
