@@ -118,7 +118,7 @@ def table(report: Mapping[str, Any]) -> str:
         "of the last sample, mean and worst over generations. The last column is the mean error of an unguarded plan",
         "with as many computed steps in every generation.",
         "",
-        "| generations | anchors | guard | ratio | largest ratio | tripped | computed steps | error | worst | as plan |",
+        "| generations | anchors | guard | ratio | largest ratio | tripped | computed steps | error | worst | plan |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in report["rows"]:

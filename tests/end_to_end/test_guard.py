@@ -232,7 +232,7 @@ def test_pipelines_are_guarded() -> None:
     row = tuple(SYMBOLS[symbol] for symbol in "CrCrC")
     plan = Plan("", names, (row,) * len(names))
     pipe = SD3.build()
-    with pytest.raises(OptionError, match="guard=1.5 compares forecasts"):
+    with pytest.raises(OptionError, match=r"guard=1\.5 compares forecasts"):
         soda_compile.accelerate(pipe, plan, guard=1.5)
     soda_compile.accelerate(pipe, replace(plan, watched=WatchedRegion(names[-1], {2: 1e-9})), guard=1.5)
     SD3.draw(pipe)
