@@ -52,6 +52,7 @@ def accelerate(
     conditioning: Conditioning = "step",
     on_miss: Missing = "plain",
     slot_memory_bytes: int | None = None,
+    guard: float | None = None,
 ) -> Any:
     """Compile a pipeline's denoisers by a plan and tie the step clock to the pipeline's scheduler.
 
@@ -104,6 +105,8 @@ def accelerate(
             the first generations of a setting without a plan of its own (another number of steps, guidance, LoRA) are
             measured: as many as ``calibrate_with`` says, one at a time; later ones follow a plan for ``speedup``.
         slot_memory_bytes: Bound on the memory of kept values, for all generations under way; see ``Options``.
+        guard: Such as 2.0: where the forecasts of a generation are more than so many times as far off as those of the
+            calibration, which anchors show, the steps until the next anchor compute everything; see ``Options``.
 
     Returns:
         The same pipeline. ``restore(pipe)`` undoes everything.
@@ -125,6 +128,7 @@ def accelerate(
         on_miss = "measure"
     options: dict[str, Any] = {"mode": mode, "inductor": dict(inductor or {}), "conditioning": conditioning}
     options |= {"on_miss": "plain" if on_miss == "measure" else on_miss, "slot_memory_bytes": slot_memory_bytes}
+    options["guard"] = guard
     check_options(options)
     searched = {"on_miss='measure'": on_miss == "measure", "measurement": measurement, "refresh": refresh}
     _check_search({**searched, "verify": verify}, plan is not None)
@@ -138,7 +142,7 @@ def accelerate(
         if plan is None and (measurement is None or on_miss == "measure"):
             require_unshared(name, module)
     if plan is not None:
-        given = GivenPlans(_read_plans(plan, list(denoisers)))
+        given = GivenPlans(_read_plans(plan, list(denoisers), guard))
         given.require(pipe.scheduler)
         setattr(pipe, HANDLE, Acceleration(pipe, given, denoisers, options).install())
         return pipe
@@ -176,12 +180,12 @@ def _check_search(asked: Mapping[str, Any], given: bool) -> None:
         raise OptionError(f"verify is {asked['verify']}; it must be a number of generations, or 0")
 
 
-def _read_plans(plan: _PlanLike | Mapping[str, _PlanLike], names: list[str]) -> dict[str, Plan]:
+def _read_plans(plan: _PlanLike | Mapping[str, _PlanLike], names: list[str], guard: float | None) -> dict[str, Plan]:
     by_name = dict(plan) if isinstance(plan, Mapping) else dict.fromkeys(names[:1], plan)
     if set(by_name) != set(names):
         raise OptionError(
             f"plans are given for {', '.join(by_name) or 'nothing'}, but the pipeline has {', '.join(names)}; "
             "pass plan={name: plan} with one for each"
         )
-    plans = {name: check_options({"plan": value}).plan for name, value in by_name.items()}
+    plans = {name: check_options({"plan": value, "guard": guard}).plan for name, value in by_name.items()}
     return {name: value for name, value in plans.items() if value is not None}

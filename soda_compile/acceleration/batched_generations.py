@@ -75,7 +75,12 @@ class BatchedGenerations:
         if unknown:
             raise OptionError(f"{type(model).__name__}.forward takes no argument {unknown[0]!r} that could be shared")
         chosen = {**options, "plan": plan}
-        self.on_miss = check_options(chosen).on_miss
+        checked = check_options(chosen)
+        if checked.guard is not None:
+            raise OptionError(
+                "guard is for generations that run on their own: those that share a call share what it computes"
+            )
+        self.on_miss = checked.on_miss
         self.model = model
         self.sizes = tuple(sorted(set(sizes), reverse=True))
         self.shared = frozenset(shared)

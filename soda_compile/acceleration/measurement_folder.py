@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 SETTING, CARD, FIGURE = "setting.json", "README.md", "plan.png"
 FORMAT = "soda-measurement/3"  # version 2 and before name none
+_PLANS = "watched regions"
+"""What plans have held since: a stored plan from before is as good as none, and is made again from its measurement."""
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
@@ -75,7 +77,7 @@ class Request:
     def name(self) -> str:
         """Readable, fit for a file name, and different for different requests."""
         numbers = "-".join(f"{key}-{value}" for key, value in self.goal.numbers().items())
-        return f"{numbers}-{hashlib.sha256(repr(self).encode()).hexdigest()[:6]}"
+        return f"{numbers}-{hashlib.sha256(f'{self!r}, {_PLANS}'.encode()).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True, eq=False)

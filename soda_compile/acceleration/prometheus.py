@@ -15,6 +15,7 @@ class _Metric:
         help: What it counts.
         key: Where it is among the statistics of a denoiser.
         label: What tells its parts apart, where it has several by name.
+        parts: The parts that are shown; all of them where it names none.
     """
 
     name: str
@@ -22,12 +23,22 @@ class _Metric:
     help: str
     key: str
     label: str = ""
+    parts: tuple[str, ...] = ()
 
 
 _METRICS = (
     _Metric("soda_compile_calls_total", "counter", "Denoiser calls that followed a plan.", "calls"),
     _Metric("soda_compile_regions_total", "counter", "Regions in these calls, by what they did.", "regions", "action"),
     _Metric("soda_compile_misses_total", "counter", "Denoiser calls without a plan, by the reason.", "misses", "kind"),
+    _Metric("soda_compile_guarded_total", "counter", "Denoiser calls computed in full by the guard.", "guarded"),
+    _Metric(
+        "soda_compile_drift",
+        "gauge",
+        "Error of forecasts at anchors, and how many times the expected one that is.",
+        "drift",
+        "of",
+        ("error", "ratio", "last_ratio", "worst_ratio"),
+    ),
     _Metric("soda_compile_slot_bytes", "gauge", "Memory of kept values now.", "slot_bytes"),
     _Metric("soda_compile_slot_bytes_peak", "gauge", "Memory of kept values at most.", "slot_bytes_peak"),
     _Metric("soda_compile_compilations_total", "counter", "Graphs that were compiled.", "compilations"),
@@ -46,6 +57,8 @@ def _lines(metric: _Metric, statistics: Mapping[str, Mapping[str, Any]]) -> Iter
     for denoiser, counts in statistics.items():
         found = counts[metric.key]
         for part, value in found.items() if metric.label else [("", found)]:
+            if value is None or (metric.parts and part not in metric.parts):
+                continue
             labels = {"denoiser": denoiser} | ({metric.label: part} if metric.label else {})
             listed = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels.items())
             yield f"{metric.name}{{{listed}}} {value}"

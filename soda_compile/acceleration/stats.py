@@ -11,6 +11,7 @@ from rich.table import Table
 from soda_compile.acceleration.prometheus import prometheus_text
 from soda_compile.integrations.base import denoisers_of, framework_of
 from soda_compile.plans.actions import Kind
+from soda_compile.runtime.drift import joined
 from soda_compile.runtime.statistics import ModelStatistics, recorded
 from soda_compile.torch_internals.wrapped_tensors import flatten_inputs
 
@@ -38,7 +39,7 @@ class Stats(dict[str, Any]):
 
     def _print(self, console: Console) -> None:
         table = Table(title="Denoiser calls", title_justify="left")
-        for column in ("denoiser", "generation", "by plan", *get_args(Kind), "without plan"):
+        for column in ("denoiser", "generation", "by plan", *get_args(Kind), "without plan", "guarded", "drift"):
             table.add_column(column, justify="left" if column == "denoiser" else "right")
         for name, each in self.items():
             for number, tally in each["generations"].items():
@@ -60,8 +61,16 @@ def _cells(tally: Mapping[str, Any]) -> list[str]:
         tally["calls"],
         *(tally["regions"].get(kind, 0) for kind in get_args(Kind)),
         sum(tally["misses"].values()),
+        tally["guarded"],
     ]
-    return [str(count) for count in counts]
+    return [*map(str, counts), _drift(tally["drift"])]
+
+
+def _drift(drift: Mapping[str, Any]) -> str:
+    """Return the mean and the worst ratio, or the mean error where nothing is expected."""
+    if drift["ratio"] is not None:
+        return f"{drift['ratio']:.2f}x, at most {drift['worst_ratio']:.2f}x"
+    return f"{drift['error']:.1%}" if drift["error"] is not None else ""
 
 
 def stats(model: Any) -> Stats:
@@ -73,8 +82,12 @@ def stats(model: Any) -> Stats:
     Returns:
         By denoiser (``model`` where it is no pipeline's): ``calls`` that followed the plan, ``regions`` by what they
         did in these calls, ``misses``: calls without the plan by kind, with ``reasons``; memory of kept values now
-        and at most, ``slot_bytes`` and ``slot_bytes_peak``; ``compilations`` and ``compile_seconds``; and calls,
-        regions and misses of the newest ``generations`` by number. Printed, it is a table.
+        and at most, ``slot_bytes`` and ``slot_bytes_peak``; ``compilations`` and ``compile_seconds``. ``guarded``
+        counts calls that computed everything because of the option ``guard``, and ``drift`` says how far forecasts were
+        off where they can be compared, at anchors: ``error`` is the mean relative error of so many ``readings``,
+        ``ratio`` how many times what the calibration expects that is on average, with ``last_ratio`` and
+        ``worst_ratio``; None where the plan does not say what is expected. The newest ``generations`` are there by
+        number, with calls, regions, misses, guarded and drift of their own. Printed, it is a table.
 
     Raises:
         OptionError: If it is neither.
@@ -97,7 +110,9 @@ def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Add up the statistics of graphs of one model that know it by different parameters."""
     total = {**other, **one}
     for key in one.keys() & other.keys():
-        if isinstance(one[key], dict):
+        if key == "drift":
+            total[key] = joined(one[key], other[key])
+        elif isinstance(one[key], dict):
             total[key] = _sum(one[key], other[key])
         elif not isinstance(one[key], str):
             total[key] = one[key] + other[key]

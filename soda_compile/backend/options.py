@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -48,6 +49,10 @@ class Options:
             kind; ``error`` raises. ``soda_compile.stats`` counts them.
         slot_memory_bytes: Bound on the memory of all kept values of a model, of all generations that are under way;
             a branch of guidance that finds no room computes everything. None for no bound.
+        guard: Bound on the error of forecasts, over what the calibration expects of them: where an anchor shows more,
+            the steps behind it compute everything, until an anchor shows less. The host then waits for one number of
+            the anchor at the step after it. ``soda_compile.stats`` counts such steps as guarded, and shows the error
+            with or without a guard. None for no guard.
         observer: Takes measurements instead of following a plan; used by ``calibrate``.
         missed: Told of calls that the plan does not cover, by whoever can plan for them; no option of users.
     """
@@ -60,6 +65,7 @@ class Options:
     lowering: Target = "inductor"
     on_miss: OnMiss = "plain"
     slot_memory_bytes: int | None = None
+    guard: float | None = None
     observer: Observer | None = None
     missed: Callable[[Miss], None] | None = None
 
@@ -107,9 +113,34 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
     on_miss = _one_of("on_miss", values.get("on_miss", "plain"), get_args(OnMiss))
     bound = values.get("slot_memory_bytes")
     _require_type("slot_memory_bytes", bound, int, "a number of bytes, or None")
+    guard = _checked_guard(values.get("guard"))
+    require_watched(plan, guard)
     return Options(
-        plan, settings, cuda_graphs, granularity, conditioning, lowering, on_miss, bound, values.get("observer")
+        plan, settings, cuda_graphs, granularity, conditioning, lowering, on_miss, bound, guard, values.get("observer")
     )
+
+
+def require_watched(plan: Plan | None, guard: float | None) -> None:
+    """Check that a plan that is to be guarded says which errors are expected, unless it computes everything.
+
+    Raises:
+        OptionError: It does not.
+    """
+    if guard is None or plan is None or plan.watched is not None or len(plan.anchors) == plan.steps:
+        return
+    raise OptionError(
+        f"guard={guard:g} compares forecasts at anchors with the errors of the calibration, and the plan has none: it "
+        "was made by hand or before they were kept, no region is stale before an anchor, or anchors lie further apart "
+        "than max_interval of the calibration. Make it with soda_compile.plan(sensitivity, ...), or leave guard out"
+    )
+
+
+def _checked_guard(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 < value < math.inf:
+        raise OptionError(f"guard is {value!r}; it must be a number above 1, such as 2.0, or None")
+    return float(value)
 
 
 def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> Any:

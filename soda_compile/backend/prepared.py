@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from soda_compile.backend.options import Options
+from soda_compile.backend.options import Options, require_watched
 from soda_compile.backend.variations import remember
 from soda_compile.compiler.bind import require_fit
 from soda_compile.compiler.conditioning import separate_conditioning
@@ -16,7 +16,7 @@ from soda_compile.compiler.constant_stage import ConstantStage, take_constants
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program, build_program
 from soda_compile.compiler.slot_samples import slot_samples
-from soda_compile.errors import CaptureError
+from soda_compile.errors import CaptureError, OptionError
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime.cuda_graphs import Recording
@@ -83,6 +83,7 @@ class PreparedDenoiser:
             conditioning=self.conditioning and self.conditioning.at(sizes),
             compile_seconds=self.compile_seconds,
             samples=functools.cache(lambda: slot_samples(self.structure.at(sizes), program)),
+            guard=self.options.guard,
         )
 
 
@@ -92,8 +93,15 @@ def prepare(structure: Structure, plan: Plan, options: Options, lowering: Loweri
     Raises:
         PlanError: If the plan is for another model.
         CaptureError: If the denoiser has no parameters.
+        OptionError: If the plan is to be guarded and cannot be, or processes share the model.
     """
     require_fit(plan, structure)
+    require_watched(plan, options.guard)
+    if options.guard is not None and structure.collectives:
+        raise OptionError(
+            f"guard={options.guard:g} is decided in each process, and those that share this model would wait for each "
+            "other in different steps; leave guard out"
+        )
     log_artifact("soda_plan", lambda: str(plan))
     if True not in structure.parameters:
         raise CaptureError("the denoiser has no parameters, so its calls cannot be told from another model's")

@@ -10,6 +10,7 @@ from soda_compile.planner.costs import Costs
 from soda_compile.planner.goal import Goal
 from soda_compile.planner.problem import Actions, Draft, Problem, Strategy
 from soda_compile.planner.strategies import AnchorSchedule, FixedInterval
+from soda_compile.planner.watch import watched_region
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.plan_file import Scalar
 from soda_compile.plans.profile import Profile
@@ -143,4 +144,5 @@ def _finish(problem: Problem, draft: Draft) -> Plan:
         predicted_error=draft.error,
         pruning=strategy.pruning if any(action.kind == "prune" for row in actions for action in row) else None,
     )
-    return replace(made, method=tuple({**method, "anchors": len(made.anchors)}.items()))
+    watched = watched_region(problem.sensitivity, made)
+    return replace(made, method=tuple({**method, "anchors": len(made.anchors)}.items()), watched=watched)

@@ -18,6 +18,9 @@ from soda_compile.plans.fitted_weights import to_json as weights_to_json
 from soda_compile.plans.notebook import picture_or_text
 from soda_compile.plans.plan_file import Scalar
 from soda_compile.plans.pruning import Pruning
+from soda_compile.plans.watched_region import WatchedRegion
+from soda_compile.plans.watched_region import from_json as watched_from_json
+from soda_compile.plans.watched_region import to_json as watched_to_json
 from soda_compile.storage.files import named_errors, write_atomic
 
 
@@ -45,6 +48,8 @@ class Plan:
         method: how the plan was made, as (key, value) pairs sorted by key; a mapping is accepted too.
         weights: fitted weights of kept values, sorted by step and order; where there are none, forecasts follow their
             polynomial and reuse takes values as they are.
+        watched: the region whose forecasts are compared with what is computed at anchors, with the errors that the
+            calibration expects; None where it is not known.
 
     Raises:
         PlanError: any of the above does not hold.
@@ -64,6 +69,7 @@ class Plan:
     pruning: Pruning | None = None
     method: tuple[tuple[str, Scalar], ...] = ()
     weights: tuple[FittedWeights, ...] = ()
+    watched: WatchedRegion | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "regions", tuple(self.regions))
@@ -80,6 +86,8 @@ class Plan:
         for region, row in zip(self.regions, self.actions, strict=True):
             _check_row(region, row)
         check_weights(self.weights, self.actions)
+        if self.watched is not None:
+            self.watched.check(self.regions, self.actions, self.anchors)
         if self.pruning is None and (
             prunes := [name for name, row in zip(self.regions, self.actions, strict=True) if _prunes(row)]
         ):
@@ -182,6 +190,7 @@ class Plan:
             "legend": {symbol: entry for symbol, entry in legend.items() if symbol in used},
             "actions": dict(zip(self.regions, self.rows, strict=True)),
             **({"weights": weights_to_json(self.weights)} if self.weights else {}),
+            **({"watched": watched_to_json(self.watched)} if self.watched else {}),
         }
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
@@ -206,6 +215,7 @@ class Plan:
                 pruning=data.pruning,
                 method=tuple(data.method.items()),
                 weights=weights_from_json(data.weights),
+                watched=None if data.watched is None else watched_from_json(data.watched.region, data.watched.errors),
                 **data.model_dump(exclude=set(plan_file.DECODED)),
             )
 

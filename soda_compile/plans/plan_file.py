@@ -13,11 +13,20 @@ SCHEMA = "soda-plan/1"
 Scalar = str | int | float | bool | None
 
 
+class WatchedEntry(BaseModel):
+    """The watched region of a plan file, with the expected errors by step."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    region: str
+    errors: dict[str, float]
+
+
 class PlanFile(BaseModel):
     """The keys of a plan file.
 
     `actions` has one string per region with one symbol of `legend` per step. `weights` is by step and by operator, and
-    left out where nothing was fitted.
+    left out where nothing was fitted; `watched` is left out where nothing is expected of forecasts at anchors.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -38,9 +47,12 @@ class PlanFile(BaseModel):
     legend: dict[str, Action]
     actions: dict[str, str]
     weights: dict[str, dict[str, list[float]]] = Field(default_factory=dict)
+    watched: WatchedEntry | None = None
 
 
-DECODED = frozenset({"schema_version", "steps", "timesteps", "pruning", "method", "legend", "actions", "weights"})
+DECODED = frozenset(
+    {"schema_version", "steps", "timesteps", "pruning", "method", "legend", "actions", "weights", "watched"}
+)
 """Keys that become a plan's field in another form, or none."""
 PLAIN = tuple(name for name in PlanFile.model_fields if name in ("steps", "timesteps") or name not in DECODED)
 """Keys that a file holds as the plan does, in the order of the file."""

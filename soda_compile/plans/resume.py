@@ -8,6 +8,7 @@ from soda_compile.plans.actions import COMPUTE, STALE, Action
 from soda_compile.plans.fitted_weights import FittedWeights
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.reads import reads
+from soda_compile.plans.watched_region import WatchedRegion, forecasts_at_anchors
 
 
 def resume_at(plan: Plan, start: int) -> Plan:
@@ -37,6 +38,7 @@ def resume_at(plan: Plan, start: int) -> Plan:
         predicted_error=None,
         method=tuple({**dict(plan.method), "start": start}.items()),
         weights=_resumed_weights(plan, actions, start),
+        watched=_resumed_watched(plan, actions, start),
     )
 
 
@@ -65,6 +67,7 @@ def within(plan: Plan, first: int, timesteps: Sequence[float]) -> Plan:
         flop_ratio=None if ratio is None else (ratio * plan.steps + steps - plan.steps) / steps,
         predicted_error=None,
         weights=tuple(replace(each, step=first + each.step) for each in plan.weights),
+        watched=plan.watched and plan.watched.moved(first, range(plan.steps)),
         method=tuple((key, value) for key, value in plan.method if key not in ("first_step", "schedule_steps")),
     )
 
@@ -81,6 +84,22 @@ def _resumed_weights(plan: Plan, actions: Sequence[tuple[Action, ...]], start: i
         )
 
     return tuple(replace(each, step=each.step - start) for each in plan.weights if stays(each))
+
+
+def _resumed_watched(plan: Plan, actions: Sequence[tuple[Action, ...]], start: int) -> WatchedRegion | None:
+    """Return what is expected at anchors whose forecasts are made of the same values as before."""
+    if plan.watched is None:
+        return None
+    number = plan.regions.index(plan.watched.region)
+    later = [step - start for step in plan.anchors if step >= start]
+    before = forecasts_at_anchors(plan.actions[number], plan.anchors)
+    after = forecasts_at_anchors(actions[number], later)
+    same = [
+        step + start
+        for step, sources in after.items()
+        if before.get(step + start) == tuple(start + source for source in sources)
+    ]
+    return plan.watched.moved(-start, same)
 
 
 def _resumed_row(row: tuple[Action, ...]) -> tuple[Action, ...]:

@@ -7,6 +7,7 @@ from soda_compile.compiler.program import Program
 from soda_compile.runtime.call_counter import Branch, CallCounter
 from soda_compile.runtime.conditioning_cache import ConditioningCache
 from soda_compile.runtime.constant_cache import ConstantCache
+from soda_compile.runtime.drift import Newest
 from soda_compile.runtime.slots import Slots
 
 
@@ -54,11 +55,13 @@ class Branches(Generic[State]):
         calls_per_step: Calls in a step, where they advance the clock.
         counter: Counts the calls.
         states: The branches that keep something.
+        newest: How far forecasts were off at the newest anchor.
     """
 
     calls_per_step: int
     counter: CallCounter = field(init=False)
     states: dict[Branch, State] = field(default_factory=dict)
+    newest: Newest = field(default_factory=Newest)
 
     def __post_init__(self) -> None:
         self.counter = CallCounter(self.calls_per_step)

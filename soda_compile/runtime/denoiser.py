@@ -21,12 +21,14 @@ from soda_compile.runtime.conditioning_cache import Conditions
 from soda_compile.runtime.constant_cache import compute
 from soda_compile.runtime.counting import Counted, counted_generations
 from soda_compile.runtime.current import Outside, current_generation
+from soda_compile.runtime.drift import Reading
 from soda_compile.runtime.execution import run_once, run_owned
 from soda_compile.runtime.generation import Generation
 from soda_compile.runtime.misses import Miss
 from soda_compile.runtime.placing import find_branch, is_at
 from soda_compile.runtime.slots import SlotPool, new_registers
 from soda_compile.runtime.statistics import ModelStatistics, RegionCounts, statistics_of
+from soda_compile.runtime.watchpoints import Watchpoint, keeps_between, watchpoints
 
 OnMiss = Literal["plain", "error"]
 
@@ -38,16 +40,21 @@ class PlannedProgram:
     Attributes:
         program: The compiled plan.
         regions: For each step.
+        watchpoints: What is compared at anchors, by step.
+        keeps: For each step between anchors, whether anything is kept there.
     """
 
     program: Program
     regions: tuple[RegionCounts, ...]
+    watchpoints: Mapping[int, Watchpoint]
+    keeps: Mapping[int, bool]
 
     @classmethod
     def of(cls, program: Program, plan: Plan) -> "PlannedProgram":
         """Count the actions of a plan."""
         steps = zip(*plan.actions, strict=True)
-        return cls(program, tuple(tuple(Counter(action.kind for action in step).items()) for step in steps))
+        regions = tuple(tuple(Counter(action.kind for action in step).items()) for step in steps)
+        return cls(program, regions, watchpoints(program, plan), keeps_between(plan))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +75,8 @@ class PlannedDenoiser:
         conditioning: Computes those after them, which follow from the timestep; None if there are none.
         compile_seconds: Time that compiling took; None for what was compiled ahead of time.
         samples: Tells where the samples of a batch lie in the slots of ``program``.
+        guard: Error of forecasts at an anchor, over the expected one, above which the steps behind it compute
+            everything; None for no guard.
     """
 
     program: Program
@@ -82,6 +91,7 @@ class PlannedDenoiser:
     conditioning: ConditioningStage | None = None
     compile_seconds: float | None = None
     samples: Callable[[], Mapping[int, SampleSlot]] = dict
+    guard: float | None = None
     conditions: dict[Hashable, Conditions] = field(default_factory=dict, init=False)
     _programs: dict[int, PlannedProgram] = field(default_factory=dict, init=False)  # by the step where they begin
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -116,7 +126,7 @@ class PlannedDenoiser:
         if counted is not None:
             counted.calls += 1
         try:
-            outputs = self._run(branch, call.step, inputs, generation.clock.schedule)
+            outputs = self._follow(generation, branches, branch, call.step, inputs, statistics)
         except BaseException:
             branches.drop(call.branch)
             if counted is not None:
@@ -124,19 +134,58 @@ class PlannedDenoiser:
             raise
         if call.step == self.plan.steps - 1:
             branches.drop(call.branch)
-        regions = self.starting_at(branch.start).regions[call.step - branch.start]
-        statistics.count(generation, regions)
         return outputs
 
-    def _run(self, branch: BranchState, step: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
-        slots, here = branch.slots, step - branch.start
-        if self.constants is not None:
-            inputs = (*inputs, *branch.constants.values(self.constants, inputs, self._constants(slots.program, here)))
-        if self.conditioning is not None:
-            inputs = (*inputs, *branch.conditioning.values(self.conditioning, here, inputs, schedule))
+    def _follow(
+        self,
+        generation: Generation,
+        branches: Branches[BranchState],
+        branch: BranchState,
+        step: int,
+        inputs: Sequence[Any],
+        statistics: ModelStatistics,
+    ) -> list[Any]:
+        """Run a step of the plan, or all of the denoiser if the guard has tripped; compare forecasts at anchors."""
+        planned, here = self.starting_at(branch.start), step - branch.start
+        if self.guard is not None and here in planned.keeps:
+            exceeded = branches.newest.exceeding(self.guard, step)
+            if exceeded is not None:
+                statistics.guarded(generation, step, exceeded, self.guard)
+                return self._run_guarded(branch, here, inputs, generation.clock.schedule)
+        point = planned.watchpoints.get(here) if generation.counted else None
+        forecasts = point.forecasts(branch.slots.registers) if point is not None else ()
+        outputs = self._run(branch, here, inputs, generation.clock.schedule)
+        if point is not None:
+            reading = Reading.send(step, point.expected, point.error(forecasts, branch.slots.registers))
+            branches.newest.add(reading)
+            statistics.drifted(generation, reading)
+        statistics.count(generation, planned.regions[here])
+        return outputs
+
+    def _run(self, branch: BranchState, here: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
+        """Run a step, counted from where the branch began."""
+        slots = branch.slots
+        inputs = self._with_kept(branch, slots.program, here, here, inputs, schedule)
         if slots.graphs is not None:
             return slots.graphs.run(slots.program, here, inputs)
         return run_owned(slots.program, here, slots.registers, inputs)
+
+    def _run_guarded(self, branch: BranchState, here: int, inputs: Sequence[Any], schedule: Hashable) -> list[Any]:
+        """Compute everything at a step; what is kept is what the plan keeps there, as later steps count on it."""
+        if self.starting_at(branch.start).keeps[here]:
+            self._run(branch, here, inputs, schedule)
+        inputs = self._with_kept(branch, self.program, 0, here, inputs, schedule)
+        return run_owned(self.program, 0, new_registers(self.program, only_first=True), inputs)
+
+    def _with_kept(
+        self, branch: BranchState, program: Program, step: int, here: int, inputs: Sequence[Any], schedule: Hashable
+    ) -> Sequence[Any]:
+        """Return the inputs of a step of a program, with what is computed ahead for the present one, ``here``."""
+        if self.constants is not None:
+            inputs = (*inputs, *branch.constants.values(self.constants, inputs, self._constants(program, step)))
+        if self.conditioning is not None:
+            inputs = (*inputs, *branch.conditioning.values(self.conditioning, here, inputs, schedule))
+        return inputs
 
     def _run_plain(
         self, miss: Miss, generation: Generation | Outside, statistics: ModelStatistics, inputs: Sequence[Any]

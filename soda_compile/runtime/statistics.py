@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from soda_compile.runtime.current import Outside
+from soda_compile.runtime.drift import Drift, Reading
 from soda_compile.runtime.misses import Miss
 from soda_compile.runtime.per_model import PerModel
 from soda_compile.runtime.slots import Budget
@@ -32,10 +33,14 @@ class Tally:
     Attributes:
         planned: Denoiser calls that followed the plan, by what their regions did.
         misses: Calls that ran without the plan, by kind.
+        guarded: Calls that computed everything because the guard had tripped.
+        drift: How far forecasts were off at anchors, as far as that has been read.
     """
 
     planned: dict[RegionCounts, int] = field(default_factory=dict)
     misses: Counter[str] = field(default_factory=Counter)
+    guarded: int = 0
+    drift: Drift = field(default_factory=Drift)
 
     @property
     def calls(self) -> int:
@@ -53,12 +58,19 @@ class Tally:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counts as plain values."""
-        return {"calls": self.calls, "regions": dict(self.regions), "misses": dict(self.misses)}
+        return {
+            "calls": self.calls,
+            "regions": dict(self.regions),
+            "misses": dict(self.misses),
+            "guarded": self.guarded,
+            "drift": self.drift.as_dict(),
+        }
 
     def __str__(self) -> str:
         regions = ", ".join(f"{count} {kind}" for kind, count in self.regions.items())
         misses = f"; {self.misses.total()} calls without the plan" if self.misses else ""
-        return f"{self.calls} calls" + (f": {regions}" if regions else "") + misses
+        guarded = f"; {self.guarded} guarded calls" if self.guarded else ""
+        return f"{self.calls} calls" + (f": {regions}" if regions else "") + misses + guarded
 
 
 @dataclass(eq=False)
@@ -80,6 +92,7 @@ class ModelStatistics:
     compilations: int = 0
     compile_seconds: float = 0.0
     reasons: dict[str, str] = field(default_factory=dict)
+    _unread: list[tuple[Tally, Reading]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, generation: "Generation", regions: RegionCounts) -> None:
@@ -90,6 +103,33 @@ class ModelStatistics:
             self._list(generation)
             for tally in (generation.tally.planned, self.total.planned):
                 tally[regions] = tally.get(regions, 0) + 1
+
+    def drifted(self, generation: "Generation", reading: Reading) -> None:
+        """Take the error of a forecast at an anchor, and count those that have arrived meanwhile."""
+        with self._lock:
+            self._unread.append((generation.tally, reading))
+            self._read(wait=False)
+
+    def _read(self, *, wait: bool) -> None:
+        unread, self._unread = self._unread, []
+        for tally, reading in unread:
+            if wait or reading.arrived:
+                tally.drift.add(reading)
+                self.total.drift.add(reading)
+            else:
+                self._unread.append((tally, reading))
+
+    def guarded(self, generation: "Generation", step: int, ratio: float, guard: float) -> None:
+        """Count a call that computed everything because of the guard; warn at the first."""
+        with self._lock:
+            self._list(generation)
+            for tally in (generation.tally, self.total):
+                tally.guarded += 1
+        self.say(
+            "guard",
+            f"at step {step} forecasts were {ratio:.1f} times as far off as in the calibration, more than "
+            f"guard={guard:g}: steps compute everything until an anchor shows less",
+        )
 
     def miss(self, generation: "Generation | Outside | None", miss: Miss) -> None:
         """Count a call without the plan, of a generation or of none; warn at the first of its kind."""
@@ -126,7 +166,9 @@ class ModelStatistics:
             self.generations.append((generation.trajectory, generation.tally))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all statistics as plain values."""
+        """Return all statistics as plain values; errors that are on their way from a device are waited for."""
+        with self._lock:
+            self._read(wait=True)
         return {
             **self.total.as_dict(),
             "reasons": dict(self.reasons),

@@ -1,5 +1,6 @@
 """Recorded steps, with a capturer that keeps addresses as CUDA graphs do, on the CPU."""
 
+import dataclasses
 import gc
 import logging
 import threading
@@ -20,6 +21,7 @@ from soda_compile.compiler.bind import prunable_regions
 from soda_compile.plans.actions import COMPUTE, REUSE, Action, prune
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.pruning import Pruning
+from soda_compile.plans.watched_region import WatchedRegion
 from soda_compile.runtime import cuda_graphs
 from soda_compile.runtime.slots import Slots
 
@@ -148,6 +150,36 @@ def test_recorded_steps_give_the_same(capturer: TapeCapturer, name: str, score: 
     got = trajectories(model, plan, calls, "reduce-overhead")
     assert capturer.tapes, "from the second trajectory on"
     assert_equal(got, wanted)
+
+
+@pytest.mark.parametrize("conditioning", ["step", "trajectory"])
+def test_forecasts_are_compared_outside_of_what_is_recorded(capturer: TapeCapturer, conditioning: str):
+    family = FAMILIES["dit"]
+    model, calls = family.build(), list(family.trajectory(8))
+    plan = plan_for("dit")
+    watched = WatchedRegion(plan.regions[0], {3: 1e-6, 6: 1e6})  # trips at step 3, and no longer at 6
+    plan = dataclasses.replace(plan, watched=watched)
+    options: dict[str, Any] = {"guard": 1.01, "conditioning": conditioning}
+    unguarded = trajectories(model, plan, calls, None, conditioning=conditioning)
+    readings = [each.drift.as_dict() for _, each in read(model)]
+    assert readings[-1]["readings"] == 2
+    torch._dynamo.reset()
+    wanted = trajectories(model, plan, calls, None, **options)
+    torch._dynamo.reset()
+    got = trajectories(model, plan, calls, "reduce-overhead", **options)
+    assert capturer.tapes
+    assert_equal(got, wanted)
+    assert [tally.guarded for _, tally in read(model)] == [0] * 3 + [2] * 6, "steps 4 and 5 of each"
+    differ = [not torch.equal(one[0], other[0]) for one, other in zip(got, unguarded, strict=True)]
+    assert differ == [False, False, False, False, True, True, False, False] * 3
+    found = [each.drift.as_dict() for _, each in read(model)]
+    assert found[:3] == found[3:6] == found[6:]
+
+
+def read(model: torch.nn.Module) -> Any:
+    """The generations of a model, once all that was compared is read."""
+    soda_compile.stats(model)
+    return statistics(model).generations
 
 
 def test_inputs_that_repeat_their_memory_are_taken(capturer: TapeCapturer):
