@@ -7,7 +7,6 @@ python -m benchmarks.leaderboard --models digits --methods "ours;FORA;TaylorSeer
 import os
 import tempfile
 import time
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ import torch
 import typer
 
 os.environ.setdefault("SODA_COMPILE_LOWERING", "eager")
+os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")
 
 from benchmarks.leaderboard import store
 from benchmarks.leaderboard.curves import draw
@@ -22,7 +22,7 @@ from benchmarks.leaderboard.jobs import Task, run_all, run_task
 from benchmarks.leaderboard.models import MODELS
 from benchmarks.leaderboard.ours import OURS
 from benchmarks.leaderboard.rows import Scoring, peers
-from benchmarks.leaderboard.subject import Subject
+from benchmarks.leaderboard.subject import CALIBRATION, Subject
 from benchmarks.leaderboard.table import markdown
 from benchmarks.leaderboard.trial import original, seconds
 from soda_compile.storage.files import write_atomic
@@ -36,6 +36,7 @@ def main(
     methods: Annotated[str, typer.Option(help="Beginnings of names of methods, with semicolons; all by default.")] = "",
     costs: Annotated[str, typer.Option(help="Shares of the original's FLOPs, with commas.")] = COSTS,
     samples: Annotated[int, typer.Option(min=2, help="Fresh seeds that are scored.")] = 100,
+    calibration_samples: Annotated[int, typer.Option(min=2, help="Other seeds that methods are tuned on.")] = 10,
     limit: Annotated[float, typer.Option("--seconds", help="No row is begun after so long.")] = 1e6,
     jobs: Annotated[int, typer.Option(min=1, help="Processes at once.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each process.")] = 1,
@@ -58,7 +59,7 @@ def main(
         out.unlink(missing_ok=True)
     deadline = time.time() + limit
     with tempfile.TemporaryDirectory() as folder:
-        scoring = Scoring(samples, frechet, scored_apart, folder, timed, deadline)
+        scoring = Scoring(samples, calibration_samples, frechet, scored_apart, folder, timed, deadline)
         tasks: list[Task] = []
         for name in wanted:
             subject = MODELS[name](device)
@@ -122,7 +123,7 @@ def _facts(subject: Subject, scoring: Scoring) -> dict[str, Any]:
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
             "scored seeds": f"0 to {scoring.samples - 1}, {subject.batch} in a batch",
-            "calibration": "10 seeds from 1000000 on, and 10 more for our sensitivity",
+            "calibration": f"{scoring.calibration} seeds from {CALIBRATION} on, and as many more for our sensitivity",
             "timed": f"{scoring.timed} samples in one batch, the fastest of three; other processes may run beside",
         },
     }

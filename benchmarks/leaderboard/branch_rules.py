@@ -38,19 +38,19 @@ class KeptBranch:
         self.original, self.clock, self.mask, self.order, self.basis = module.forward, clock, mask, order, basis
         self.last, self.factors = 0, list[list[Any]]()
         self.single = True
-        module.forward = self.forward  # type: ignore[method-assign]
+        module.forward = self.forward
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         step = self.clock.step
         if not self.mask[step]:
-            found = [None if f is None else predicted(f, step - self.last, self.basis) for f in self.factors]
+            found = [predicted(each, step - self.last, self.basis) if each else None for each in self.factors]
             return found[0] if self.single else tuple(found)
         result = self.original(*args, **kwargs)
         self.single = not isinstance(result, tuple)
         values = [result] if self.single else list(result)
         before = self.factors or [[] for _ in values]
         self.factors = [
-            None if value is None else differences(value, old, step - self.last, self.order)
+            [] if value is None else differences(value, old, step - self.last, self.order)
             for value, old in zip(values, before, strict=True)
         ]
         self.last = step

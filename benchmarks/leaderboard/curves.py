@@ -24,9 +24,12 @@ def draw(report: Mapping[str, Any], model: str, path: Path) -> None:
         own = sorted((row for row in rows if row["method"] == name), key=lambda row: float(row["cost"]))
         costs = [row["cost"] for row in own]
         bands = [mean_interval(row["relative_l2"]) for row in own]
-        axes.plot(costs, [row["relative_l2_mean"] for row in own], STYLES[own[0]["kind"]], marker="o", markersize=3,
-                  color=colours(number % 20), linewidth=2.5 if own[0]["kind"] == "ours" else 1.2, label=name)  # fmt: skip
-        axes.fill_between(costs, *zip(*bands, strict=True), color=colours(number % 20), alpha=0.12, linewidth=0)
+        colour, kind = colours(number % 20), own[0]["kind"]
+        means = [row["relative_l2_mean"] for row in own]
+        width = 2.5 if kind == "ours" else 1.2
+        axes.plot(costs, means, STYLES[kind], marker="o", markersize=3, color=colour, linewidth=width, label=name)
+        lows, highs = [low for low, _ in bands], [high for _, high in bands]
+        axes.fill_between(costs, lows, highs, color=colour, alpha=0.12, linewidth=0)
     axes.set(xlabel="share of the original's FLOPs", ylabel="relative L2 to the original", yscale="log",
              title=report["models"][model]["title"])  # fmt: skip
     axes.grid(True, which="both", alpha=0.25)

@@ -1,4 +1,5 @@
 """FLOPs of a whole generation, counted as it runs in eager mode."""
+# mypy: allow-untyped-calls
 
 from collections.abc import Iterator
 from contextlib import contextmanager

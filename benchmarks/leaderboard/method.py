@@ -8,7 +8,6 @@ from benchmarks.leaderboard.subject import Subject
 from benchmarks.leaderboard.tuning import Search
 
 Kind = Literal["ours", "rule", "their code", "fewer steps"]
-CALIBRATION_SAMPLES = 10
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,5 @@
 """The registry of trained models: one entry each."""
+# mypy: allow-untyped-calls
 
 from collections.abc import Callable, Sequence
 from typing import Any

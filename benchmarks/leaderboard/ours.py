@@ -1,7 +1,7 @@
 """Plans of ours, and the paper's schedule, each made for a budget of FLOPs on calibration seeds."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import Any
 
 import soda_compile
 from benchmarks.leaderboard.installed import Installed
-from benchmarks.leaderboard.method import CALIBRATION_SAMPLES
 from benchmarks.leaderboard.subject import CALIBRATION, Subject
 from soda_compile.measure.recording import Recording
 from soda_compile.planner import Strategy
@@ -31,14 +30,16 @@ class Measured:
     Attributes:
         subject: The subject.
         folder: Where the processes of this run share it.
+        samples: Of the recording, and of each generation that calibrates.
     """
 
     subject: Subject
     folder: Path
+    samples: int
 
     def recording(self) -> Recording:
         """The original on the calibration seeds."""
-        return _recording(self.subject)
+        return _recording(self.subject, self.samples)
 
     def sensitivity(self, simulated: bool = False) -> tuple[soda_compile.Sensitivity, float]:
         """The sensitivity, with simulated intervals or without, and the seconds that measuring it took."""
@@ -48,7 +49,7 @@ class Measured:
         return self._kept("simulated", lambda: (self._simulate(plain), before))
 
     def _calibrate(self) -> soda_compile.Sensitivity:
-        return soda_compile.calibrate(self.subject.pipe, _generate(self.subject), generations=GENERATIONS)
+        return soda_compile.calibrate(self.subject.pipe, _generate(self.subject, self.samples), generations=GENERATIONS)
 
     def _simulate(self, plain: soda_compile.Sensitivity) -> soda_compile.Sensitivity:
         return soda_compile.simulate(self.recording(), plain, spacings=SPACINGS)
@@ -68,17 +69,17 @@ class Measured:
         return loaded, float(loaded.info.notes[SECONDS])
 
 
-def _generate(subject: Subject) -> Callable[[int], Any]:
+def _generate(subject: Subject, samples: int) -> Callable[[int], Any]:
     def generate(number: int) -> Any:
-        first = CALIBRATION + CALIBRATION_SAMPLES * number
-        return subject.run(subject.pipe, range(first, first + CALIBRATION_SAMPLES), subject.steps)
+        first = CALIBRATION + samples * number
+        return subject.run(subject.pipe, range(first, first + samples), subject.steps)
 
     return generate
 
 
 @lru_cache(maxsize=4)
-def _recording(subject: Subject) -> Recording:
-    return soda_compile.record(subject.pipe, _generate(subject), generations=1)
+def _recording(subject: Subject, samples: int) -> Recording:
+    return soda_compile.record(subject.pipe, _generate(subject, samples), generations=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,14 +134,9 @@ def install(planned: Planned, subject: Subject) -> Installed:
         for kind in set(kinds):
             if found["regions"].get(kind, 0) != generations * kinds.count(kind):
                 raise RuntimeError(f"regions that {kind}: {found['regions']}, planned {kinds.count(kind)}")
-        return float(planned.plan.flop_ratio)
+        return float(planned.plan.flop_ratio or 1.0)
 
     def held() -> int:
         return int(sum(each["slot_bytes_peak"] for each in soda_compile.stats(pipe).values()))
 
     return Installed(pipe, subject.steps, held_bytes=held, cost=cost, close=lambda: soda_compile.restore(pipe))
-
-
-def calibration_seeds() -> Sequence[int]:
-    """The seeds that every method is tuned on."""
-    return range(CALIBRATION, CALIBRATION + CALIBRATION_SAMPLES)

@@ -12,7 +12,7 @@ from benchmarks.leaderboard.installed import Installed
 from benchmarks.leaderboard.measures import frechet, reference, scores
 from benchmarks.leaderboard.method import Method
 from benchmarks.leaderboard.rules import RULES
-from benchmarks.leaderboard.subject import Subject
+from benchmarks.leaderboard.subject import CALIBRATION, Subject
 from benchmarks.leaderboard.their_code import DIFFUSERS
 from benchmarks.leaderboard.trial import relative, run, seconds
 from benchmarks.leaderboard.tuning import Setting, Tuner, reason
@@ -26,6 +26,7 @@ class Scoring:
 
     Attributes:
         samples: Fresh seeds, from 0 on.
+        calibration: Other seeds that methods are calibrated and tuned on.
         frechet: Samples of the Fréchet distance; 0 for none.
         frechet_costs: Budgets it is measured at.
         folder: For what processes of this run share.
@@ -34,6 +35,7 @@ class Scoring:
     """
 
     samples: int
+    calibration: int
     frechet: int
     frechet_costs: tuple[float, ...]
     folder: str
@@ -61,7 +63,7 @@ def _rows_of_ours(subject: Subject, name: str, costs: Sequence[float], scoring: 
         row = _row(subject, name, kind, source, cost)
 
         def install(row: Row = row, cost: float = cost) -> Installed:
-            found = make(ours.Measured(subject, Path(scoring.folder)), cost)
+            found = make(ours.Measured(subject, Path(scoring.folder), scoring.calibration), cost)
             row |= {"setting": found.text, "calibration_seconds": found.seconds}
             return ours.install(found, subject)
 
@@ -69,7 +71,7 @@ def _rows_of_ours(subject: Subject, name: str, costs: Sequence[float], scoring: 
 
 
 def _rows_of_peer(subject: Subject, method: Method, costs: Sequence[float], scoring: Scoring) -> Iterator[Row]:
-    seeds = ours.calibration_seeds()
+    seeds = range(CALIBRATION, CALIBRATION + scoring.calibration)
     wanted = reference(subject, seeds[0], len(seeds))
     started = time.perf_counter()
 
@@ -92,7 +94,8 @@ def _rows_of_peer(subject: Subject, method: Method, costs: Sequence[float], scor
             if found is None:
                 raise NotImplementedError(tuner.why_none())
             row |= {"setting": found.setting.text, "tuned_cost": found.cost, "tuned_error": found.error}
-            return found.setting.install(subject)
+            installed: Installed = found.setting.install(subject)
+            return installed
 
         yield _scored(subject, row, install, scoring)
 
@@ -119,7 +122,7 @@ def _measured(subject: Subject, installed: Installed, scoring: Scoring, budget: 
     many = scoring.frechet if budget in scoring.frechet_costs else 0
     wanted = reference(subject, 0, max(scoring.samples, many))
     trial = run(subject, installed, range(max(scoring.samples, many)), wanted.flops)
-    found = {"cost": trial.cost, "held_bytes": trial.held_bytes}
+    found: Row = {"cost": trial.cost, "held_bytes": trial.held_bytes}
     found |= scores(subject, wanted, trial, scoring.samples)
     if many:
         found["frechet"] = frechet(subject, trial, many)

@@ -42,11 +42,9 @@ class Stack:
         self.skipped, self.entered = False, torch.empty(0)
         for number, block in enumerate(blocks):
             first, last = number == 0, number == len(blocks) - 1
-            block.forward = self._wrapped(block, block.forward, first, last)  # type: ignore[method-assign]
+            block.forward = self._wrapped(block, block.forward, first, last)
 
-    def _wrapped(
-        self, block: nn.Module, original: Callable[..., Any], first: bool, last: bool
-    ) -> Callable[..., Any]:
+    def _wrapped(self, block: nn.Module, original: Callable[..., Any], first: bool, last: bool) -> Callable[..., Any]:
         signature = inspect.signature(original)
 
         def forward(*args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
 """Rules for the residual of the whole stack of blocks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,18 +53,17 @@ class Reused:
         self.kept = None
 
 
-@dataclass(eq=False)
 class Accumulated(Reused):
     """TeaCache: skips while the rescaled changes of the modulated input add up to less than a threshold.
 
     The first and the last step are computed, as in the authors' code.
     """
 
-    threshold: float = field(kw_only=False, default=0.1)
-
     def __init__(self, threshold: float, polynomial: Sequence[float], limit: int, steps: int) -> None:
+        super().__init__()
         self.threshold, self.polynomial, self.limit, self.steps = threshold, polynomial, limit, steps
-        self.reset()
+        self.seen: Tensor | None = None
+        self.total, self.row = 0.0, 0
 
     def skips(self, step: int, block: nn.Module, arguments: dict[str, Any]) -> bool:
         seen = modulated(block, arguments)
@@ -81,7 +80,7 @@ class Accumulated(Reused):
 
     def reset(self) -> None:
         super().reset()
-        self.seen: Tensor | None = None
+        self.seen = None
         self.total, self.row = 0.0, 0
 
 
@@ -91,7 +90,7 @@ class Magnitudes(Reused):
     def __init__(self, threshold: float, ratios: Sequence[float], limit: int, retained: int) -> None:
         super().__init__()
         self.threshold, self.ratios, self.limit, self.retained = threshold, ratios, limit, retained
-        self.reset()
+        self.ratio, self.error, self.row = 1.0, 0.0, 0
 
     def skips(self, step: int, block: nn.Module, arguments: dict[str, Any]) -> bool:
         if step < max(1, self.retained):
@@ -110,7 +109,7 @@ class Magnitudes(Reused):
 
 
 class FittedStack:
-    """Computes a fixed mask, and between forms the combination of kept residuals that fits best on calibration seeds."""
+    """Computes a fixed mask; between, combines kept residuals as fits best on calibration seeds."""
 
     def __init__(self, mask: tuple[bool, ...], gram: npt.NDArray[np.float64], sources: int) -> None:
         self.mask, self.gram, self.sources = mask, gram, sources

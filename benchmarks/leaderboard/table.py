@@ -25,20 +25,22 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines = [
         "# How close accelerated generations stay to the original at equal cost",
         "",
-        "Cost is the share of the denoiser's FLOPs over all steps of the original, counted as the scored generations",
-        "ran (ours: regions computed, which the runtime counted). Every method is tuned for each budget on the same",
-        "calibration seeds, and scored on others: the settings that cost at most the budget, of these the one of the",
-        "least error. *rule* is the authors' rule in an emulator of ours, *their code* is that itself. Rules that decide",
-        "from data decide for a whole batch. Relative L2 is of the last latents; the ratio is paired by sample (geometric",
-        "mean); PSNR, SSIM and labels compare with the original's images. Time is of all rows in eager mode, ours",
-        "operator by operator without Inductor, over that of the original in the same mode: it says what the rules",
-        "themselves take, not how fast compiled code is. Kept memory is of one image.",
+        "Cost is the share of the denoiser's FLOPs over all steps of the original, counted as the scored",
+        "generations ran (ours: regions computed, as the runtime counted them). Every method is tuned for each",
+        "budget on the same calibration seeds, and scored on others: of the settings that cost at most the budget,",
+        "the one of the least error. *rule* is the authors' rule in an emulator of ours, *their code* is that",
+        "itself. Rules that decide from data decide for a whole batch. Relative L2 is of the last latents; the",
+        "ratio is paired by sample (geometric mean); PSNR, SSIM and labels compare with the original's images.",
+        "Intervals are bootstraps over samples. Time is of all rows in eager mode, ours operator by operator",
+        "without Inductor, over that of the original in the same mode: it says what the rules themselves take, not",
+        "how fast compiled code is. Kept memory is of one image.",
     ]
     for name, facts in report["models"].items():
         rows = [row for row in report["rows"] if row["model"] == name]
         lines += ["", f"## {facts['title']}", "", *(f"{key}: {value}  " for key, value in facts["settings"].items())]
         for budget in sorted({row["budget"] for row in rows}, reverse=True):
-            lines += ["", f"### Budget {budget:g}", "", *_table([row for row in rows if row["budget"] == budget], facts)]
+            own = [row for row in rows if row["budget"] == budget]
+            lines += ["", f"### Budget {budget:g}", "", *_table(own, facts)]
         lines += ["", "### How ranks change with the measure", "", *_ranks(rows)]
         lines += _reasons(rows)
     return "\n".join(lines) + "\n"
@@ -117,9 +119,7 @@ def _reasons(rows: Sequence[Row]) -> list[str]:
     if not by_reason:
         return []
     lines = ["### What has no row", "", _line(["method", "budgets", "why"]), _line(["---"] * 3)]
-    return lines + [
-        _line([method, ", ".join(budgets), why]) for (method, why), budgets in sorted(by_reason.items())
-    ]
+    return lines + [_line([method, ", ".join(budgets), why]) for (method, why), budgets in sorted(by_reason.items())]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -74,7 +74,8 @@ def original(subject: Subject) -> Installed:
 def relative(latents: Tensor, wanted: Tensor) -> Tensor:
     """Relative L2 of each sample, float64 [n], on the host."""
     off = (latents.double() - wanted.double()).flatten(1).norm(dim=1)
-    return (off / wanted.double().flatten(1).norm(dim=1)).cpu()
+    errors: Tensor = (off / wanted.double().flatten(1).norm(dim=1)).cpu()
+    return errors
 
 
 def _generate(subject: Subject, installed: Installed, seeds: Sequence[int]) -> Any:
