@@ -4,7 +4,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
@@ -17,6 +17,7 @@ from torch import Tensor
 WEIGHTS = Path(__file__).parent / "weights"
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
+P = TypeVar("P", bound=DiffusionPipeline)
 StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Any]], dict[str, Any]]
 
 
@@ -66,11 +67,10 @@ class DigitsPipeline(DiffusionPipeline):
         Raises:
             ValueError: for a label outside the classes or an unknown output type.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type {output_type!r} is unknown: choose one of {', '.join(OUTPUT_TYPES)}")
+        require_output_type(output_type)
         guided = guidance_scale > 1
         labels = self._label_tensor(class_labels, guided)
-        latents = self._initial_noise(len(class_labels), generator)
+        latents = initial_noise(self, len(class_labels), generator)
         self.scheduler.set_timesteps(num_inference_steps)
         latents = latents * self.scheduler.init_noise_sigma
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
@@ -79,7 +79,7 @@ class DigitsPipeline(DiffusionPipeline):
             if callback_on_step_end is not None:
                 changed = callback_on_step_end(self, step, timestep, {"latents": latents})
                 latents = changed.get("latents", latents)
-        images = self._to_output(latents, output_type)
+        images = to_output(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -87,38 +87,50 @@ class DigitsPipeline(DiffusionPipeline):
         classes = self.transformer.config.num_embeds_ada_norm
         bad = [label for label in class_labels if not 0 <= int(label) < classes]
         if bad or not len(class_labels):
-            raise ValueError(f"class_labels needs one or more digits in 0..{classes - 1}, got {list(class_labels)}")
+            raise ValueError(f"class_labels needs one or more labels in 0..{classes - 1}, got {list(class_labels)}")
         labels = torch.tensor([int(label) for label in class_labels], device=self._execution_device)
         return torch.cat([labels, torch.full_like(labels, classes)]) if guided else labels  # index `classes` is null
-
-    def _initial_noise(self, count: int, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
-        if isinstance(generator, list) and len(generator) != count:
-            raise ValueError(f"got {len(generator)} generators for {count} class_labels: pass one per sample, or one")
-        config = self.transformer.config
-        shape = (count, config.in_channels, config.sample_size, config.sample_size)
-        noise: Tensor = randn_tensor(
-            shape, generator=generator, device=self._execution_device, dtype=self.transformer.dtype
-        )
-        return noise
 
     def _predict_noise(self, latents: Tensor, timestep: Tensor, labels: Tensor, guidance: float | None) -> Tensor:
         batch = latents if guidance is None else torch.cat([latents, latents])
         batch = self.scheduler.scale_model_input(batch, timestep)
         timesteps = timestep.to(batch.device).expand(len(batch))
         noise: Tensor = self.transformer(batch, timestep=timesteps, class_labels=labels).sample
-        if guidance is None:
-            return noise
-        conditional, unconditional = noise.chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+        return noise if guidance is None else apply_guidance(noise, guidance)
 
-    def _to_output(self, latents: Tensor, output_type: str) -> Any:
-        if output_type == "latent":
-            return latents
-        images = (latents / 2 + 0.5).clamp(0, 1)
-        if output_type == "pt":
-            return images
-        array = images.cpu().permute(0, 2, 3, 1).float().numpy()
-        return self.numpy_to_pil(array) if output_type == "pil" else array
+
+def require_output_type(output_type: str) -> None:
+    """Raise a ValueError unless `to_output` knows this type."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type {output_type!r} is unknown: choose one of {', '.join(OUTPUT_TYPES)}")
+
+
+def initial_noise(pipeline: Any, count: int, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+    """Draw standard normal latents (count, channels, size, size) in the dtype and on the device of the transformer."""
+    if isinstance(generator, list) and len(generator) != count:
+        raise ValueError(f"got {len(generator)} generators for {count} samples: pass one per sample, or one")
+    config = pipeline.transformer.config
+    shape = (count, config.in_channels, config.sample_size, config.sample_size)
+    device, dtype = pipeline._execution_device, pipeline.transformer.dtype
+    noise: Tensor = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+    return noise
+
+
+def apply_guidance(predicted: Tensor, scale: float) -> Tensor:
+    """Combine a conditional half and the unconditional half after it: classifier-free guidance, arXiv 2207.12598."""
+    conditional, unconditional = predicted.chunk(2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def to_output(latents: Tensor, output_type: str) -> Any:
+    """Turn latents (n, channels, height, width), nominally in [-1, 1], into what the caller asked for."""
+    if output_type == "latent":
+        return latents
+    images = (latents / 2 + 0.5).clamp(0, 1)
+    if output_type == "pt":
+        return images
+    array = images.cpu().permute(0, 2, 3, 1).float().numpy()
+    return DiffusionPipeline.numpy_to_pil(array) if output_type == "pil" else array
 
 
 def load(dtype: torch.dtype = torch.float32, folder: Path = WEIGHTS) -> DigitsPipeline:
@@ -131,11 +143,26 @@ def load(dtype: torch.dtype = torch.float32, folder: Path = WEIGHTS) -> DigitsPi
     Raises:
         FileNotFoundError: if ``folder`` holds no pipeline.
     """
+    return load_pipeline(DigitsPipeline, dtype, folder, "python -m soda_compile.digits.train")
+
+
+def load_pipeline(kind: type[P], dtype: torch.dtype, folder: Path, training: str) -> P:
+    """Load a trained pipeline from disk, without the network and without its progress bar.
+
+    Args:
+        kind: class of the pipeline.
+        dtype: dtype of its weights, whatever they are stored in.
+        folder: a folder in the layout of ``DiffusionPipeline.save_pretrained``.
+        training: the command that makes such a folder.
+
+    Raises:
+        FileNotFoundError: if ``folder`` holds no pipeline.
+    """
     if not (folder / "model_index.json").is_file():
-        raise FileNotFoundError(f"no pipeline in {folder}: make one with python -m soda_compile.digits.train")
+        raise FileNotFoundError(f"no pipeline in {folder}: make one with {training}")
     with _no_progress_bars():
-        pipeline: DigitsPipeline = DigitsPipeline.from_pretrained(folder, local_files_only=True)
-    if pipeline.transformer.dtype != dtype:
+        pipeline: P = kind.from_pretrained(folder, local_files_only=True)
+    if pipeline.dtype != dtype:
         pipeline.to(dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -5,7 +5,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,15 +54,20 @@ def initialise(model: Any) -> None:
     Residual branches start closed (adaLN-Zero), so the first output is zero, and all blocks share one embedder of
     timestep and label. Unlike in DiT, label embeddings keep unit variance: at 0.02 a short training ignores them.
     """
+    modulations = [block.norm1.linear for block in model.transformer_blocks]
+    initialise_linears(model, zero=(*modulations, model.proj_out_1, model.proj_out_2))
+    for block in model.transformer_blocks:
+        block.norm1.emb = model.transformer_blocks[0].norm1.emb
+
+
+def initialise_linears(model: nn.Module, zero: Iterable[nn.Linear]) -> None:
+    """Give all linear layers Xavier weights and no bias, except those of `zero`, which close branches: no weight."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-    modulations = [block.norm1.linear for block in model.transformer_blocks]
-    for linear in (*modulations, model.proj_out_1, model.proj_out_2):
+    for linear in zero:
         nn.init.zeros_(linear.weight)
-    for block in model.transformer_blocks:
-        block.norm1.emb = model.transformer_blocks[0].norm1.emb
 
 
 def _batches(data: Digits, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -82,22 +87,39 @@ def _warm_cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr
     )
 
 
-def ema(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+def ema(averaged: _Tensors, current: _Tensors, count: Tensor | int, decay: float = EMA_DECAY) -> None:
     """Average weights in place, as `multi_avg_fn` of an `AveragedModel`."""
     # a short memory at first, so that the average forgets the initial weights
-    decay = min(EMA_DECAY, (1 + float(count)) / (10 + float(count)))
+    decay = min(decay, (1 + float(count)) / (10 + float(count)))
     torch._foreach_lerp_(averaged, current, 1 - decay)
 
 
-def _noise_loss(model: Callable[..., Any], scheduler: Any, images: Tensor, labels: Tensor) -> Tensor:
+def spread_evenly(size: int, device: torch.device) -> Tensor:
+    """Return `size` random numbers of [0, 1) in rising order, one of each interval of 1 / size."""
+    return (torch.arange(size, device=device) + torch.rand(size, device=device)) / size
+
+
+def with_null(labels: Tensor) -> Tensor:
+    """Replace some labels (n,) with the null class, as classifier-free guidance needs."""
+    return torch.where(torch.rand(len(labels), device=labels.device) < LABEL_DROPOUT, CLASSES, labels)
+
+
+@contextmanager
+def mixed_precision(device: torch.device) -> Iterator[None]:
+    """Compute products in bfloat16, which is fast on GPUs and on CPUs with matrix units."""
+    # except in the fused attention kernel of CPUs
+    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16), attention:
+        yield
+
+
+def noise_loss(model: Callable[..., Any], scheduler: Any, images: Tensor, labels: Tensor) -> Tensor:
     """Return the mean squared error of the predicted noise, at timesteps spread evenly over the batch."""
-    size, horizon = len(labels), len(scheduler.alphas_cumprod)
-    timesteps = ((torch.arange(size) + torch.rand(size)) * horizon / size).long()
+    timesteps = (spread_evenly(len(labels), labels.device) * len(scheduler.alphas_cumprod)).long()
     noise = torch.randn_like(images)
     noisy = scheduler.add_noise(images, noise, timesteps)
-    labels = torch.where(torch.rand(size) < LABEL_DROPOUT, CLASSES, labels)
-    # bfloat16 is fast on CPUs with matrix units, except in the fused attention kernel
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    labels = with_null(labels)
+    with mixed_precision(images.device):
         predicted = model(noisy, timestep=timesteps, class_labels=labels, return_dict=False)[0]
     return functional.mse_loss(predicted.float(), noise)
 
@@ -112,7 +134,7 @@ def train_transformer(
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = _warm_cosine(optimizer, steps)
     for images, labels in _shown(_batches(data, batch, steps), "transformer", steps):
-        loss = _noise_loss(compiled, scheduler, images, labels)
+        loss = noise_loss(compiled, scheduler, images, labels)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
