@@ -112,4 +112,44 @@ def photos(device: str) -> Subject:
     )  # fmt: skip
 
 
-MODELS: dict[str, Callable[[str], Subject]] = {"digits": digits, "photos": photos}
+def _worded(pipe: Any, seeds: Sequence[int], steps: int) -> Tensor:
+    """Latents of a pipeline that draws the words of one of ten classes."""
+    from examples.fashion.data import NAMES
+
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    prompts = [NAMES[seed % len(NAMES)] for seed in seeds]
+    latents: Tensor = pipe(prompts, num_inference_steps=steps, generator=generators, output_type="latent").images
+    return latents
+
+
+def _fashion(name: str, title: str, pipe: Any, run: Any, samplers: tuple[Sampler, ...], device: str) -> Subject:
+    from examples.fashion.classifier import load_classifier
+    from examples.fashion.data import load_split
+
+    judge = load_classifier().to(device)
+    return Subject(
+        name, f"{title}, 28x28 pixels, 50 steps, guidance 1.5", pipe.to(device), run, _pixels,
+        lambda images: judge(images * 2 - 1).argmax(1), lambda images: judge.features(images * 2 - 1),
+        lambda count: (load_split()[1].images[:count] / 2 + 0.5).to(device), samplers, batch=100,
+    )  # fmt: skip
+
+
+def fashion_dit(device: str) -> Subject:
+    from examples.fashion.pipeline import load_dit
+
+    return _fashion("fashion_dit", "clothes by class, DiT, DDIM", load_dit(), _labelled, noise_samplers(), device)
+
+
+def fashion_flow(device: str) -> Subject:
+    from examples.fashion.pipeline import load_flow
+
+    title = "clothes by words, SD3 transformer, flow matching, Euler"
+    return _fashion("fashion_flow", title, load_flow(), _worded, flow_samplers(), device)
+
+
+MODELS: dict[str, Callable[[str], Subject]] = {
+    "digits": digits,
+    "photos": photos,
+    "fashion_dit": fashion_dit,
+    "fashion_flow": fashion_flow,
+}
