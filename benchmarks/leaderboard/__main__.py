@@ -18,13 +18,14 @@ os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")
 
 from benchmarks.leaderboard import store
 from benchmarks.leaderboard.curves import draw
-from benchmarks.leaderboard.jobs import Task, run_all, run_task
+from benchmarks.leaderboard.jobs import Task, missing, run_all, run_task
 from benchmarks.leaderboard.models import MODELS
 from benchmarks.leaderboard.ours import OURS
 from benchmarks.leaderboard.rows import Scoring, peers
 from benchmarks.leaderboard.subject import CALIBRATION, Subject
 from benchmarks.leaderboard.table import markdown
 from benchmarks.leaderboard.trial import original, seconds
+from benchmarks.leaderboard.tuning import reason
 from soda_compile.storage.files import write_atomic
 
 COSTS = "0.5,0.35,0.25,0.18,0.12"
@@ -62,7 +63,11 @@ def main(
         scoring = Scoring(samples, calibration_samples, frechet, scored_apart, folder, timed, deadline)
         tasks: list[Task] = []
         for name in wanted:
-            subject = MODELS[name](device)
+            try:
+                subject = MODELS[name](device)
+            except (ImportError, OSError) as error:
+                typer.echo(f"{name} is left out: {reason(error)}", err=True)
+                continue
             store.describe(out, name, _facts(subject, scoring))
             for method in _methods(subject, methods):
                 parts = [(cost,) for cost in shares] if method in OURS else [shares]
@@ -78,7 +83,10 @@ def _run(tasks: list[Task], jobs: int, deadline: float) -> None:
         return
     for task in tasks:
         started = time.time()
-        run_task(task)
+        try:
+            run_task(task)
+        except Exception as error:  # one method does not end the run
+            missing(task, reason(error))
         _write(task.out)
         typer.echo(f"{task.model}: {task.method}, {time.time() - started:.0f} s", err=True)
 

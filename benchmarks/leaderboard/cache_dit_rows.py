@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.leaderboard.installed import Installed
 from benchmarks.leaderboard.method import Method
 from benchmarks.leaderboard.rules import masked
-from benchmarks.leaderboard.subject import Subject
+from benchmarks.leaderboard.subject import Subject, modules_at
 from benchmarks.leaderboard.tuning import Search, Setting, thresholds
 from benchmarks.suite.runner import bytes_in
 
@@ -35,6 +35,8 @@ def _install(options: dict[str, Any], calibrator: Any, subject: Subject) -> Inst
         **options,
     )  # fmt: skip
     made = None if calibrator is None else getattr(cache_dit, calibrator[0])(**calibrator[1])
+    if made is not None and getattr(modules_at(subject, model)[-1], "context_pre_only", False):
+        made.enable_encoder_calibrator = False  # the last block gives no text, which it would wait for in vain
     cache_dit.enable_cache(_known(model), cache_config=config, calibrator_config=made)
 
     def reset() -> None:

@@ -71,7 +71,7 @@ def run_all(tasks: Sequence[Task], jobs: int, grace: float, say: Callable[[str],
             process.join()
             say(f"{task.model}: {task.method}, {time.time() - started:.0f} s")
             if late or process.exitcode:
-                _missing(task, "out of time" if late else f"its process ended with {process.exitcode}")
+                missing(task, "out of time" if late else f"its process ended with {process.exitcode}")
         time.sleep(0.05)
 
 
@@ -79,7 +79,7 @@ def _late(task: Task, grace: float) -> bool:
     return time.time() > task.scoring.deadline + grace
 
 
-def _missing(task: Task, why: str) -> None:
+def missing(task: Task, why: str) -> None:
     """Give every cost without a row a reason."""
     there = {store.key(row) for row in store.load(task.out)["rows"]}
     for cost in task.costs:
