@@ -61,7 +61,7 @@ def main(
     deadline = time.time() + limit
     with tempfile.TemporaryDirectory() as folder:
         scoring = Scoring(samples, calibration_samples, frechet, scored_apart, folder, timed, deadline)
-        tasks: list[Task] = []
+        tasks: list[tuple[float, Task]] = []
         for name in wanted:
             try:
                 subject = MODELS[name](device)
@@ -69,15 +69,25 @@ def main(
                 typer.echo(f"{name} is left out: {reason(error)}", err=True)
                 continue
             store.describe(out, name, _facts(subject, scoring))
-            for method in _methods(subject, methods):
-                parts = [(cost,) for cost in shares] if method in OURS else [shares]
-                tasks += [Task(name, method, part, device, threads, scoring, out) for part in parts]
-        _run(tasks, jobs, deadline)
+            chosen = _methods(subject, methods)
+            own = [(method, (cost,)) for cost in shares for method in chosen if method in OURS]
+            others = [(method, shares) for method in chosen if method not in OURS]
+            # In turn, as all of ours wait for one of them to measure the model.
+            for group in (own, others):
+                for place, (method, part) in enumerate(group):
+                    task = Task(name, method, part, device, threads, scoring, out)
+                    tasks.append((place / len(group), task))
+        _run(_in_turn(tasks, wanted), jobs)
         _write(out)
     typer.echo(f"wrote {out} and beside it the table and the charts")
 
 
-def _run(tasks: list[Task], jobs: int, deadline: float) -> None:
+def _in_turn(tasks: list[tuple[float, Task]], models: list[str]) -> list[Task]:
+    """Model after model, and in each by the place in the group."""
+    return [task for _, task in sorted(tasks, key=lambda each: (models.index(each[1].model), each[0]))]
+
+
+def _run(tasks: list[Task], jobs: int) -> None:
     if jobs > 1:
         run_all(tasks, jobs, GRACE, lambda line: typer.echo(line, err=True))
         return
