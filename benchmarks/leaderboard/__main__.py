@@ -77,6 +77,8 @@ def main(
                 for place, (method, part) in enumerate(group):
                     task = Task(name, method, part, device, threads, scoring, out)
                     tasks.append((place / len(group), task))
+        if not tasks:
+            raise typer.BadParameter(f"none of the models can be loaded: {', '.join(wanted)}")
         _run(_in_turn(tasks, wanted), jobs)
         _write(out)
     typer.echo(f"wrote {out} and beside it the table and the charts")
