@@ -1,0 +1,1 @@
+"""How close accelerated generations stay to the original at equal cost: ours, and what others published."""
