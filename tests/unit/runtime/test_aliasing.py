@@ -1,5 +1,6 @@
 """What a call returns is the caller's, and what the caller passes is not kept: both may be written to afterwards."""
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -110,6 +111,8 @@ def test_features_under_recorded_steps(monkeypatch: pytest.MonkeyPatch):
     """The capturer keeps addresses as CUDA graphs do."""
 
     class Again:
+        lock = threading.Lock()
+
         def capture(self, body: Callable[[], None]) -> Callable[[], None]:
             body()
             return lambda: None
