@@ -70,8 +70,13 @@ def demo(
     rounds: Annotated[int, typer.Option(min=1, help="How often each method is timed.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the digits that are compared.")] = 0,
     speedups: Annotated[tuple[float, float], typer.Option(help="Two speedups by FLOPs to plan for.")] = (2.0, 3.0),
+    as_json: AsJson = False,
 ) -> None:
     """Calibrate, plan and compile a small trained model of digits, and compare speed and samples, on the CPU."""
     with needed("the demo", "demo"):
         from soda_compile.demo.run import Settings, run
-    run(Settings(out, samples, generations, rounds, seed, speedups))
+    outcome = run(Settings(out, samples, generations, rounds, seed, speedups))
+    if as_json:
+        print_json(outcome.as_json())
+    else:
+        outcome.show()

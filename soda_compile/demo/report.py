@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -39,6 +40,22 @@ def table(methods: Sequence[Method], ratios: Sequence[float], fidelities: Sequen
             f"{method.compile_s:.1f}" if index else "-",
         )
     return result
+
+
+def row(method: Method, ratio: float, fidelity: Fidelity) -> dict[str, Any]:
+    """Return the row of a method as plain values; seconds, and shares that are not per cent."""
+    return {
+        "method": method.name,
+        "latency_s": method.latency_s,
+        "rounds_s": list(method.rounds_s),
+        "latency_ratio": ratio,
+        "flop_ratio": method.flop_ratio,
+        "relative_l2_mean": fidelity.mean,
+        "relative_l2_median": fidelity.median,
+        "psnr_db": fidelity.psnr_db,
+        "class_accuracy": fidelity.accuracy,
+        "first_generation_more_s": method.compile_s,
+    }
 
 
 def _closeness(fidelity: Fidelity) -> tuple[str, str, str]:

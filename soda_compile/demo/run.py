@@ -4,6 +4,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils.logging import disable_progress_bar
@@ -13,7 +14,7 @@ from rich.progress import track
 from soda_compile.acceleration.accelerate import accelerate
 from soda_compile.demo.figure import save_figure
 from soda_compile.demo.measure import GUIDANCE, Fidelity, Method, draw, fidelity, ratio, time_rounds, warm_up
-from soda_compile.demo.report import reading, table
+from soda_compile.demo.report import reading, row, table
 from soda_compile.digits.classifier import load_classifier
 from soda_compile.digits.pipeline import load
 from soda_compile.errors import OptionError
@@ -46,6 +47,48 @@ class Settings:
     speedups: tuple[float, float] = (2.0, 3.0)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What the demonstration found, and the files that it wrote.
+
+    Attributes:
+        settings: Its settings.
+        methods: The original, plain torch.compile, and the plans.
+        ratios: Latency to that of plain torch.compile, in the same order.
+        fidelities: Closeness to the original, in the same order.
+        calibration_samples: Samples that the plans were made from, of other seeds.
+        files: Paths.
+    """
+
+    settings: Settings
+    methods: list[Method]
+    ratios: list[float]
+    fidelities: list[Fidelity]
+    calibration_samples: int
+    files: list[Path]
+
+    def show(self) -> None:
+        """Print the table, how to read it, and the paths."""
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+        console.print(table(self.methods, self.ratios, self.fidelities))
+        calibration = f"from {self.calibration_samples} calibration rows of other seeds"
+        threads, seed = torch.get_num_threads(), self.settings.seed
+        console.print(reading(self.methods, self.fidelities, seed=seed, calibration=calibration, threads=threads))
+        for path in self.files:
+            console.print(f"wrote {path}", soft_wrap=True)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values: the settings, a row for each method, and the paths."""
+        rows = zip(self.methods, self.ratios, self.fidelities, strict=True)
+        return {
+            "settings": self.settings,
+            "calibration_samples": self.calibration_samples,
+            "threads": torch.get_num_threads(),
+            "methods": [row(method, ratio, fidelity) for method, ratio, fidelity in rows],
+            "wrote": self.files,
+        }
+
+
 class Progress:
     """Says on standard error what is being done and since when."""
 
@@ -58,8 +101,8 @@ class Progress:
         self.console.print(f"[dim]{time.perf_counter() - self._started:5.0f} s[/dim]  {text}")
 
 
-def run(settings: Settings) -> None:
-    """Run the demonstration; print the table, write the files and print their paths.
+def run(settings: Settings) -> Outcome:
+    """Run the demonstration and write its files; what it is at goes to standard error.
 
     Raises:
         OptionError: A setting makes no sense.
@@ -80,7 +123,7 @@ def run(settings: Settings) -> None:
     progress.say(f"{settings.rounds} round(s) of all methods")
     rounds = track(range(settings.rounds), "timing", console=progress.console, transient=True)
     time_rounds(methods, rounds, settings.samples, settings.seed)
-    _report(settings, sensitivity, methods)
+    return _outcome(settings, sensitivity, methods)
 
 
 def _make_folder(folder: Path) -> None:
@@ -113,17 +156,12 @@ def _methods(settings: Settings, sensitivity: Sensitivity) -> list[Method]:
     ]
 
 
-def _report(settings: Settings, sensitivity: Sensitivity, methods: list[Method]) -> None:
+def _outcome(settings: Settings, sensitivity: Sensitivity, methods: list[Method]) -> Outcome:
     classifier = load_classifier()
     ratios = [ratio(method, methods[1]) for method in methods]
     fidelities = [fidelity(method, methods[0], classifier) for method in methods]
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
-    console.print(table(methods, ratios, fidelities))
-    calibration = f"from {sensitivity.info.samples} calibration rows of other seeds"
-    threads = torch.get_num_threads()
-    console.print(reading(methods, fidelities, seed=settings.seed, calibration=calibration, threads=threads))
-    for path in _write(settings, sensitivity, methods, ratios, fidelities):
-        console.print(f"wrote {path}", soft_wrap=True)
+    files = _write(settings, sensitivity, methods, ratios, fidelities)
+    return Outcome(settings, methods, ratios, fidelities, sensitivity.info.samples, files)
 
 
 def _write(

@@ -1,5 +1,6 @@
 """The console script: what it prints and writes, and one clear line for everything that can go wrong."""
 
+import json
 import sys
 from functools import partial
 
@@ -288,13 +289,19 @@ def test_the_demo_prints_its_table_and_writes_its_files(folder, monkeypatch):
     pytest.importorskip("matplotlib")
     from matplotlib.image import imread
 
+    from soda_compile.demo import run as demo_run
     from soda_compile.demo.report import COLUMNS
 
     monkeypatch.setattr("soda_compile.demo.measure.STEPS", 8)
     graphs_as_they_are(monkeypatch)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # where no backend is named
     options = ["--samples", 3, "--generations", 1, "--rounds", 1, "--seed", 5, "--speedups", 1.5, 3]
+    outcomes = []
+    run = demo_run.run
+    monkeypatch.setattr(demo_run, "run", lambda settings: outcomes.append(run(settings)) or outcomes[0])
     text = succeed("demo", "--out", "here/demo", *options)
+    monkeypatch.setattr(demo_run, "run", lambda settings: outcomes[0])
+    value = json.loads(succeed("demo", "--json"))
 
     out = folder / "here" / "demo"
     assert {path.name for path in out.iterdir()} == {
@@ -320,6 +327,12 @@ def test_the_demo_prints_its_table_and_writes_its_files(folder, monkeypatch):
         assert stored.flop_ratio * float(name.split()[1][:-1]) <= 1
     errors = {name: float(cells[3].rstrip("%")) for name, cells in methods.items() if name != "eager"}
     assert errors["torch.compile"] < 0.1 < errors["soda 3x"]
+    assert {path.rsplit("/")[-1] for path in value["wrote"]} == {path.name for path in out.iterdir()}
+    assert [row["method"] for row in value["methods"]] == list(names)
+    for row in value["methods"]:
+        assert methods[row["method"]][1] == f"{row['latency_ratio']:.2f}"
+        assert methods[row["method"]][2] == f"{row['flop_ratio']:.3f}"
+    assert value["settings"]["seed"] == 5
     assert "seed 5" in text
     assert "1 interleaved round" in text
     assert "numeric floor" in text
