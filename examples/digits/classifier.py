@@ -1,6 +1,7 @@
 """The judge of generated digits: a small CNN and the Fréchet distance in its feature space."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,27 @@ from torch import Tensor, nn
 WEIGHTS = Path(__file__).parent / "weights" / "classifier.safetensors"
 
 
-class DigitClassifier(nn.Module):
+C = TypeVar("C", bound="Classifier")
+
+
+class Classifier(nn.Module):
+    """A judge of images: a trunk to features, and a head from these to ten logits."""
+
+    trunk: nn.Sequential
+    head: nn.Module
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return float32 features of shape (n, width) for images of shape (n, 1, height, width) in [-1, 1]."""
+        features: Tensor = self.trunk(images)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return float32 logits of shape (n, 10) for images of shape (n, 1, height, width) in [-1, 1]."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+class DigitClassifier(Classifier):
     """A CNN from one 8x8 digit to ten logits, by way of 64 features."""
 
     def __init__(self) -> None:
@@ -31,16 +52,6 @@ class DigitClassifier(nn.Module):
         )
         self.head = nn.Linear(64, 10)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return float32 features of shape (n, 64) for images of shape (n, 1, 8, 8) in [-1, 1]."""
-        features: Tensor = self.trunk(images)
-        return features
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return float32 logits of shape (n, 10) for images of shape (n, 1, 8, 8) in [-1, 1]."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
 
 def load_classifier(path: Path = WEIGHTS) -> DigitClassifier:
     """Load the trained classifier in float32, ready to judge.
@@ -48,9 +59,22 @@ def load_classifier(path: Path = WEIGHTS) -> DigitClassifier:
     Raises:
         FileNotFoundError: if there are no weights at ``path``.
     """
+    return with_weights(DigitClassifier(), path, "python -m soda_compile.digits.train")
+
+
+def with_weights(model: C, path: Path, training: str) -> C:
+    """Give a classifier its trained weights in float32 and make it ready to judge.
+
+    Args:
+        model: The classifier.
+        path: Its weights.
+        training: the command that makes them.
+
+    Raises:
+        FileNotFoundError: if there are no weights at ``path``.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"no classifier weights at {path}: make them with python -m soda_compile.digits.train")
-    model = DigitClassifier()
+        raise FileNotFoundError(f"no classifier weights at {path}: make them with {training}")
     model.load_state_dict(load_file(path))  # copying into float32 parameters casts the stored float16
     return model.eval().requires_grad_(False)
 

@@ -73,15 +73,12 @@ class DigitsPipeline(DiffusionPipeline):
         latents = initial_noise(self, len(class_labels), generator)
         self.scheduler.set_timesteps(num_inference_steps)
         latents = latents * self.scheduler.init_noise_sigma
-        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            noise = self._predict_noise(latents, timestep, labels, guidance_scale if guided else None)
-            latents = self.scheduler.step(noise, timestep, latents).prev_sample
-            if callback_on_step_end is not None:
-                changed = callback_on_step_end(self, step, timestep, {"latents": latents})
-                latents = changed.get("latents", latents)
-        images = to_output(latents, output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+            return self._predict_noise(latents, timestep, labels, guidance_scale if guided else None)
+
+        latents = denoise(self, latents, predict, callback_on_step_end)
+        return finish(self, latents, output_type, return_dict)
 
     def _label_tensor(self, class_labels: Sequence[int], guided: bool) -> Tensor:
         classes = self.transformer.config.num_embeds_ada_norm
@@ -114,6 +111,25 @@ def initial_noise(pipeline: Any, count: int, generator: torch.Generator | list[t
     device, dtype = pipeline._execution_device, pipeline.transformer.dtype
     noise: Tensor = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
     return noise
+
+
+def denoise(
+    pipeline: Any, latents: Tensor, predict: Callable[[Tensor, Tensor], Tensor], callback: StepCallback | None
+) -> Tensor:
+    """Run the sampler over its timesteps, with ``predict(latents, timestep)``; return its last state."""
+    for step, timestep in enumerate(pipeline.progress_bar(pipeline.scheduler.timesteps)):
+        latents = pipeline.scheduler.step(predict(latents, timestep), timestep, latents).prev_sample
+        if callback is not None:
+            changed = callback(pipeline, step, timestep, {"latents": latents})
+            latents = changed.get("latents", latents)
+    return latents
+
+
+def finish(pipeline: Any, latents: Tensor, output_type: str, return_dict: bool) -> Any:
+    """End a generation: return what the caller asked for, as an ``ImagePipelineOutput`` or a tuple of one."""
+    images = to_output(latents, output_type)
+    pipeline.maybe_free_model_hooks()
+    return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
 def apply_guidance(predicted: Tensor, scale: float) -> Tensor:

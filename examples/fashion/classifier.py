@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from soda_compile.digits.classifier import Classifier, with_weights
 
 WEIGHTS = Path(__file__).parent / "weights" / "classifier.safetensors"
 FEATURES = 128
 
 
-class FashionClassifier(nn.Module):
+class FashionClassifier(Classifier):
     """A CNN from one 28x28 image to ten logits, by way of 128 features."""
 
     def __init__(self) -> None:
@@ -31,16 +32,6 @@ class FashionClassifier(nn.Module):
         )
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(FEATURES, 10))
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return features of shape (n, 128) for images of shape (n, 1, 28, 28) in [-1, 1]."""
-        features: Tensor = self.trunk(images)
-        return features
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits of shape (n, 10) for images of shape (n, 1, 28, 28) in [-1, 1]."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
 
 def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
@@ -52,13 +43,7 @@ def load_classifier(path: Path = WEIGHTS) -> FashionClassifier:
     Raises:
         FileNotFoundError: if there are no weights at ``path``.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no classifier weights at {path}: make them with python -m examples.fashion.train --model classifier"
-        )
-    model = FashionClassifier()
-    model.load_state_dict(load_file(path))  # copying into float32 parameters casts the stored float16
-    return model.eval().requires_grad_(False)
+    return with_weights(FashionClassifier(), path, "python -m examples.fashion.train --model classifier")
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -18,10 +18,11 @@ from soda_compile.digits.pipeline import (
     DigitsPipeline,
     StepCallback,
     apply_guidance,
+    denoise,
+    finish,
     initial_noise,
     load_pipeline,
     require_output_type,
-    to_output,
 )
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -100,15 +101,12 @@ class FlowPipeline(DiffusionPipeline):
         vectors, pooled = self._encode(prompts if scale is None else [*prompts, *[""] * len(prompts)])
         latents = initial_noise(self, len(prompts), generator)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            velocity = self._predict_velocity(latents, timestep, vectors, pooled, scale)
-            latents = self.scheduler.step(velocity, timestep, latents).prev_sample
-            if callback_on_step_end is not None:
-                changed = callback_on_step_end(self, step, timestep, {"latents": latents})
-                latents = changed.get("latents", latents)
-        images = to_output(latents, output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+            return self._predict_velocity(latents, timestep, vectors, pooled, scale)
+
+        latents = denoise(self, latents, predict, callback_on_step_end)
+        return finish(self, latents, output_type, return_dict)
 
     def _encode(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         tokens = self.text_encoder.tokenise(texts).to(self._execution_device)

@@ -142,8 +142,8 @@ class StepGraphs:
             for at, v in new.items():
                 if at not in self._copies:
                     self._copies[at] = torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device)
-            copies = [_unrepeated(self._copies[at]) for at in new]
-            values = [_unrepeated(value) for value in new.values()]
+            copies = [unrepeated(self._copies[at]) for at in new]
+            values = [unrepeated(value) for value in new.values()]
             torch._foreach_copy_(copies, values, non_blocking=True)  # one launch for those of one dtype
 
     def _record(self, program: Program, step: int, inputs: Sequence[Any]) -> tuple[Callable[[], None], list[Any]]:
@@ -164,7 +164,7 @@ class StepGraphs:
         return replay, outputs
 
 
-def _unrepeated(value: torch.Tensor) -> torch.Tensor:
+def unrepeated(value: torch.Tensor) -> torch.Tensor:
     """Return what there is of an expanded tensor in memory."""
     for axis, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
         if size > 1 and stride == 0:

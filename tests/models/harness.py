@@ -24,6 +24,7 @@ from soda_compile.compiler.program import Program, build_program
 from soda_compile.errors import CaptureError
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.plan import Plan
+from soda_compile.runtime.cuda_graphs import unrepeated
 from soda_compile.runtime.denoiser import PlannedDenoiser
 
 STEPS = 5
@@ -187,14 +188,6 @@ def generate(
                 if isinstance(value, Tensor):
                     unrepeated(value).fill_(1)
     return found
-
-
-def unrepeated(value: Tensor) -> Tensor:
-    """What there is of an expanded tensor in memory."""
-    for axis, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
-        if size > 1 and stride == 0:
-            value = value.narrow(axis, 0, 1)
-    return value
 
 
 def difference(left: Outputs, right: Outputs) -> float:
