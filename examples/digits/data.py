@@ -11,11 +11,11 @@ SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
-class Digits:
+class LabelledImages:
     """Images with their labels.
 
     Attributes:
-        images: float32 of shape (n, 1, 8, 8), in [-1, 1].
+        images: float32 of shape (n, 1, size, size), in [-1, 1].
         labels: int64 of shape (n,), in 0..9.
     """
 
@@ -25,8 +25,12 @@ class Digits:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device) -> "LabelledImages":
+        """Return the same data on a device."""
+        return LabelledImages(self.images.to(device), self.labels.to(device))
 
-def load_split() -> tuple[Digits, Digits]:
+
+def load_split() -> tuple[LabelledImages, LabelledImages]:
     """Return the training split (1437 digits) and the held-out split (360 digits), the same on every machine.
 
     Raises:
@@ -41,4 +45,4 @@ def load_split() -> tuple[Digits, Digits]:
     targets = torch.from_numpy(labels).long()
     order = torch.from_numpy(np.random.RandomState(SPLIT_SEED).permutation(len(targets)))
     held_out, train = order[:HELD_OUT], order[HELD_OUT:]
-    return Digits(images[train], targets[train]), Digits(images[held_out], targets[held_out])
+    return LabelledImages(images[train], targets[train]), LabelledImages(images[held_out], targets[held_out])

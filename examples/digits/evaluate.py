@@ -10,13 +10,13 @@ from rich.table import Table
 from torch import Tensor
 
 from soda_compile.digits.classifier import DigitClassifier, accuracy, frechet_distance, load_classifier
-from soda_compile.digits.data import Digits, load_split
+from soda_compile.digits.data import LabelledImages, load_split
 from soda_compile.digits.pipeline import DigitsPipeline, load
 
 
 def sample(
     pipeline: DigitsPipeline, count: int, seed: int, steps: int = 50, guidance: float = 1.5, batch: int = 50
-) -> Digits:
+) -> LabelledImages:
     """Generate ``count`` digits, labels 0..9 in turn.
 
     Every sample has a generator of its own, so its noise does not depend on the batch, and different seeds never
@@ -33,7 +33,7 @@ def sample(
         chosen = labels[start:stop].tolist()
         output = pipeline(chosen, guidance, steps, generator=generators, output_type="pt")
         images.append(output.images.float() * 2 - 1)
-    return Digits(torch.cat(images), labels)
+    return LabelledImages(torch.cat(images), labels)
 
 
 def nearest(images: Tensor, reference: Tensor) -> float:
@@ -41,7 +41,7 @@ def nearest(images: Tensor, reference: Tensor) -> float:
     return float(torch.cdist(images.flatten(1), reference.flatten(1)).min(1).values.median())
 
 
-def report(classifier: DigitClassifier, first: Digits, second: Digits) -> dict[str, str]:
+def report(classifier: DigitClassifier, first: LabelledImages, second: LabelledImages) -> dict[str, str]:
     """Compare two sets of samples with the real digits and with each other.
 
     Returns:
@@ -69,7 +69,7 @@ def report(classifier: DigitClassifier, first: Digits, second: Digits) -> dict[s
     }
 
 
-def _pair(digits: Digits) -> tuple[Tensor, Tensor]:
+def _pair(digits: LabelledImages) -> tuple[Tensor, Tensor]:
     return digits.images, digits.labels
 
 

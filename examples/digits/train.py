@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 
 from soda_compile.digits.classifier import DigitClassifier, accuracy
-from soda_compile.digits.data import Digits, load_split
+from soda_compile.digits.data import LabelledImages, load_split
 from soda_compile.digits.pipeline import WEIGHTS, DigitsPipeline
 
 CLASSES = 10
@@ -70,7 +70,7 @@ def initialise_linears(model: nn.Module, zero: Iterable[nn.Linear]) -> None:
         nn.init.zeros_(linear.weight)
 
 
-def _batches(data: Digits, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(data: LabelledImages, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield ``steps`` batches, going through a fresh shuffle of the data each epoch."""
     order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
@@ -125,7 +125,7 @@ def noise_loss(model: Callable[..., Any], scheduler: Any, images: Tensor, labels
 
 
 def train_transformer(
-    data: Digits, scheduler: DDIMScheduler, steps: int, batch: int, learning_rate: float
+    data: LabelledImages, scheduler: DDIMScheduler, steps: int, batch: int, learning_rate: float
 ) -> DiTTransformer2DModel:
     """Train the diffusion transformer and return its exponential moving average, float32."""
     model = new_transformer()
@@ -152,7 +152,7 @@ def untied(model: Any) -> DiTTransformer2DModel:
     return copied
 
 
-def train_classifier(data: Digits, steps: int) -> DigitClassifier:
+def train_classifier(data: LabelledImages, steps: int) -> DigitClassifier:
     """Train the judge on images with a little noise added, as a sampler may leave some."""
     model = DigitClassifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)

@@ -3,12 +3,13 @@
 import gzip
 import math
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from soda_compile.digits.data import LabelledImages
 
 SIZE = 28
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -19,27 +20,7 @@ _TRAIN, _TEST = "train", "t10k"
 _IMAGES_MAGIC, _LABELS_MAGIC = 2051, 2049  # unsigned bytes in three axes, and in one
 
 
-@dataclass(frozen=True)
-class Fashion:
-    """Images with their labels.
-
-    Attributes:
-        images: float32 of shape (n, 1, 28, 28), in [-1, 1].
-        labels: int64 of shape (n,), in 0..9.
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device) -> "Fashion":
-        """Return the same data on a device."""
-        return Fashion(self.images.to(device), self.labels.to(device))
-
-
-def load_split(folder: Path = FOLDER) -> tuple[Fashion, Fashion]:
+def load_split(folder: Path = FOLDER) -> tuple[LabelledImages, LabelledImages]:
     """Return the training split (60,000 images) and the test split (10,000).
 
     Args:
@@ -63,7 +44,7 @@ def _paths(folder: Path, split: str) -> tuple[Path, Path]:
     return folder / f"{split}-images-idx3-ubyte.gz", folder / f"{split}-labels-idx1-ubyte.gz"
 
 
-def _load(folder: Path, split: str) -> Fashion:
+def _load(folder: Path, split: str) -> LabelledImages:
     image_path, label_path = _paths(folder, split)
     pixels, labels = _read_idx(image_path, _IMAGES_MAGIC), _read_idx(label_path, _LABELS_MAGIC)
     if pixels.shape[1:] != (SIZE, SIZE):
@@ -72,7 +53,7 @@ def _load(folder: Path, split: str) -> Fashion:
         raise ValueError(f"{label_path}: a label per image expected, got {len(labels)} for {len(pixels)}")
     if int(labels.max()) >= len(NAMES):
         raise ValueError(f"{label_path}: labels in 0..{len(NAMES) - 1} expected, got {int(labels.max())}")
-    return Fashion(pixels[:, None].float() / 127.5 - 1, labels.long())
+    return LabelledImages(pixels[:, None].float() / 127.5 - 1, labels.long())
 
 
 def _read_idx(path: Path, magic: int) -> Tensor:

@@ -11,9 +11,10 @@ from rich.table import Table
 from torch import Tensor
 
 from examples.fashion.classifier import agreement, judge, load_classifier
-from examples.fashion.data import FOLDER, NAMES, Fashion, load_split
+from examples.fashion.data import FOLDER, NAMES, load_split
 from examples.fashion.pipeline import FlowPipeline, load_dit, load_flow
 from soda_compile.digits.classifier import frechet_distance
+from soda_compile.digits.data import LabelledImages
 
 BATCH = 100
 MODELS = {"dit": load_dit, "flow": load_flow}
@@ -39,7 +40,7 @@ def sample(pipe: Any, labels: Tensor, seed: int, steps: int = 50) -> Tensor:
     return torch.cat(drawn)
 
 
-def figures(pipe: Any, held_out: Fashion, samples: int) -> tuple[dict[str, float], Tensor]:
+def figures(pipe: Any, held_out: LabelledImages, samples: int) -> tuple[dict[str, float], Tensor]:
     """Return label agreement and Fréchet distances of two sets of samples, and the first set."""
     classifier = load_classifier()
     labels = torch.arange(samples) % len(NAMES)

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from examples.fashion.data import Fashion
+from soda_compile.digits.data import LabelledImages
 from soda_compile.digits.train import ema
 
 EMA_DECAY = 0.9995
@@ -64,7 +64,7 @@ class Trained(Generic[Model]):
 
 
 def optimise(
-    model: Model, loss: Loss, data: Fashion, budget: Budget, console: Console, blocks: Iterable[nn.Module] = ()
+    model: Model, loss: Loss, data: LabelledImages, budget: Budget, console: Console, blocks: Iterable[nn.Module] = ()
 ) -> Trained[Model]:
     """Train a model in place and return its moving average.
 
@@ -136,7 +136,7 @@ def _warm_cosine(step: int, used: float) -> float:
     return min(1.0, (step + 1) / WARM_STEPS) * 0.5 * (1 + math.cos(math.pi * used))
 
 
-def _batches(data: Fashion, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(data: LabelledImages, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of one size without end, from a fresh shuffle each epoch."""
     while True:
         order = torch.randperm(len(data), device=data.labels.device)

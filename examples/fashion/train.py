@@ -16,11 +16,12 @@ from safetensors.torch import save
 
 from examples.fashion.classifier import WEIGHTS as CLASSIFIER
 from examples.fashion.classifier import FashionClassifier, agreement
-from examples.fashion.data import FOLDER, NAMES, Fashion, load_split
+from examples.fashion.data import FOLDER, NAMES, load_split
 from examples.fashion.losses import classifier_loss, text_velocity_loss
 from examples.fashion.models import new_dit, new_flow, parameter_count
 from examples.fashion.optimise import Budget, Trained, optimise
 from examples.fashion.pipeline import WEIGHTS, DigitsPipeline, FlowPipeline, ddim, flow_euler
+from soda_compile.digits.data import LabelledImages
 from soda_compile.digits.train import noise_loss, replaced, untied
 from soda_compile.storage.files import write_atomic
 
@@ -38,7 +39,7 @@ class Kind(StrEnum):
 DEFAULT_OUT = {Kind.DIT: WEIGHTS / "dit", Kind.FLOW: WEIGHTS / "flow", Kind.CLASSIFIER: CLASSIFIER}
 
 
-def train_dit(data: Fashion, budget: Budget, console: Console, out: Path, facts: Facts) -> None:
+def train_dit(data: LabelledImages, budget: Budget, console: Console, out: Path, facts: Facts) -> None:
     """Train the class-conditional model to predict noise, and store its pipeline in `out`."""
     model: Any = new_dit()
     model.to(data.images.device)
@@ -55,7 +56,7 @@ def _dit_loss(scheduler: Any, *arguments: Any) -> torch.Tensor:
     return noise_loss(model, scheduler, images, labels)
 
 
-def train_flow(data: Fashion, budget: Budget, console: Console, out: Path, facts: Facts) -> None:
+def train_flow(data: LabelledImages, budget: Budget, console: Console, out: Path, facts: Facts) -> None:
     """Train the text-conditional model and its word vectors by flow matching, and store their pipeline in `out`."""
     model = new_flow().to(data.images.device)
     blocks: Any = model.transformer.transformer_blocks
@@ -67,7 +68,7 @@ def train_flow(data: Fashion, budget: Budget, console: Console, out: Path, facts
 
 
 def train_classifier(
-    data: Fashion, held_out: Fashion, budget: Budget, console: Console, out: Path, facts: Facts
+    data: LabelledImages, held_out: LabelledImages, budget: Budget, console: Console, out: Path, facts: Facts
 ) -> None:
     """Train the judge and store it as the file `out`, with what is told of it in the `.json` file beside."""
     model = FashionClassifier().to(data.images.device).train()
