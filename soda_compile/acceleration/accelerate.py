@@ -123,6 +123,8 @@ def accelerate(
     if when not in get_args(When):
         raise OptionError(f"when is {when!r}; it must be one of {', '.join(get_args(When))}")
     if when == "lazily":
+        if plan is not None:
+            raise OptionError("when='lazily' measures and plans by itself; leave it out where a plan is given")
         if on_miss == "error":
             raise OptionError("when='lazily' runs the first generations without a plan, which on_miss='error' forbids")
         on_miss = "measure"

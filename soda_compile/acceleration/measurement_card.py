@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from soda_compile.acceleration.measurement_folder import FIGURE, Measurement, Verified
+from soda_compile.acceleration.say import counted
 from soda_compile.acceleration.setting import shown
 from soda_compile.plans.notebook import drawn
 from soda_compile.plans.plan import Plan
@@ -65,7 +66,10 @@ def _setting_rows(measured: Measurement) -> list[tuple[str, ...]]:
     rows += [("scheduler", setting.scheduler), ("steps", str(setting.steps))]
     rows += [(name, shown(value)) for name, value in sorted(setting.call.items())]
     rows += [("timesteps", f"{setting.timesteps[0]:g} to {setting.timesteps[-1]:g}")]
-    rows += [("samples", f"{tables.samples} in {tables.generations} generations"), ("measured", measured.date)]
+    rows += [
+        ("samples", f"{counted(tables.samples, 'sample')} in {counted(tables.generations, 'generation')}"),
+        ("measured", measured.date),
+    ]
     rows += [(name, version) for name, version in sorted(tables.versions.items())]
     return [*rows]
 

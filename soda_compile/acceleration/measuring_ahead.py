@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from soda_compile.acceleration.say import say
+from soda_compile.acceleration.say import counted, say
 from soda_compile.acceleration.searched_plans import SearchedPlans
 from soda_compile.acceleration.setting import Setting, differences
 from soda_compile.errors import OptionError, SensitivityError
@@ -109,7 +109,7 @@ def _find(source: SearchedPlans, runs: Runs) -> bool:
 def measure(source: SearchedPlans, runs: Runs) -> None:
     """Run generations, and store what was measured and the plans; see ``find_or_measure``."""
     settings: list[Setting] = []
-    say(f"measuring {type(source.present.pipe).__name__} in {runs.generations} generations")
+    say(f"measuring {type(source.present.pipe).__name__} in {counted(runs.generations, 'generation')}")
     measured = calibrate_denoisers(
         source.present.pipe,
         runs.generate,

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from soda_compile.acceleration.accelerate import accelerate
+from soda_compile.acceleration.say import counted
 from soda_compile.demo.figure import save_figure
 from soda_compile.demo.measure import GUIDANCE, Fidelity, Method, draw, fidelity, ratio, time_rounds, warm_up
 from soda_compile.demo.report import reading, row, table
@@ -134,7 +135,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _calibrate(settings: Settings, progress: Progress) -> Sensitivity:
-    progress.say(f"calibrating on {settings.generations} generation(s) of {CALIBRATION_SAMPLES} digits")
+    progress.say(f"calibrating on {counted(settings.generations, 'generation')} of {CALIBRATION_SAMPLES} digits")
     pipe = load()
 
     def generate(number: int) -> None:

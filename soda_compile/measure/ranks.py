@@ -70,7 +70,7 @@ class Ranks:
             return seeds
         size, rank = self.apart.size, self.apart.rank
         if len(seeds) < size:
-            raise OptionError(f"{len(seeds)} generations cannot be shared by {size} ranks; pass at least one for each")
+            raise OptionError(f"the generations, {len(seeds)}, are fewer than the {size} ranks; pass one for each")
         return seeds[rank * len(seeds) // size : (rank + 1) * len(seeds) // size]
 
     def merged(self, measure: Callable[[], Sensitivity]) -> Sensitivity:

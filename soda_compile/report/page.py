@@ -7,6 +7,7 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
+from soda_compile.acceleration.say import counted
 from soda_compile.plans.figure_file import new_figure, png_of
 from soda_compile.plans.notebook import data_uri
 from soda_compile.plans.operators import OPERATORS
@@ -113,9 +114,9 @@ def _setting(subject: Subject) -> Iterator[tuple[str, str]]:
     yield "model", f"fingerprint {info.fingerprint}, {len(info.regions)} regions"
     yield "steps", f"{info.steps}{f', {info.scheduler}' if info.scheduler else ''}"
     if info.guidance is not None:
-        yield "guidance", f"{info.guidance:g}, {_count(info.calls_per_step, 'denoiser call')} a step"
-    generations = f"{_count(info.generations, 'generation')}, {_listed(info.seeds)}"
-    yield "measured on", f"{_count(info.samples, 'sample')} in {generations}"
+        yield "guidance", f"{info.guidance:g}, {counted(info.calls_per_step, 'denoiser call')} a step"
+    generations = f"{counted(info.generations, 'generation')}, {_listed(info.seeds)}"
+    yield "measured on", f"{counted(info.samples, 'sample')} in {generations}"
     yield "longest interval", f"{info.max_interval} steps"
     if info.derived_from is not None:
         yield "derived from", info.derived_from
@@ -141,7 +142,3 @@ def _planned(subject: Subject) -> Iterator[tuple[str, str]]:
 def _listed(seeds: tuple[int, ...]) -> str:
     numbers = ", ".join(map(str, seeds)) if len(seeds) <= 6 else f"{seeds[0]} to {seeds[-1]}"
     return f"seed{'s' if len(seeds) != 1 else ''} {numbers}"
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'s' if number != 1 else ''}"

@@ -86,7 +86,7 @@ def check_different_arguments_are_refused_before_any_work() -> None:
 
 def check_fewer_seeds_than_ranks() -> None:
     message = error_of(OptionError, lambda: measured([1], process_group=dist.group.WORLD))
-    assert message == "1 generations cannot be shared by 2 ranks; pass at least one for each"
+    assert message == "the generations, 1, are fewer than the 2 ranks; pass one for each"
 
 
 class Half(Denoiser):

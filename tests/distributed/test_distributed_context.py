@@ -71,37 +71,40 @@ def check_regions_are_those_of_one_process() -> None:
                 assert (2 * part.shape[1], 2 * part.memory_bytes) == (cut.shape[1], cut.memory_bytes), cut
 
 
-def check_a_reused_step_sends_nothing_but_the_output() -> None:
+def check_a_plan_gives_what_it_gives_in_one_process_and_reused_steps_send_nothing() -> None:
     for family, computed in ((WAN, 9), (FLUX, 17)):  # four all-to-all for each attention, and what gathers the output
-        model = split(family.build())
-        structure = structure_of(model, family)
-        program = build_program(structure, plan_for(family), Lowering(target="eager"))
-        expected = [computed, computed, 1, computed, 1, 1]
-        assert list(program.collectives) == expected, program.collectives
-        assert structure.collectives == computed
-        run = compiled(model, plan_for(family))
-        generate(model, family, run)  # compiles
-        with torch.no_grad(), soda_compile.trajectory(model):
-            sent = [sent_in(functools.partial(run, **inputs)) for inputs in family.trajectory(STEPS, batch=1)]
-        assert [counts.total() for counts in sent] == expected, sent
-        assert sent[0] == {"all_to_all_single": computed - 1, "all_gather_into_tensor": 1}, sent
-        assert sent[2] == {"all_gather_into_tensor": 1}, sent
-
-
-def check_a_plan_gives_what_it_gives_in_one_process() -> None:
-    for family in (WAN, FLUX):
-        alone, shared = family.build(), split(family.build())
+        alone, shared, plan = family.build(), split(family.build()), plan_for(family)
         original = generate(alone, family, alone)
         assert relative(generate(shared, family, shared), original) < 1e-6  # a hook that has not run breaks the graph
-        everything = plan_for(family, "C" * STEPS)
-        assert relative(generate(shared, family, compiled(shared, everything)), original) < 1e-6
-        plan = random_plan(1, tuple(family.regions), STEPS)
         by_plan = generate(alone, family, compiled(alone, plan))
-        assert relative(generate(shared, family, compiled(shared, plan)), by_plan) < 1e-6
+        run = compiled(shared, plan)
+        assert relative(generate(shared, family, run), by_plan) < 1e-6
         assert relative(by_plan, original) > 1e-3
+        with torch.no_grad(), soda_compile.trajectory(shared):
+            sent = [sent_in(functools.partial(run, **inputs)) for inputs in family.trajectory(STEPS, batch=1)]
+        assert [counts.total() for counts in sent] == [computed, computed, 1, computed, 1, 1], sent
+        assert sent[0] == {"all_to_all_single": computed - 1, "all_gather_into_tensor": 1}, sent
+        assert sent[2] == {"all_gather_into_tensor": 1}, sent
         (counted,) = soda_compile.stats(shared).values()
         assert (counted["calls"], counted["misses"]) == (2 * STEPS, {})
         torch.compiler.reset()
+
+
+def check_what_is_sent_is_known_when_it_is_compiled() -> None:
+    structure = structure_of(split(WAN.build()), WAN)
+    program = build_program(structure, plan_for(WAN), Lowering(target="eager"))
+    assert list(program.collectives) == [9, 9, 1, 9, 1, 1], program.collectives
+    assert structure.collectives == 9
+
+
+def check_random_and_complete_plans_of_two_ranks() -> None:
+    alone, shared = WAN.build(), split(WAN.build())
+    original = generate(alone, WAN, alone)
+    generate(shared, WAN, shared)
+    assert relative(generate(shared, WAN, compiled(shared, plan_for(WAN, "C" * STEPS))), original) < 1e-6
+    plan = random_plan(1, tuple(WAN.regions), STEPS)
+    by_plan = generate(alone, WAN, compiled(alone, plan))
+    assert relative(generate(shared, WAN, compiled(shared, plan)), by_plan) < 1e-6
 
 
 def pipeline(parallel: bool) -> Any:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from distributed_checks import environment, torchrun
 from paths import ROOT
 
@@ -36,12 +37,15 @@ def run_alone(script: Path, *arguments: str) -> str:
     return ran.stdout
 
 
-def test_four_processes_measure_what_two_jobs_do(tmp_path: Path):
-    ran = torchrun(recipe("torchrun", tmp_path), tmp_path, processes=4, seconds=400)
-    assert ran.returncode == 0, ran.stderr
-    shared = Sensitivity.load(tmp_path / "sensitivity.safetensors")
+def test_four_processes_measure_together(tmp_path: Path):
+    shared = of_four_processes(tmp_path)
     assert shared.info.seeds == (0, 1, 2, 3)
     assert Plan.load(tmp_path / "plan.json").fingerprint == shared.info.fingerprint
+
+
+@pytest.mark.thorough
+def test_four_processes_measure_what_two_jobs_do(tmp_path: Path):
+    shared = of_four_processes(tmp_path)
     (tmp_path / "jobs").mkdir()
     for start, stop in ((0, 2), (2, 4)):
         run_alone(recipe("job", tmp_path / "jobs"), str(start), str(stop))
@@ -49,3 +53,9 @@ def test_four_processes_measure_what_two_jobs_do(tmp_path: Path):
     merged = Sensitivity.load(tmp_path / "jobs" / "sensitivity.safetensors")
     for key, table in shared.mean.items():
         np.testing.assert_allclose(table, merged.mean[key], rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+def of_four_processes(folder: Path) -> Sensitivity:
+    ran = torchrun(recipe("torchrun", folder), folder, processes=4, seconds=400)
+    assert ran.returncode == 0, ran.stderr
+    return Sensitivity.load(folder / "sensitivity.safetensors")

@@ -31,7 +31,7 @@ def eager_lowering() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("load", [load_dit, load_flow])
+@pytest.mark.parametrize("load", [load_dit, pytest.param(load_flow, marks=pytest.mark.thorough)])
 def test_samples_are_what_was_asked_for_with_and_without_a_plan(load) -> None:
     pipe = load()
     pipe.set_progress_bar_config(disable=True)

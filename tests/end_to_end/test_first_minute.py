@@ -38,7 +38,7 @@ def test_a_fresh_process_says_what_it_does_and_nothing_else(tmp_path: Path) -> N
     assert found.returncode == 0, found.stderr
     assert found.stdout == ""
     measuring, planned = found.stderr.splitlines()
-    assert measuring == "soda: measuring DigitsPipeline in 1 generations"
+    assert measuring == "soda: measuring DigitsPipeline in 1 generation"
     assert planned.startswith("soda: new plan for 8 steps, ")
 
 
@@ -57,7 +57,7 @@ def test_the_digits_load_in_silence_and_leave_the_callers_choice(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("config", [None, {"desc": "mine"}])
+@pytest.mark.parametrize("config", [pytest.param(None, marks=pytest.mark.thorough), {"desc": "mine"}])
 def test_generations_to_measure_on_draw_no_bar_of_their_own(
     config: dict[str, str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

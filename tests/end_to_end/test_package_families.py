@@ -27,6 +27,8 @@ from soda_compile.packages.loading import open_package
 PACKAGED = ("dit", "wan")
 BIT_FOR_BIT = ("wan",)
 
+pytestmark = pytest.mark.thorough  # over a minute each; test_packages.py has a package of every action
+
 
 def serve(package: Path, calls: Calls, folder: Path) -> list[Tensor]:
     """The outputs of a trajectory in a fresh process."""

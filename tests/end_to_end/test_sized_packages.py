@@ -67,7 +67,9 @@ def run(denoiser: Any, calls: Calls) -> list[Tensor]:
         return [tensors(denoiser(**call))[0] for call in calls]
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name", ["dit", *(pytest.param(name, marks=pytest.mark.thorough) for name in SHAPES if name != "dit")]
+)
 def test_all_sizes_of_a_family(name: str, tmp_path: Path) -> None:
     model, plan = planned(name)
     example = SIZED[name].calls(FIRST, STEPS)[0]
