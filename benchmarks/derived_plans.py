@@ -1,6 +1,6 @@
 """Plans derived from one measurement at 50 steps against plans measured at the setting that they are used at.
 
-python benchmarks/derived_plans.py --model digits
+python -m benchmarks.derived_plans --model digits
 
 For each setting (steps, sampler, guidance) and speedup there are three plans of equal FLOPs: derived, measured there,
 and measured there again on other seeds. What the last two differ by is the floor: how much of a difference between
@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import diffusers
 import numpy as np
@@ -104,11 +104,15 @@ class Subject:
 
 
 def subject(model: str) -> Subject:
-    """The digits model, or that of the photographs."""
+    """The digits model, the class-conditional one of clothes, or that of the photographs."""
     if model == "digits":
         from soda_compile.digits.pipeline import load
 
         return Subject(load(), batch=10, generations=1)
+    if model == "fashion":
+        from examples.fashion.pipeline import load_dit
+
+        return Subject(load_dit(), batch=4, generations=1)
     from examples.photos.pipeline import load as load_photos
 
     return Subject(load_photos(), batch=2, generations=1)
@@ -225,7 +229,7 @@ ABOUT = (
 
 
 def main(
-    model: str = "digits",
+    model: Annotated[Literal["digits", "fashion", "photos"], typer.Option()] = "digits",
     out: Path = Path("benchmarks/results/derived_plans.json"),
     samples: int = 20,
     speedup: Annotated[list[float] | None, typer.Option(help="By default 2 and 3.")] = None,
@@ -238,7 +242,7 @@ def main(
     base = own.measure(Setting(BASE_STEPS), CALIBRATION, BASE_INTERVAL)
     report: dict[str, Any] = {
         "model": model,
-        "command": f"python benchmarks/derived_plans.py --model {model}" + (" --few" if few else ""),
+        "command": f"python -m benchmarks.derived_plans --model {model}" + (" --few" if few else ""),
         "about": ABOUT.format(
             steps=BASE_STEPS,
             guidance=BASE_GUIDANCE,

@@ -15,6 +15,7 @@ from soda_compile.acceleration.plan_store import PlanStore
 from soda_compile.acceleration.present_setting import PresentSetting
 from soda_compile.acceleration.searched_plans import SearchedPlans
 from soda_compile.acceleration.sharing import load_measurement
+from soda_compile.acceleration.trying import require_one
 from soda_compile.acceleration.verifying import install_verified
 from soda_compile.backend.options import Conditioning, check_options
 from soda_compile.errors import OptionError
@@ -45,6 +46,7 @@ def accelerate(
     cache: str | os.PathLike[str] | None = None,
     measurement: str | os.PathLike[str] | None = None,
     refresh: bool = False,
+    closest: int = 0,
     verify: int = 0,
     when: When = "now",
     mode: str | None = None,
@@ -92,6 +94,10 @@ def accelerate(
         measurement: What ``save_measurement`` wrote, to be used instead of measuring: a folder, or a repository of the
             hub as ``owner/name`` or ``owner/name@revision``. It may be of other weights of the same architecture.
         refresh: Measure anew, whatever is stored.
+        closest: Number of generations to try plans on, four or more. Plans of several strategies, reuse at a fixed
+            interval among them, are run on generations of the original, which takes a part of the time of each; the
+            closest is stored, with the weights that bring it closest. Settings that are met later follow plans of
+            their measurement alone. See ``closest_plan``.
         verify: Number of generations to run both with and without the plan, with new seeds; how far their last samples
             are apart is told and stored.
         when: ``now`` looks for what is stored, or measures, before this returns. ``lazily`` returns at once: the first
@@ -132,11 +138,16 @@ def accelerate(
     options |= {"on_miss": "plain" if on_miss == "measure" else on_miss, "slot_memory_bytes": slot_memory_bytes}
     options["guard"] = guard
     check_options(options)
-    searched = {"on_miss='measure'": on_miss == "measure", "measurement": measurement, "refresh": refresh}
+    searched = {
+        "on_miss='measure'": on_miss == "measure",
+        "measurement": measurement,
+        "refresh": refresh,
+        "closest": closest,
+    }
     _check_search({**searched, "verify": verify}, plan is not None)
-    if when == "lazily" and (measurement is not None or refresh or verify):
+    if when == "lazily" and (measurement is not None or refresh or closest or verify):
         raise OptionError(
-            "when='lazily' measures in the generations to come; leave out measurement, refresh and verify"
+            "when='lazily' measures in the generations to come; leave out measurement, refresh, closest and verify"
         )
     denoisers = denoisers_of(pipe)
     for name, module in denoisers.items():
@@ -150,7 +161,8 @@ def accelerate(
         return pipe
     if anchors is not None and len(denoisers) > 1:
         raise OptionError(f"anchors={anchors} for the denoisers {', '.join(denoisers)}; give speedup instead")
-    request = Request(Goal(anchors=anchors, speedup=speedup), strategy or AnchorSchedule())
+    require_one(closest, denoisers)
+    request = Request(Goal(anchors=anchors, speedup=speedup), strategy or AnchorSchedule(), closest)
     store = PlanStore(Path(cache) if cache is not None else cache_folder())
     source = SearchedPlans(PresentSetting(pipe, denoisers), request, store, max_interval, nearest=on_miss != "measure")
     call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
@@ -176,8 +188,9 @@ def _check_search(asked: Mapping[str, Any], given: bool) -> None:
     used = [name for name, value in asked.items() if value]
     if given and used:
         raise OptionError(f"{used[0]} needs something to plan for: pass speedup= or anchors= instead of a plan")
-    if asked["measurement"] is not None and asked["refresh"]:
-        raise OptionError("measurement= is used instead of measuring, and refresh=True measures; give one of them")
+    for name in ("refresh", "closest"):
+        if asked["measurement"] is not None and asked[name]:
+            raise OptionError(f"measurement= is used instead of measuring, which {name}= is about; give one of them")
     if asked["verify"] < 0:
         raise OptionError(f"verify is {asked['verify']}; it must be a number of generations, or 0")
 

@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,15 +68,28 @@ class About(BaseModel):
 
 @dataclass(frozen=True)
 class Request:
-    """A goal, and the strategy by which plans shall reach it."""
+    """A goal, and how plans shall reach it.
+
+    Attributes:
+        goal: Numbers to reach.
+        strategy: How to plan.
+        tried: Number of generations that plans of this and other strategies are tried on; 0 for none.
+    """
 
     goal: Goal
     strategy: Strategy
+    tried: int = field(default=0, repr=False)
+
+    @property
+    def untried(self) -> "Request":
+        """The same for plans that are made of the measurement alone."""
+        return replace(self, tried=0)
 
     @property
     def name(self) -> str:
         """Readable, fit for a file name, and different for different requests."""
         numbers = "-".join(f"{key}-{value}" for key, value in self.goal.numbers().items())
+        numbers += f"-tried-{self.tried}" if self.tried else ""
         return f"{numbers}-{hashlib.sha256(f'{self!r}, {_PLANS}'.encode()).hexdigest()[:6]}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from soda_compile.acceleration.say import counted, say
 from soda_compile.acceleration.searched_plans import SearchedPlans
 from soda_compile.acceleration.setting import Setting, differences
+from soda_compile.acceleration.trying import try_plans
 from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.integrations.diffusers.beginnings import Watching, begin
 from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, calibration_runs, default_of
@@ -103,7 +104,18 @@ def _find(source: SearchedPlans, runs: Runs) -> bool:
             type(error).__name__, error,
         )  # fmt: skip
         return True
-    return bool(settings) and source.stored(settings[0], scheduler) is not None
+    if not settings or source.stored(settings[0], scheduler) is None:
+        return False
+    _try(source, runs, settings[0])
+    return True
+
+
+def _try(source: SearchedPlans, runs: Runs, setting: Setting) -> None:
+    """Where plans are to be tried and were not, by no process that shares the store, try them."""
+    if not source.request.tried:
+        return
+    with locked(source.store.folder, f"{_name(source)}-tried", _say_waiting):
+        source.keep_tried(setting, source.tried(setting) or try_plans(source, runs.generate))
 
 
 def measure(source: SearchedPlans, runs: Runs) -> None:
@@ -128,3 +140,4 @@ def measure(source: SearchedPlans, runs: Runs) -> None:
         name: replace(each, info=replace(each.info, guidance=setting.guidance)) for name, each in measured.items()
     }
     source.add(setting, tables)
+    _try(source, runs, setting)

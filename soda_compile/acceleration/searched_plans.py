@@ -97,9 +97,20 @@ class SearchedPlans:
         measured = self.store.measurement(setting)
         if measured is None or measured.longest_interval < self.max_interval:
             return None
-        made = self.store.plans(setting, self.request) or self._plan_and_store(measured)
+        made = self.tried(setting) or self.store.plans(setting, self.request.untried) or self._plan_and_store(measured)
         plans = self._fitting(made, scheduler, str(self.store.folder_of(setting)))
         return None if plans is None else self._keep(setting, plans, "stored", measured)
+
+    def tried(self, setting: Setting) -> Mapping[str, Plan] | None:
+        """Return the plans that were tried for a setting; None where none were to be, or none are stored."""
+        return self.store.plans(setting, self.request) if self.request.tried else None
+
+    def keep_tried(self, setting: Setting, plans: Mapping[str, Plan]) -> None:
+        """Store plans that were tried for the latest measurement, which is of this very setting, and follow them."""
+        assert self.latest is not None
+        placed = {name: _placed(plan, self.latest.sensitivities[name]) for name, plan in plans.items()}
+        self.store.save_plans(setting, self.request, self.latest.name, placed)
+        self._remember(setting, placed)
 
     def _fitting(self, plans: Mapping[str, Plan], scheduler: Any, where: str) -> Mapping[str, Plan] | None:
         try:
@@ -138,8 +149,7 @@ class SearchedPlans:
                 plan = make_plan(sensitivity, self.request.goal, self.request.strategy)
             except PlanError as error:
                 raise PlanError(f"pipe.{name}: {error}") from None
-            where = {key: int(sensitivity.info.notes[key]) for key in _PLACE if key in sensitivity.info.notes}
-            plans[name] = replace(plan, method=tuple({**dict(plan.method), **where}.items()))
+            plans[name] = _placed(plan, sensitivity)
         return plans
 
     def record(self, verified: Verified) -> None:
@@ -159,7 +169,7 @@ class SearchedPlans:
 
     def _plan_and_store(self, measured: Measurement) -> dict[str, Plan]:
         plans = self.plan(measured)
-        self.store.save_plans(measured.setting, self.request, measured.name, plans)
+        self.store.save_plans(measured.setting, self.request.untried, measured.name, plans)
         return plans
 
     def _near(self, setting: Setting, hook: SchedulerHook) -> Mapping[str, Plan]:
@@ -229,6 +239,12 @@ class SearchedPlans:
 
 _REMEMBERED = 1024  # settings; a server may see any number
 _PLACE = ("first_step", "schedule_steps")
+
+
+def _placed(plan: Plan, sensitivity: Sensitivity) -> Plan:
+    """Return a plan that says which part of a schedule its measurement is of."""
+    where = {key: int(sensitivity.info.notes[key]) for key in _PLACE if key in sensitivity.info.notes}
+    return replace(plan, method=tuple({**dict(plan.method), **where}.items()))
 
 
 def _flops(plans: Mapping[str, Plan]) -> str:

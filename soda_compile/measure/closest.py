@@ -82,7 +82,7 @@ def closest_plan(
         raise OptionError(f"objective is {objective!r}; it can be {' or '.join(map(repr, get_args(Objective)))}")
     plans: dict[str, Plan] = {}
     unreached: dict[str, str] = {}
-    for name, strategy in (strategies or _strategies(sensitivity)).items():
+    for name, strategy in (strategies or strategies_for(sensitivity)).items():
         try:
             plans[name] = make_plan(sensitivity, goal, strategy, profile=profile, **numbers)
         except PlanError as error:
@@ -97,7 +97,8 @@ def closest_plan(
     return Closest(fitted.plan if fitted else plans[name], name, compared, fitted, unreached)
 
 
-def _strategies(sensitivity: Sensitivity) -> dict[str, Strategy]:
+def strategies_for(sensitivity: Sensitivity) -> dict[str, Strategy]:
+    """Return the built-in strategies, by name, that a sensitivity has the tables for."""
     found: dict[str, Strategy] = {
         "forecast1": AnchorSchedule(),
         "forecast2": AnchorSchedule(operator="forecast2"),

@@ -187,7 +187,7 @@ def test_lazily_nothing_is_run_ahead_and_generations_go_on_while_a_thread_compil
     [
         ({"when": "later"}, "when is 'later'; it must be one of now, lazily"),
         ({"when": "lazily", "on_miss": "error"}, "on_miss='error' forbids"),
-        ({"when": "lazily", "verify": 2}, "leave out measurement, refresh and verify"),
+        ({"when": "lazily", "verify": 2}, "leave out measurement, refresh, closest and verify"),
         ({"when": "lazily", "speedup": None, "plan": "p.json"}, "leave it out where a plan is given"),
     ],
 )
