@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from distributed_checks import environment, torchrun
 from paths import ROOT
 
@@ -48,4 +49,15 @@ def test_four_processes_measure_what_two_jobs_do(tmp_path: Path):
     assert run_alone(recipe("merge", tmp_path / "jobs")) == "(0, 1, 2, 3)\n"
     merged = Sensitivity.load(tmp_path / "jobs" / "sensitivity.safetensors")
     for key, table in shared.mean.items():
+        np.testing.assert_allclose(table, merged.mean[key], rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+def test_workers_of_ray_measure_what_one_job_does(tmp_path: Path):
+    pytest.importorskip("ray", reason="pip install soda-compile[serving]")
+    (tmp_path / "alone").mkdir()
+    run_alone(recipe("job", tmp_path / "alone"), "0", "4")
+    assert run_alone(recipe("ray", tmp_path)).splitlines()[-1] == "(0, 1, 2, 3)"
+    merged = Sensitivity.load(tmp_path / "sensitivity.safetensors")
+    alone = Sensitivity.load(tmp_path / "alone" / "sensitivity-0.safetensors")
+    for key, table in alone.mean.items():
         np.testing.assert_allclose(table, merged.mean[key], rtol=1e-4, atol=1e-6, err_msg=key)
