@@ -18,9 +18,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from examples.serving import metrics
 from examples.serving.orders import Order
-from examples.serving.replicas import REPLICAS
+from examples.serving.replicas import REPLICAS, prepare_thread
 
 HOST, PORT = "127.0.0.1", 8123
+NODE = "127.0.0.2"
+"""Where Ray's processes find each other, on loopback too; for 127.0.0.1 it would take the machine's own address."""
 THREADS, COUNT = 2, 2
 """Orders that a replica draws at once, and how many replicas a service has."""
 
@@ -32,7 +34,7 @@ class Service:
     def __init__(self, name: str, folder: str, release: int) -> None:
         self._name, self._release = name, release
         self._replica = REPLICAS[name](Path(folder))
-        self._threads = ThreadPoolExecutor(THREADS)
+        self._threads = ThreadPoolExecutor(THREADS, initializer=prepare_thread)
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request."""
@@ -85,14 +87,15 @@ def deploy(name: str, folder: Path, release: int = 0, seconds: float = 900.0) ->
         RuntimeError: Ray Serve gave up, for example because a replica raised.
         TimeoutError: They are not there in time.
     """
-    target = serve.RunTarget(Service.bind(name, str(folder), release), name=name, route_prefix=f"/{name}")
+    application = Service.bind(name, str(folder), release)  # type: ignore[attr-defined]  # the decorator adds it
+    target = serve.RunTarget(application, name=name, route_prefix=f"/{name}")
     serve.run_many([target], wait_for_ingress_deployment_creation=True, wait_for_applications_running=False)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        application = serve.status().applications[name]
-        if application.status == "DEPLOY_FAILED":
-            raise RuntimeError(application.message)
-        if application.status == "RUNNING":
+        present = serve.status().applications[name]
+        if present.status == "DEPLOY_FAILED":
+            raise RuntimeError(present.message)
+        if present.status == "RUNNING":
             states: list[dict[str, Any]] = serve.get_app_handle(name).broadcast("state").results(timeout_s=30)
             if len(states) == COUNT and all(state["release"] == release for state in states):
                 return states
@@ -109,10 +112,10 @@ def running(folder: Path) -> Iterator[None]:
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}  # replicas inherit them
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
-    ray.init("local", _node_ip_address=HOST, include_dashboard=False, log_to_driver=False)
+    ray.init("local", _node_ip_address=NODE, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": HOST, "port": PORT})
         yield
     finally:
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()

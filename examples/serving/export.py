@@ -4,8 +4,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 import soda_compile
 from examples.serving.orders import SIZES, STEPS
 from examples.serving.replicas import SPEEDUP, accelerate_from_store, package
@@ -22,17 +20,10 @@ def export(folder: Path) -> None:
         (table,) = Path(saved).glob("*.safetensors")
         sensitivity = soda_compile.Sensitivity.load(table)
     soda_compile.restore(pipe)
-    _, inputs = example(max(SIZES))
-    half = torch.export.Dim("half", min=min(SIZES), max=max(SIZES))  # guidance doubles the batch
+    inputs = [example(size)[1] for size in SIZES]
     for steps in STEPS:
         plan = soda_compile.plan(sensitivity, steps=steps, speedup=SPEEDUP)
-        soda_compile.export(
-            pipe.transformer,
-            inputs,
-            plan=plan,
-            path=package(folder, steps),
-            dynamic_shapes={name: {0: 2 * half} for name in inputs},
-        )
+        soda_compile.export(pipe.transformer, inputs, plan=plan, path=package(folder, steps))
 
 
 if __name__ == "__main__":

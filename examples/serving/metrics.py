@@ -1,7 +1,7 @@
 """The page of metrics of a service, which is that of all its replicas, and its sums."""
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +22,7 @@ def page(states: Sequence[Mapping[str, Any]]) -> str:
 
 def totals(text: str) -> dict[str, float]:
     """Return the sums over all replicas of what a page says, by metric and part; drift has no sum."""
-    found = Counter[str]()
+    found = defaultdict[str, float](float)
     for name, part, value in _SAMPLE.findall(text):
         if "drift" not in name:
             found[f"{name}:{part}" if part else name] += float(value)

@@ -43,7 +43,8 @@ class Reference:
 def relative_errors(images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Return for each picture the norm of what it is off, over that of the wanted one."""
     difference, wanted = (images - wanted).flatten(1).double(), wanted.flatten(1).double()
-    return difference.norm(dim=1) / wanted.norm(dim=1)
+    errors: torch.Tensor = difference.norm(dim=1) / wanted.norm(dim=1)
+    return errors
 
 
 def main(folder: Path, seeds: int, fresh: Annotated[int, typer.Option(help="seeds of other generations")] = 4) -> None:

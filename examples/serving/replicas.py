@@ -18,6 +18,16 @@ from soda_compile.digits.pipeline import DigitsPipeline, load
 SPEEDUP = 2.0
 
 
+def prepare_thread() -> None:
+    """Let a thread, which draws one order at a time, compute alone, and compile for each size by itself.
+
+    These settings are a thread's own. Sums do not depend on the number of threads then; and the few sizes that are
+    served are compiled sooner one by one than for all sizes at once.
+    """
+    torch.set_num_threads(1)
+    torch._dynamo.config.automatic_dynamic_shapes = False
+
+
 class Interrupted(Exception):
     """The client went away while its order was drawn."""
 
@@ -33,7 +43,7 @@ class Replica(ABC):
     """
 
     def __init__(self, folder: Path) -> None:
-        torch.set_num_threads(1)  # a thread for each order, and sums that do not depend on how many there are
+        prepare_thread()
         started = time.perf_counter()
         self.measured = 0  # where nothing is measured
         self.counts = Counter[str]()
@@ -115,7 +125,7 @@ class Plain(Replica):
 
     def _load(self, folder: Path) -> Mapping[int, DigitsPipeline]:
         pipe = load()
-        pipe.transformer.compile(dynamic=True)
+        pipe.transformer.compile(dynamic=False)
         return dict.fromkeys(STEPS, pipe)
 
 
