@@ -87,8 +87,8 @@ def deploy(name: str, folder: Path, release: int = 0, seconds: float = 900.0) ->
         RuntimeError: Ray Serve gave up, for example because a replica raised.
         TimeoutError: They are not there in time.
     """
-    application = Service.bind(name, str(folder), release)  # type: ignore[attr-defined]  # the decorator adds it
-    target = serve.RunTarget(application, name=name, route_prefix=f"/{name}")
+    service: Any = Service  # the decorator made it a deployment
+    target = serve.RunTarget(service.bind(name, str(folder), release), name=name, route_prefix=f"/{name}")
     serve.run_many([target], wait_for_ingress_deployment_creation=True, wait_for_applications_running=False)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -117,5 +117,6 @@ def running(folder: Path) -> Iterator[None]:
         serve.start(http_options={"host": HOST, "port": PORT})
         yield
     finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        stop: Any = serve.shutdown  # it has no types
+        stop()
         ray.shutdown()
