@@ -6,14 +6,13 @@ from pathlib import Path
 
 import soda_compile
 from examples.serving.orders import SIZES, STEPS
-from examples.serving.replicas import SPEEDUP, accelerate_from_store, package
+from examples.serving.replicas import SPEEDUP, accelerate_from_store, package, pipeline
 from soda_compile.digits.example import example
-from soda_compile.digits.pipeline import load
 
 
 def export(folder: Path) -> None:
     """Write the packages, each for all sizes; what is measured already is not measured again."""
-    pipe = load()
+    pipe = pipeline(folder)
     accelerate_from_store(pipe, folder)
     with tempfile.TemporaryDirectory() as saved:
         soda_compile.save_measurement(pipe, saved)

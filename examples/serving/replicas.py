@@ -101,7 +101,7 @@ class Accelerated(Replica):
     """One pipeline that follows a plan for each number of steps, all of one measurement in a shared store."""
 
     def _load(self, folder: Path) -> Mapping[int, DigitsPipeline]:
-        pipe = load()
+        pipe = pipeline(folder)
         self.measured = len(accelerate_from_store(pipe, folder))
         return dict.fromkeys(STEPS, pipe)
 
@@ -110,21 +110,22 @@ class Packaged(Replica):
     """A package for each number of steps, loaded without compiling."""
 
     def _load(self, folder: Path) -> Mapping[int, DigitsPipeline]:
-        return {steps: soda_compile.install(load(), soda_compile.load(package(folder, steps))) for steps in STEPS}
+        packages = {steps: soda_compile.load(package(folder, steps)) for steps in STEPS}
+        return {steps: soda_compile.install(pipeline(folder), each) for steps, each in packages.items()}
 
 
 class Original(Replica):
     """The pipeline as it is."""
 
     def _load(self, folder: Path) -> Mapping[int, DigitsPipeline]:
-        return dict.fromkeys(STEPS, load())
+        return dict.fromkeys(STEPS, pipeline(folder))
 
 
 class Plain(Replica):
     """The pipeline under ``torch.compile``, to compare with."""
 
     def _load(self, folder: Path) -> Mapping[int, DigitsPipeline]:
-        pipe = load()
+        pipe = pipeline(folder)
         pipe.transformer.compile(dynamic=False)
         return dict.fromkeys(STEPS, pipe)
 
@@ -143,6 +144,12 @@ def accelerate_from_store(pipe: DigitsPipeline, folder: Path) -> list[int]:
 
     soda_compile.accelerate(pipe, speedup=SPEEDUP, calibrate_with=generate, cache=folder / "store")
     return measured
+
+
+def pipeline(folder: Path) -> DigitsPipeline:
+    """Load the pipeline that ``save_pretrained`` wrote to the folder as ``pipeline``, or else the one shipped."""
+    saved = folder / "pipeline"
+    return load(folder=saved) if saved.exists() else load()
 
 
 def package(folder: Path, steps: int) -> Path:

@@ -1,6 +1,5 @@
-"""The replicas of examples/serving: in threads and without Ray, and the whole service where Ray is installed."""
+"""The replicas of examples/serving, in threads and without Ray."""
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,35 +10,36 @@ import torch
 pytest.importorskip("diffusers")
 
 from package_tools import eager_subgraphs
+from short_digits import save_short_pipeline
 from threads import at_once
 from tracing import graphs_as_they_are
 
 from examples.serving import export, metrics
 from examples.serving.orders import Order, catalogue
 from examples.serving.reference import relative_errors
-from examples.serving.replicas import Accelerated, Interrupted, Original, Packaged, Replica, accelerate_from_store
-from soda_compile.digits.pipeline import DigitsPipeline, load
+from examples.serving.replicas import (
+    Accelerated,
+    Interrupted,
+    Original,
+    Packaged,
+    Replica,
+    accelerate_from_store,
+    pipeline,
+)
 
 SERVED = {"STEPS": (6, 8), "SIZES": (1, 2)}
 
 
-def short() -> DigitsPipeline:
-    """Return the trained pipeline with the first of its blocks alone, which draws grey and is soon compiled."""
-    pipe = load()
-    pipe.transformer.transformer_blocks = pipe.transformer.transformer_blocks[:1]
-    return pipe
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    made = tmp_path_factory.mktemp("serving")
+    save_short_pipeline(made)
     with pytest.MonkeyPatch.context() as patch:
         graphs_as_they_are(patch)
         for module in ("orders", "replicas", "export"):
             for name, value in SERVED.items():
                 patch.setattr(f"examples.serving.{module}.{name}", value, raising=False)
-        for module in ("replicas", "export"):
-            patch.setattr(f"examples.serving.{module}.load", short)
-        yield tmp_path_factory.mktemp("serving")
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def accelerated(folder: Path) -> Replica:
 
 def test_one_replica_measures_and_the_next_one_finds_it(accelerated: Replica, folder: Path) -> None:
     assert accelerated.measured == 4
-    assert accelerate_from_store(short(), folder) == []
+    assert accelerate_from_store(pipeline(folder), folder) == []
     assert len(list(folder.glob("store/*/setting.json"))) == 1
 
 
@@ -104,39 +104,3 @@ def test_a_page_of_metrics_sums_up_all_replicas(accelerated: Replica) -> None:
 def test_what_is_no_order_is_refused(folder: Path, data: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"has labels, steps and a seed|is not served"):
         Order.from_json(data)
-
-
-def test_two_replicas_under_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured once, answered rightly while clients go away and replicas are replaced, and metrics of both."""
-    pytest.importorskip("ray", reason="pip install soda-compile[serving]")
-    import aiohttp
-
-    from examples.serving.app import HOST, PORT, deploy, running
-    from examples.serving.client import Answer, Sent, send_all
-
-    graphs_as_they_are(monkeypatch)  # replicas inherit it
-    answers: list[Answer] = []
-
-    async def load() -> str:
-        async with aiohttp.ClientSession(f"http://{HOST}:{PORT}") as session:
-            sent = [Sent(order) for order in catalogue(1)] + [Sent(catalogue(1)[-1], 0.05)]
-            restarting = asyncio.create_task(asyncio.to_thread(deploy, "accelerated", tmp_path, 1))
-            await send_all(session, "accelerated", sent, 3, answers.append)
-            restarted.extend(await restarting)
-            async with session.get("/accelerated/metrics") as response:
-                return await response.text()
-
-    restarted: list[dict[str, object]] = []
-    with running(tmp_path):
-        started = deploy("accelerated", tmp_path)
-        page = asyncio.run(load())
-    assert sorted(state["measured"] for state in started) == [0, 4]
-    assert [state["measured"] for state in restarted] == [0, 0]
-    assert len(list(tmp_path.glob("store/*/setting.json"))) == 1
-    assert not [answer.error for answer in answers if answer.error]
-    assert sum(answer.images is None for answer in answers) == 1
-    alone = Accelerated(tmp_path)
-    for answer in answers:
-        assert answer.images is None or torch.equal(answer.images, alone.draw(answer.sent.order))
-    assert metrics.totals(page)["soda_compile_calls_total"] > 0
-    assert not any("misses_total" in name for name in metrics.totals(page))
