@@ -19,7 +19,7 @@ def compile_models(
     models: Annotated[str, typer.Option(help="Names, with commas.")] = ",".join(SUBJECTS),
     capabilities: Annotated[str, typer.Option(help="Compute capabilities, with commas; the first is priced.")] = "90",
     layers: Annotated[float, typer.Option(help="Share of the layers, at true width.")] = 1.0,
-    kinds: Annotated[str, typer.Option(help="Beginnings of kinds of steps, with commas; all by default.")] = "",
+    kinds: Annotated[str, typer.Option(help="Kinds of steps, with semicolons; all by default.")] = "",
     out: Path = OUT,
 ) -> None:
     """Compile every kind of step of denoisers of true size, and count."""
@@ -30,7 +30,7 @@ def compile_models(
     for name in models.split(","):
         subject = SUBJECTS[name].with_layers(layers)
         structure = structure_on_gpu(subject.config)
-        programs = programs_of(structure, subject.steps, tuple(filter(None, kinds.split(","))))
+        programs = programs_of(structure, subject.steps, tuple(filter(None, kinds.split(";"))))
         entry = reports.model_entry(subject, structure.weight_bytes, programs, _command())
         for capability in map(int, capabilities.split(",")):
             graphs = compile_graphs(programs.graphs, capability, _tell)

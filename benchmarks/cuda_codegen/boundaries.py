@@ -109,7 +109,7 @@ def _generated_kernel(graph: Any, node: Any) -> Kernel:
                 touched[each.name].add(each.normalize())
         return {aliases.get(name, name): _bytes(graph, name, found) for name, found in touched.items()}
 
-    gone = graph.removed_buffers
+    gone = graph.removed_buffers | graph.inplaced_to_remove
     return Kernel(
         name=_name(node),
         library=False,

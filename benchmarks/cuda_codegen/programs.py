@@ -67,12 +67,12 @@ def programs_of(structure: Structure, steps: int, only: tuple[str, ...] = ()) ->
     Args:
         structure: The denoiser.
         steps: Number of steps of a generation, for which conditioning is computed ahead.
-        only: Beginnings of the names of kinds, beside the full step; all where none is given.
+        only: Names of kinds, beside the full step; all where none is given.
     """
     found = Programs()
     lowering = Lowering(target=lambda subgraph: _noted(found, subgraph))
     full, *others = variants(structure)
-    kinds = [full, *(kind for kind in others if not only or kind.name.startswith(only))]
+    kinds = [full, *(kind for kind in others if not only or kind.name in only)]
     for conditioning in ("step", "trajectory"):
         with constants_stood_in():
             prepared = _prepared(structure, kinds[0], steps, conditioning, lowering)
