@@ -23,13 +23,13 @@ def compile_models(
     out: Path = OUT,
 ) -> None:
     """Compile every kind of step of denoisers of true size, and count."""
-    from benchmarks.cuda_codegen.capturing import structure_on_gpu
+    from benchmarks.cuda_codegen.capturing import deep_structure
     from benchmarks.cuda_codegen.compiling import compile_graphs
     from benchmarks.cuda_codegen.programs import programs_of
 
     for name in models.split(","):
         subject = SUBJECTS[name].with_layers(layers)
-        structure = structure_on_gpu(subject.config)
+        structure = deep_structure(subject.config)
         programs = programs_of(structure, subject.steps, tuple(filter(None, kinds.split(";"))))
         entry = reports.model_entry(subject, structure.weight_bytes, programs, _command())
         for capability in map(int, capabilities.split(",")):

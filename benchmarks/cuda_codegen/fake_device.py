@@ -26,7 +26,8 @@ SETTINGS = {
     "shape_padding": False,
     "compile_threads": 1,
     "use_static_triton_launcher": False,
-    "force_disable_caches": True,
+    "fx_graph_cache": False,
+    "fx_graph_remote_cache": False,
 }
 Listener = Callable[[str, list[Any]], None]
 """Takes the name of a kernel and its compiled variants, one for each of Inductor's configurations."""
@@ -44,6 +45,7 @@ def gpu_stood_in(gpu: Gpu, compiled: Listener | None) -> Iterator[None]:
         stack.enter_context(_kernels_kept(compiled))
         stack.enter_context(fused_attention())
         stack.enter_context(torch._inductor.config.patch(SETTINGS))
+        stack.enter_context(torch._functorch.config.patch(enable_autograd_cache=False))
         yield
 
 

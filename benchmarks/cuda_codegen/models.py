@@ -20,7 +20,7 @@ def _qwen(maker: Maker) -> dict[str, Any]:
 
 INPUTS.setdefault("qwen", _qwen)
 QWEN = Config(
-    "qwen", "QwenImage 1024", "qwen", "QwenImageTransformer2DModel", {"joint_attention_dim": 3584},
+    "qwen", "QwenImage 1024", "qwen", "QwenImageTransformer2DModel", {"joint_attention_dim": 3584, "num_layers": 60},
     1, (4096, 64), 256,
 )  # fmt: skip
 _BY_NAME = {config.name: config for config in (*TRUE_SIZE, QWEN)}

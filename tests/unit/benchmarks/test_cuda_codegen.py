@@ -1,10 +1,14 @@
 """The arithmetic of counting kernels, which needs neither a GPU nor a compiler for one."""
 
+import itertools
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
+from tracing import trace
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
@@ -13,7 +17,9 @@ from benchmarks.cuda_codegen.boundaries import Kernel
 from benchmarks.cuda_codegen.compiling import CompiledGraph
 from benchmarks.cuda_codegen.cubins import Cubin, resources, spills
 from benchmarks.cuda_codegen.datasheets import BY_NAME, COMPILED_FOR, PRICED
+from benchmarks.cuda_codegen.deepening import deepened
 from benchmarks.cuda_codegen.prices import price, roofline, saving
+from soda_compile.compiler.analyse import analyse
 
 H100 = BY_NAME["H100 SXM"]
 
@@ -79,3 +85,38 @@ def test_shares_of_the_full_step():
 
 def test_code_is_compiled_for_boards_of_the_capability():
     assert all(gpu.capability == capability for capability, gpu in COMPILED_FOR.items())
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        return h + self.linear(h) * time
+
+
+class Layers(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block() for _ in range(count)])
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        h = h.sin()
+        for block in self.blocks:
+            h = block(h, time)
+        return h.cos()
+
+
+def test_layers_repeated_are_those_captured():
+    h, time = torch.randn(2, 3, 4), torch.randn(2, 1, 1)
+    shallow, deep = (analyse(trace(Layers(count), h, time)) for count in (3, 5))
+    made = deepened(shallow, {"blocks": 5})
+    assert made.region_names == deep.region_names
+    assert made.fingerprint == deep.fingerprint
+    assert sorted(made.paths) == sorted(deep.paths)
+    assert [call.block.key for call in made.calls] == [call.block.key for call in deep.calls]
+    assert (made.flops, made.weight_bytes) == (deep.flops, deep.weight_bytes)
+    for before, call in itertools.pairwise(made.calls):
+        assert set(before.outputs) <= set(call.inputs), "each layer reads the one before"
+    assert deepened(shallow, {"blocks": 2}) is shallow
