@@ -1,5 +1,6 @@
 """The commands: ``compile`` denoisers, ``slots``, ``numerics``; each adds to one report."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,7 @@ def compile_models(
     capabilities: Annotated[str, typer.Option(help="Compute capabilities, with commas; the first is priced.")] = "90",
     layers: Annotated[float, typer.Option(help="Share of the layers, at true width.")] = 1.0,
     kinds: Annotated[str, typer.Option(help="Kinds of steps, with semicolons; all by default.")] = "",
+    seconds: Annotated[float, typer.Option(help="Time for cubins; what is left is generated and counted.")] = math.inf,
     out: Path = OUT,
 ) -> None:
     """Compile every kind of step of denoisers of true size, and count."""
@@ -33,7 +35,7 @@ def compile_models(
         programs = programs_of(structure, subject.steps, tuple(filter(None, kinds.split(";"))))
         entry = reports.model_entry(subject, structure.weight_bytes, programs, _command())
         for capability in map(int, capabilities.split(",")):
-            graphs = compile_graphs(programs.graphs, capability, _tell)
+            graphs = compile_graphs(programs.graphs, capability, _tell, seconds)
             entry["capabilities"][str(capability)] = reports.capability_entry(programs, graphs)
             _add(out, name, entry)
 

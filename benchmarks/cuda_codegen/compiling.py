@@ -1,6 +1,7 @@
 """Graphs compiled for a GPU that is not there: kernels, cubins, failures."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class CompiledGraph:
         cubins: Of generated kernels, each in all of Inductor's configurations.
         slots: Bytes of the slots that it takes, by name of Inductor's buffer.
         failure: Why it was not compiled; empty where it was.
+        assembled: Whether kernels were compiled to cubins; otherwise only their source was generated.
         seconds: Spent on it.
     """
 
@@ -36,22 +38,31 @@ class CompiledGraph:
     slots: Mapping[str, int]
     failure: str
     seconds: float
+    assembled: bool = True
 
 
 def compile_graphs(
-    graphs: Mapping[str, Subgraph], capability: int, told: Callable[[str], None]
+    graphs: Mapping[str, Subgraph], capability: int, told: Callable[[str], None], seconds: float = math.inf
 ) -> dict[str, CompiledGraph]:
-    """Compile graphs, by key, for GPUs of one compute capability; ``told`` hears of each."""
+    """Compile graphs, by key, for GPUs of one compute capability.
+
+    Args:
+        graphs: The graphs.
+        capability: The compute capability.
+        told: Hears of each graph.
+        seconds: Time after which kernels are not compiled to cubins any more, but still generated and counted.
+    """
     made = {}
+    end = time.perf_counter() + seconds
     for number, (key, subgraph) in enumerate(graphs.items(), 1):
-        made[key] = compile_graph(subgraph, capability)
+        made[key] = compile_graph(subgraph, capability, assemble=time.perf_counter() < end)
         note = made[key].failure or f"{len(made[key].kernels)} kernels, {len(made[key].cubins)} cubins"
         told(f"{number} of {len(graphs)}: {subgraph.name}: {note} ({made[key].seconds:.1f} s)")
     return made
 
 
-def compile_graph(subgraph: Subgraph, capability: int) -> CompiledGraph:
-    """Compile one graph; a failure is kept as its text."""
+def compile_graph(subgraph: Subgraph, capability: int, assemble: bool = True) -> CompiledGraph:
+    """Compile one graph; a failure is kept as its text. Without ``assemble`` kernels stay source."""
     started = time.perf_counter()
     binaries: list[tuple[str, Any]] = []
 
@@ -62,7 +73,7 @@ def compile_graph(subgraph: Subgraph, capability: int) -> CompiledGraph:
     cubins: tuple[Cubin, ...] = ()
     failure = ""
     try:
-        with gpu_stood_in(COMPILED_FOR[capability], listen), kernels_listed() as listed:
+        with gpu_stood_in(COMPILED_FOR[capability], listen if assemble else None), kernels_listed() as listed:
             inductor_compile(subgraph.module, {})
         kernels = tuple(kernel for graph in listed for kernel in graph.kernels)
         generated, launches = sum(not kernel.library for kernel in kernels), sum(graph.launches for graph in listed)
@@ -72,7 +83,8 @@ def compile_graph(subgraph: Subgraph, capability: int) -> CompiledGraph:
     except Exception as error:
         log.debug("%s", subgraph.name, exc_info=True)
         failure = f"{type(error).__name__}: {error}"
-    return CompiledGraph(subgraph.name, kernels, cubins, slots_of(subgraph), failure, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return CompiledGraph(subgraph.name, kernels, cubins, slots_of(subgraph), failure, seconds, assemble)
 
 
 def slots_of(subgraph: Subgraph) -> dict[str, int]:

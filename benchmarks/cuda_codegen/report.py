@@ -54,7 +54,8 @@ def capability_entry(programs: Programs, graphs: Mapping[str, CompiledGraph]) ->
     failures = {graph.name: graph.failure for graph in graphs.values() if graph.failure}
     full = _price(next(step for step in programs.steps if step.name == FULL), graphs)
     return {
-        "graphs": sum(not graph.failure for graph in graphs.values()),
+        "generated_graphs": sum(not graph.failure for graph in graphs.values()),
+        "graphs": sum(graph.assembled and not graph.failure for graph in graphs.values()),
         "failures": failures,
         "generated": sum(not kernel.library for graph in graphs.values() for kernel in graph.kernels),
         "cubins": len(cubins),

@@ -37,7 +37,8 @@ def _compiled(report: Report) -> list[str]:
     headings = (
         "denoiser",
         "target",
-        "graphs",
+        "graphs generated",
+        "to cubins",
         "failed",
         "generated kernels",
         "cubins",
@@ -47,7 +48,8 @@ def _compiled(report: Report) -> list[str]:
     )
     rows = [
         [
-            model["title"], f"sm_{capability}", f"{made['graphs']} of {model['graphs']}", str(len(made["failures"])),
+            model["title"], f"sm_{capability}", f"{made['generated_graphs']} of {model['graphs']}",
+            str(made["graphs"]), str(len(made["failures"])),
             str(made["generated"]), str(made["cubins"]), f"{made['cubin_bytes'] / 1e6:.1f}",
             str(made["most_registers"]), str(len(made["spilling"])),
         ]
@@ -104,7 +106,7 @@ def _priced(row: Report) -> list[str]:
         f"{price['written_bytes'] / 1e9:.3f}",
         "" if reads is None else f"{reads:.2f}",
         f"{row['slot_bytes'] / 1e6:.0f}",
-        str(price["registers"]),
+        str(price["registers"] or ""),
         *(f"{price['roofline_us'][gpu.name] / 1e3:.3f}" for gpu in PRICED),
     ]
 

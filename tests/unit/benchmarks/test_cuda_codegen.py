@@ -18,7 +18,11 @@ from benchmarks.cuda_codegen.compiling import CompiledGraph
 from benchmarks.cuda_codegen.cubins import Cubin, resources, spills
 from benchmarks.cuda_codegen.datasheets import BY_NAME, COMPILED_FOR, PRICED
 from benchmarks.cuda_codegen.deepening import deepened
+from benchmarks.cuda_codegen.models import SUBJECTS
 from benchmarks.cuda_codegen.prices import price, roofline, saving
+from benchmarks.cuda_codegen.programs import Programs, StepProgram
+from benchmarks.cuda_codegen.report import capability_entry, model_entry, read, write
+from benchmarks.cuda_codegen.table import markdown
 from soda_compile.compiler.analyse import analyse
 
 H100 = BY_NAME["H100 SXM"]
@@ -120,3 +124,21 @@ def test_layers_repeated_are_those_captured():
     for before, call in itertools.pairwise(made.calls):
         assert set(before.outputs) <= set(call.inputs), "each layer reads the one before"
     assert deepened(shallow, {"blocks": 2}) is shallow
+
+
+def test_a_report_is_written_with_its_table(tmp_path):
+    kernels = graph(kernel({"x": 10}, {"y": 10}, tensor=10**12, library=True), cubins=[cubin("f", 40, 8)])
+    programs = Programs([StepProgram("compute", Counter("a"), 10**12, 0), StepProgram("reuse", Counter("b"), 0, 10**6)])
+    made = {"a": kernels, "b": graph(kernel({"x": 1}, {"y": 1}))}
+    entry = model_entry(SUBJECTS["dit"], 10**9, programs, "the command")
+    entry["capabilities"]["90"] = capability_entry(programs, made)
+    path = tmp_path / "report.json"
+    report = read(path)
+    report["models"]["dit"] = entry
+    broken = {**made, "b": CompiledGraph("", (), (), {}, "it broke", 0.0)}
+    report["models"]["broken"] = {**entry, "capabilities": {"90": capability_entry(programs, broken)}}
+    write(path, report, markdown(report))
+    assert read(path) == report
+    text = path.with_suffix(".md").read_text()
+    assert "Counts, not measurements" in text
+    assert "it broke" in text
