@@ -45,9 +45,9 @@ def slots(models: str = ",".join([*SUBJECTS, "wan720p"]), out: Path = OUT) -> No
     """Memory of kept values by policy; nothing is compiled."""
     from benchmarks.cuda_codegen.slot_memory import slot_memory
 
-    report = reports.read(out)
     for name in models.split(","):
         found = slot_memory(name)
+        report = reports.read(out)
         report["slots"] = [row for row in report["slots"] if row["name"] != name] + found
         reports.write(out, report, markdown(report))
 
@@ -58,9 +58,9 @@ def numerics(models: str = "dit,pixart,sd3,flux", out: Path = OUT) -> None:
     from benchmarks.cuda_codegen.numerics import model_numerics, require_interpreter
 
     require_interpreter()
-    report = reports.read(out)
     for name in models.split(","):
         found = model_numerics(name, _tell)
+        report = reports.read(out)
         report["numerics"] = [row for row in report["numerics"] if row["name"] != name] + [found]
         reports.write(out, report, markdown(report))
 

@@ -23,8 +23,9 @@ class Price:
         slot_read_bytes: Part of what is read that comes from kept values.
         slot_bytes: Kept values that are read, each counted once.
         slot_written_bytes: Kept values that are written by a copy of their own.
-        registers: Most registers of a thread in any generated kernel's leanest configuration.
-        spilling: Generated kernels all of whose configurations spill.
+        registers: Most registers of a thread in any generated kernel's leanest configuration; None where some graph
+            was not compiled to cubins.
+        spilling: Launches of generated kernels all of whose configurations spill; None likewise.
         roofline_us: By GPU, in microseconds: for each kernel the longest of its units.
     """
 
@@ -36,8 +37,8 @@ class Price:
     slot_read_bytes: int
     slot_bytes: int
     slot_written_bytes: int
-    registers: int
-    spilling: int
+    registers: int | None
+    spilling: int | None
     roofline_us: dict[str, float]
 
     @property
@@ -52,6 +53,7 @@ class Price:
 def price(calls: Counter[str], graphs: Mapping[str, CompiledGraph]) -> Price:
     """Add up the graphs that a step calls, each by how often it is called."""
     made = [(graphs[key], count) for key, count in calls.items()]
+    assembled = all(graph.assembled for graph, _ in made)
     launched = [(kernel, count) for graph, count in made for kernel in graph.kernels]
     return Price(
         generated=sum(count for kernel, count in launched if not kernel.library),
@@ -62,8 +64,8 @@ def price(calls: Counter[str], graphs: Mapping[str, CompiledGraph]) -> Price:
         slot_read_bytes=sum(slot_reads(graph) * count for graph, count in made),
         slot_bytes=sum(sum(graph.slots[name] for name in slots_read(graph)) * count for graph, count in made),
         slot_written_bytes=sum(_slot_writes(graph) * count for graph, count in made),
-        registers=max((min(each) for graph, _ in made for each in _by_kernel(graph, "registers")), default=0),
-        spilling=sum(count * (min(each) > 0) for graph, count in made for each in _by_kernel(graph, "spill_bytes")),
+        registers=_registers(made) if assembled else None,
+        spilling=_spilling(made) if assembled else None,
         roofline_us={
             gpu.name: sum(roofline(kernel, gpu) * count for kernel, count in launched) * 1e6 for gpu in PRICED
         },
@@ -92,6 +94,14 @@ def slot_reads(graph: CompiledGraph) -> int:
 
 def _slot_writes(graph: CompiledGraph) -> int:
     return sum(size for kernel in graph.kernels for name, size in kernel.writes.items() if name in graph.slots)
+
+
+def _registers(made: Iterable[tuple[CompiledGraph, int]]) -> int:
+    return max((min(each) for graph, _ in made for each in _by_kernel(graph, "registers")), default=0)
+
+
+def _spilling(made: Iterable[tuple[CompiledGraph, int]]) -> int:
+    return sum(count * (min(each) > 0) for graph, count in made for each in _by_kernel(graph, "spill_bytes"))
 
 
 def _by_kernel(graph: CompiledGraph, field: str) -> Iterable[list[int]]:

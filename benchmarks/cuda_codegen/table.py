@@ -18,7 +18,7 @@ longer, and short steps by more.
 An operator of a library (a product, attention, a convolution) counts as one launch. Each buffer counts once for each
 kernel that touches it, as far as it is touched. Attention is taken for flash attention, for memory-efficient attention
 under a mask; no product is padded, which on a device is decided by timing; kernels with several configurations are
-compiled in all of them, and registers are those of the leanest."""
+compiled in all of them, and registers are those of the leanest, where all graphs of a step became cubins."""
 
 
 def markdown(report: Report) -> str:
