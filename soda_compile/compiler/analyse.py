@@ -20,6 +20,7 @@ from soda_compile.ir.captured import Captured
 from soda_compile.ir.structure import BlockCall, BlockGraph, Structure
 from soda_compile.passes.make_contiguous import MakeContiguous
 from soda_compile.passes.manager import Pipeline
+from soda_compile.passes.rejoin_slices import RejoinSlices
 from soda_compile.torch_internals.wrapped_tensors import plain_tensors
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def analyse(captured: Captured) -> Structure:
     Raises:
         CaptureError: If the size of the residual stream, or of another value between blocks, depends on data.
     """
-    notes = Pipeline((MakeContiguous(),)).run(captured.graph).skipped
+    notes = Pipeline((RejoinSlices(), MakeContiguous())).run(captured.graph).skipped
     blocks: dict[str, BlockGraph] = {}
     calls = []
     nodes = {node.name: node for node in captured.graph.nodes}

@@ -1,0 +1,89 @@
+"""The commands: ``compile`` denoisers, ``slots``, ``numerics``; each adds to one report."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.cuda_codegen import report as reports
+from benchmarks.cuda_codegen.models import SUBJECTS
+from benchmarks.cuda_codegen.table import markdown
+
+app = typer.Typer(add_completion=False, help=__doc__)
+OUT = Path("benchmarks/results/cuda_codegen.json")
+
+
+@app.command("compile")
+def compile_models(
+    models: Annotated[str, typer.Option(help="Names, with commas.")] = ",".join(SUBJECTS),
+    capabilities: Annotated[str, typer.Option(help="Compute capabilities, with commas; the first is priced.")] = "90",
+    layers: Annotated[float, typer.Option(help="Share of the layers, at true width.")] = 1.0,
+    kinds: Annotated[str, typer.Option(help="Kinds of steps, with semicolons; all by default.")] = "",
+    seconds: Annotated[float, typer.Option(help="Time for cubins; what is left is generated and counted.")] = math.inf,
+    out: Path = OUT,
+) -> None:
+    """Compile every kind of step of denoisers of true size, and count."""
+    from benchmarks.cuda_codegen.capturing import deep_structure
+    from benchmarks.cuda_codegen.compiling import compile_graphs
+    from benchmarks.cuda_codegen.programs import programs_of
+
+    for name in models.split(","):
+        subject = SUBJECTS[name].with_layers(layers)
+        structure = deep_structure(subject.config)
+        programs = programs_of(structure, subject.steps, tuple(filter(None, kinds.split(";"))))
+        entry = reports.model_entry(subject, structure.weight_bytes, programs, _command())
+        for capability in map(int, capabilities.split(",")):
+            graphs = compile_graphs(programs.graphs, capability, _tell, seconds)
+            entry["capabilities"][str(capability)] = reports.capability_entry(programs, graphs)
+            _add(out, name, entry)
+
+
+@app.command()
+def slots(models: str = ",".join([*SUBJECTS, "wan720p"]), out: Path = OUT) -> None:
+    """Memory of kept values by policy; nothing is compiled."""
+    from benchmarks.cuda_codegen.slot_memory import slot_memory
+
+    for name in models.split(","):
+        found = slot_memory(name)
+        report = reports.read(out)
+        report["slots"] = [row for row in report["slots"] if row["name"] != name] + found
+        reports.write(out, report, markdown(report))
+
+
+@app.command()
+def numerics(models: str = "dit,pixart,sd3,flux", out: Path = OUT) -> None:
+    """Interpret the generated kernels of small denoisers, and compare; needs TRITON_INTERPRET=1."""
+    from benchmarks.cuda_codegen.numerics import model_numerics, require_interpreter
+
+    require_interpreter()
+    for name in models.split(","):
+        found = model_numerics(name, _tell)
+        report = reports.read(out)
+        report["numerics"] = [row for row in report["numerics"] if row["name"] != name] + [found]
+        reports.write(out, report, markdown(report))
+
+
+@app.command()
+def table(out: Path = OUT) -> None:
+    """Write the table of a report again."""
+    report = reports.read(out)
+    reports.write(out, report, markdown(report))
+
+
+def _add(out: Path, name: str, entry: reports.Report) -> None:
+    report = reports.read(out)
+    report["models"][name] = entry
+    reports.write(out, report, markdown(report))
+
+
+def _command() -> str:
+    return " ".join(["python -m benchmarks.cuda_codegen", *sys.argv[1:]])
+
+
+def _tell(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+app()
