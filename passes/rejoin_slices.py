@@ -74,18 +74,18 @@ def _whole(cat: fx.Node) -> fx.Node | None:
 def _part_of_split(parts: Sequence[fx.Node], axis: int) -> fx.Node | None:
     if any(part.target is not operator.getitem for part in parts):
         return None
-    (split,) = parts[0].all_input_nodes
+    split: Any = parts[0].args[0]
     if split.target not in _SPLITS or [part.args for part in parts] != [(split, at) for at in range(len(parts))]:
         return None
     place = _SPLITS[split.target]
-    (source,) = split.all_input_nodes
+    source: fx.Node = split.args[0]
     return source if _axis(source, split.args[place] if len(split.args) > place else 0) == axis else None
 
 
 def _part_of_slices(parts: Sequence[fx.Node], axis: int) -> fx.Node | None:
     if any(part.target is not aten.slice.Tensor for part in parts) or len({part.args[0] for part in parts}) > 1:
         return None
-    (source,) = parts[0].all_input_nodes
+    source: Any = parts[0].args[0]
     size = source.meta["val"].shape[axis]
     end: Any = 0
     for part in parts:
