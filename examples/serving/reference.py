@@ -1,6 +1,6 @@
 """The same orders, one after another in a process of its own: by the original, by the plans, under torch.compile.
 
-``python -m examples.serving.reference FOLDER SEEDS`` writes ``reference.safetensors`` to the folder.
+``python -m examples.serving.reference FOLDER SEEDS`` writes ``reference-SEEDS.safetensors`` to the folder.
 """
 
 from dataclasses import dataclass
@@ -35,9 +35,14 @@ class Reference:
     @classmethod
     def load(cls, folder: Path, seeds: int) -> "Reference":
         """Read what ``main`` wrote."""
-        found, orders = load_file(folder / "reference.safetensors"), catalogue(seeds)
+        found, orders = load_file(reference_path(folder, seeds)), catalogue(seeds)
         pictures = {kind: {order: found[f"{kind}/{order.seed}"] for order in orders} for kind in KINDS}
         return cls(pictures, {steps: float(found[f"told/{steps}"]) for steps in STEPS})
+
+
+def reference_path(folder: Path, seeds: int) -> Path:
+    """Return where the pictures of a catalogue lie."""
+    return folder / f"reference-{seeds}.safetensors"
 
 
 def relative_errors(images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -47,7 +52,7 @@ def relative_errors(images: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return errors
 
 
-def main(folder: Path, seeds: int, fresh: Annotated[int, typer.Option(help="seeds of other generations")] = 4) -> None:
+def main(folder: Path, seeds: int, fresh: Annotated[int, typer.Option(help="seeds of other generations")] = 8) -> None:
     """Draw all orders."""
     orders, others = catalogue(seeds), catalogue(fresh, FRESH_SEED)
     drawn: dict[str, torch.Tensor] = {}
@@ -60,7 +65,7 @@ def main(folder: Path, seeds: int, fresh: Annotated[int, typer.Option(help="seed
             (drawn[f"planned/{each.seed}"], drawn[f"original/{each.seed}"]) for each in others if each.steps == steps
         ]
         drawn[f"told/{steps}"] = torch.stack([relative_errors(*pair).max() for pair in pairs]).max()
-    with replaced(folder / "reference.safetensors") as path:
+    with replaced(reference_path(folder, seeds)) as path:
         save_file(drawn, path)
 
 

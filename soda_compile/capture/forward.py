@@ -15,7 +15,13 @@ from soda_compile.capture.stand_ins import StandIn, keep_in_copies, leave_out_of
 from soda_compile.distributed.modules import require_whole_graph
 from soda_compile.errors import OptionError
 from soda_compile.torch_internals.backend_errors import errors_unwrapped
-from soda_compile.torch_internals.tracing import capture_failures, forget_compiled, limit_hit, recompile_limit
+from soda_compile.torch_internals.tracing import (
+    capture_failures,
+    forget_compiled,
+    limit_hit,
+    recompile_limit,
+    unchecked,
+)
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +207,8 @@ class CompiledForward:
         own.__kwdefaults__ = function.__kwdefaults__
         self._codes.append(own.__code__)
         backend = errors_unwrapped(self.backend)
-        return torch.compile(MethodType(own, self.module), backend=backend, fullgraph=whole, dynamic=self.dynamic)
+        compiled = torch.compile(MethodType(own, self.module), backend=backend, fullgraph=whole, dynamic=self.dynamic)
+        return unchecked(compiled) if whole else compiled
 
 
 def _own_forward(module: torch.nn.Module) -> FunctionType:

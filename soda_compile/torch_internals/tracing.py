@@ -43,6 +43,19 @@ def limit_hit() -> type[Exception]:
     return FailOnRecompileLimitHit
 
 
+def unchecked(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Let what was compiled with ``fullgraph=True`` not check in each call that compiled code has run.
+
+    Torch 2.13 and 2.14 count that for all threads together, so that the check fails in one thread where another begins
+    a call at the wrong time. Graph breaks and too many compilations stay errors.
+    """
+    names = getattr(getattr(compiled, "__code__", None), "co_freevars", ())
+    for name, cell in zip(names, getattr(compiled, "__closure__", None) or (), strict=True):
+        if name == "self" and hasattr(cell.cell_contents, "fullgraph"):
+            cell.cell_contents.fullgraph = False
+    return compiled
+
+
 def recompile_limit() -> int:
     """Return how often Dynamo compiles one function."""
     from torch._dynamo import config

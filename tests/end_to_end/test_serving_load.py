@@ -74,8 +74,8 @@ def test_wrong_pictures_are_counted_and_the_table_tells(tmp_path: Path, monkeypa
         "accelerated": True, "packages": True, "plain": False,
     }  # fmt: skip
     plain, right = found["plain"]["steady"], found["accelerated"]["steady"]
-    assert plain["mismatches"] == plain["drawn"] - plain["equal_bits"] > 0
-    assert right["mismatches"] == right["failed"] == 0
+    assert plain["differ"] == plain["far"] == plain["drawn"] - plain["equal_bits"] > 0
+    assert right["differ"] == right["failed"] == right["far"] == 0
     assert right["equal_bits"] == right["drawn"] == 30 - right["given_up"]
     assert 0.02 <= right["latency_seconds"]["p50"] <= right["latency_seconds"]["p99"]
     assert "| packages | restarted | 1.5, 1.5 | 0, 0 |" in (tmp_path / "serving.md").read_text()

@@ -105,6 +105,21 @@ def test_one_graph_where_possible(kind, told: bool, caplog: pytest.LogCaptureFix
     assert ("captured in several graphs" in caplog.text) is told
 
 
+def test_a_call_that_another_thread_begins_at_its_end_fails_none(monkeypatch: pytest.MonkeyPatch):
+    """Torch counts for all threads together whether compiled code ran, and each call begins to count anew."""
+    from torch._dynamo import eval_frame
+
+    name = "set_fullgraph_compiled_frame_count"
+    count = getattr(eval_frame, name, None)
+    if count is None:
+        pytest.skip("this torch counts nothing")
+    monkeypatch.setattr(eval_frame, name, lambda value: min(count(value), 0))  # another one has just set it to 0
+    model, hidden = Model(), torch.ones(1, 4)
+    with compile_forward(model, backend), torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(model(hidden), Model.forward(model, hidden))
+
+
 def test_hooks_around_a_forward_stay_and_copies_are_not_replaced():
     model, around = Model(), []
     model._old_forward = model.forward  # as the library accelerate wraps it
