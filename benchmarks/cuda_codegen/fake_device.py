@@ -84,6 +84,7 @@ def _replacements(gpu: Gpu) -> dict[str, Any]:
         "torch.cuda.set_rng_state": lambda state, device="cuda": None,
         "torch.cuda.is_bf16_supported": lambda including_emulation=True: True,
         "torch.cuda.is_tf32_supported": lambda: True,
+        "torch.cuda.set_device": lambda device: None,
         "torch.cuda._exchange_device": lambda index: 0,
         "torch.cuda._maybe_exchange_device": lambda index: 0,
         "torch.cuda.synchronize": lambda device=None: None,

@@ -18,13 +18,58 @@ def _tanh(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _same(x):  # type: ignore[no-untyped-def]
-    return x
+def _rsqrt(x):  # type: ignore[no-untyped-def]
+    return tl.rsqrt(x)
+
+
+@triton.jit
+def _sqrt(x):  # type: ignore[no-untyped-def]
+    return tl.sqrt(x)
+
+
+@triton.jit
+def _exp(x):  # type: ignore[no-untyped-def]
+    return tl.exp(x)
+
+
+@triton.jit
+def _exp2(x):  # type: ignore[no-untyped-def]
+    return tl.exp2(x)
+
+
+@triton.jit
+def _log(x):  # type: ignore[no-untyped-def]
+    return tl.log(x)
+
+
+@triton.jit
+def _sin(x):  # type: ignore[no-untyped-def]
+    return tl.sin(x)
+
+
+@triton.jit
+def _cos(x):  # type: ignore[no-untyped-def]
+    return tl.cos(x)
+
+
+@triton.jit
+def _abs(x):  # type: ignore[no-untyped-def]
+    return tl.abs(x)
+
+
+@triton.jit
+def _erf(x):  # type: ignore[no-untyped-def]
+    return tl.erf(x)
+
+
+@triton.jit
+def _floor(x):  # type: ignore[no-untyped-def]
+    return tl.floor(x)
 
 
 LIBDEVICE = SimpleNamespace(
-    tanh=_tanh, rsqrt=tl.rsqrt, sqrt=tl.sqrt, exp=tl.exp, exp2=tl.exp2, log=tl.log, sin=tl.sin, cos=tl.cos, abs=tl.abs,
-    erf=tl.erf, floor=tl.floor, div_rn=tl.div_rn, sqrt_rn=tl.sqrt_rn,
+    tanh=_tanh, rsqrt=_rsqrt, sqrt=_sqrt, exp=_exp, exp2=_exp2, log=_log, sin=_sin, cos=_cos, abs=_abs, erf=_erf,
+    floor=_floor,
 )  # fmt: skip
 """Functions of CUDA's device library, in operations that the interpreter knows."""
 

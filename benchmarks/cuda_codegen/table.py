@@ -150,7 +150,7 @@ def _slots(rows: list[Report]) -> list[str]:
 def _numerics(rows: list[Report]) -> list[str]:
     headings = ("denoiser", "graphs", "kernels", "largest difference", "failed")
     cells = [
-        [row["title"], str(row["graphs"]), str(row["kernels"]), f"{row['error']:.1e}", "; ".join(row["failures"])]
+        [row["title"], str(row["graphs"]), str(row["kernels"]), _small(row["error"]), "; ".join(row["failures"])]
         for row in rows
     ]
     text = (
@@ -158,6 +158,10 @@ def _numerics(rows: list[Report]) -> list[str]:
         "operator by operator: the largest difference of any result or slot over its largest entry."
     )
     return ["## Numbers", "", text, "", *grid(headings, cells)]
+
+
+def _small(number: float | None) -> str:
+    return "" if number is None else f"{number:.1e}"
 
 
 def _sources(report: Report) -> list[str]:
