@@ -50,7 +50,7 @@ GPUS = (
     ),
     Gpu(
         "B200", 100, 148, 2048, 227 * 1024, 180e9, 2250e12, 75e12, 7.7e12,
-        "NVIDIA DGX B200 data sheet, an eighth of the system's; HGX B200 page (dense bfloat16, float32)",
+        "NVIDIA HGX B200 page, an eighth of the system's (dense bfloat16, float32)",
     ),
     Gpu(
         "RTX 4090", 89, 128, 1536, 99 * 1024, 24e9, 165.2e12, 82.6e12, 1.008e12,
