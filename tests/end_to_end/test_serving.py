@@ -34,7 +34,9 @@ SERVED = {"STEPS": (6, 8), "SIZES": (1, 2)}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     made = tmp_path_factory.mktemp("serving")
     save_short_pipeline(made)
-    with pytest.MonkeyPatch.context() as patch:
+    # What replicas set for their threads, this one too, is not to stay for the tests that run here later.
+    as_before = torch._dynamo.config.patch(automatic_dynamic_shapes=True)
+    with as_before, pytest.MonkeyPatch.context() as patch:
         graphs_as_they_are(patch)
         for module in ("orders", "replicas", "export"):
             for name, value in SERVED.items():

@@ -50,7 +50,8 @@ def test_two_replicas_under_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert sorted(state["measured"] for state in ran.started) == [0, 4]
     assert [state["measured"] for state in ran.restarted] == [0, 0]
     assert len(list(tmp_path.glob("store/*/setting.json"))) == 1
-    check(ran, Accelerated(tmp_path))
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=True):  # what a replica sets is not to stay
+        check(ran, Accelerated(tmp_path))
 
 
 async def load(ran: Ran, folder: Path) -> None:
