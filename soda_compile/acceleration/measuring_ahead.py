@@ -114,8 +114,11 @@ def _try(source: SearchedPlans, runs: Runs, setting: Setting) -> None:
     """Where plans are to be tried and were not, by no process that shares the store, try them."""
     if not source.request.tried:
         return
-    with locked(source.store.folder, f"{_name(source)}-tried", _say_waiting):
-        source.keep_tried(setting, source.tried(setting) or try_plans(source, runs.generate))
+    plans = source.tried(setting)
+    if plans is None:
+        with locked(source.store.folder, f"{_name(source)}-tried", _say_waiting):
+            plans = source.tried(setting) or source.keep_tried(setting, try_plans(source, runs.generate))
+    source.follow(setting, plans)
 
 
 def measure(source: SearchedPlans, runs: Runs) -> None:

@@ -93,7 +93,7 @@ class SearchedPlans:
             plans = self._fitting(self.plan(given), scheduler, "the measurement given")
             if plans is not None:
                 self.latest, self.exact = given, True
-                return self._remember(setting, plans)
+                return self.follow(setting, plans)
         measured = self.store.measurement(setting)
         if measured is None or measured.longest_interval < self.max_interval:
             return None
@@ -105,12 +105,12 @@ class SearchedPlans:
         """Return the plans that were tried for a setting; None where none were to be, or none are stored."""
         return self.store.plans(setting, self.request) if self.request.tried else None
 
-    def keep_tried(self, setting: Setting, plans: Mapping[str, Plan]) -> None:
-        """Store plans that were tried for the latest measurement, which is of this very setting, and follow them."""
+    def keep_tried(self, setting: Setting, plans: Mapping[str, Plan]) -> Mapping[str, Plan]:
+        """Store plans that were tried for the latest measurement, which is of this very setting, and return them."""
         assert self.latest is not None
         placed = {name: _placed(plan, self.latest.sensitivities[name]) for name, plan in plans.items()}
         self.store.save_plans(setting, self.request, self.latest.name, placed)
-        self._remember(setting, placed)
+        return placed
 
     def _fitting(self, plans: Mapping[str, Plan], scheduler: Any, where: str) -> Mapping[str, Plan] | None:
         try:
@@ -188,7 +188,7 @@ class SearchedPlans:
             if near.kinds and near.kinds not in self._told:  # timesteps may differ by rounding alone
                 self._told.add(near.kinds)
                 log.warning("%s", note(near, setting, self.request, loss))
-            return self._remember(setting, plans)
+            return self.follow(setting, plans)
         raise PlanError(self._nothing(setting, reasons))
 
     def _plans_near(
@@ -228,9 +228,10 @@ class SearchedPlans:
         folder = self.store.folder_of(setting)
         where = f", in {folder}" if os.path.exists(folder) else ""
         say(f"{kind} plan for {setting.steps} steps{_flops(plans)}{where}")
-        return self._remember(setting, plans)
+        return self.follow(setting, plans)
 
-    def _remember(self, setting: Setting, plans: Mapping[str, Plan]) -> Mapping[str, Plan]:
+    def follow(self, setting: Setting, plans: Mapping[str, Plan]) -> Mapping[str, Plan]:
+        """Let generations of a setting follow plans from here on; return these."""
         if len(self._found) == _REMEMBERED:
             self._found.clear()
         self._found[setting.key] = plans
