@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from soda_compile.ir.aten_operators import SPLITS
 from soda_compile.ir.graphs import add_call
 from soda_compile.ir.meta import meta_of
 from soda_compile.ir.structure import Note
@@ -73,12 +74,7 @@ class _Read:
 
 
 # Operators that take ranges of an axis, and where their arguments name the axis (the first one if they do not).
-_SPLITS = {
-    aten.split.Tensor: 2,
-    aten.split_with_sizes.default: 2,
-    aten.chunk.default: 2,
-    aten.slice.Tensor: 1,
-}
+_SPLITS = {**SPLITS, aten.slice.Tensor: 1}
 # Operators that treat each feature alike, so that they commute with taking chunks.
 _BETWEEN = frozenset({aten._to_copy.default, aten.clone.default, aten.alias.default, aten.unsqueeze.default})
 

@@ -8,14 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from soda_compile.ir.aten_operators import SPLITS
 from soda_compile.ir.structure import Note
 from soda_compile.passes.base import Pass, PassResult
 from soda_compile.torch_internals.size_expressions import comparable, layout_of, slice_bounds, with_values
 
 aten = torch.ops.aten
-
-# Operators that divide an axis, and where their arguments name it.
-_SPLITS = {aten.split.Tensor: 2, aten.split_with_sizes.default: 2, aten.chunk.default: 2}
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,9 @@ def _part_of_split(parts: Sequence[fx.Node], axis: int) -> fx.Node | None:
     if any(part.target is not operator.getitem for part in parts):
         return None
     split: Any = parts[0].args[0]
-    if split.target not in _SPLITS or [part.args for part in parts] != [(split, at) for at in range(len(parts))]:
+    if split.target not in SPLITS or [part.args for part in parts] != [(split, at) for at in range(len(parts))]:
         return None
-    place = _SPLITS[split.target]
+    place = SPLITS[split.target]
     source: fx.Node = split.args[0]
     return source if _axis(source, split.args[place] if len(split.args) > place else 0) == axis else None
 
@@ -108,5 +106,5 @@ def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:
         return
     graph.erase_node(node)
     for source in sources:
-        if source.target in (*_SPLITS, aten.slice.Tensor, operator.getitem):
+        if source.target in (*SPLITS, aten.slice.Tensor, operator.getitem):
             _erase_unused(graph, source)

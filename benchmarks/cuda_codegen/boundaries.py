@@ -18,8 +18,6 @@ from torch import fx
 from benchmarks.cuda_codegen.arithmetic import Arithmetic, arithmetic_of
 from soda_compile.ir.aten_operators import flops as tensor_flops
 
-ALLOCATES = ("empty", "constant_pad_nd_nothing")
-
 
 @dataclass(frozen=True)
 class Kernel:

@@ -59,6 +59,8 @@ SELECTIONS = frozenset(
         aten.tensor_split,
     }
 )
+SPLITS = {aten.split.Tensor: 2, aten.split_with_sizes.default: 2, aten.chunk.default: 2}
+"""Overloads that divide an axis, and where their arguments name it; the first axis if they do not."""
 CLAMPS = frozenset({aten.clamp, aten.clip, aten.clamp_min, aten.clamp_max})
 LOOK_THROUGH = CASTS | VIEWS | SELECTIONS | CLAMPS
 
