@@ -43,6 +43,7 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["sample", *map(str, arguments)])
 
 
+@pytest.mark.thorough
 def test_a_plan_that_computes_everything_changes_nothing(plan: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("--plan", plan, "--seeds", 2, "--first-seed", 5, "--set", f"num_inference_steps={STEPS}", "--out", out)

@@ -13,6 +13,7 @@ pytest.importorskip("diffusers")
 from eager_reference import EagerReference
 from families import FAMILIES, structure_of
 from random_plans import random_plan
+from thorough import gated
 
 import soda_compile
 from soda_compile.compiler.schedule import schedule_region
@@ -23,13 +24,13 @@ from soda_compile.plans.plan import Plan
 STEPS = 5
 # Compiled code fuses and reorders float32 sums; a wrong action shows at 1e-3 and above, see the last test.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
-# Graphs run operator by operator for every family. By Inductor each takes half a minute, so but one is left to the
-# thorough run; packages, which have code of Inductor too, are compared with hooks elsewhere.
-LOWERINGS = [
+# Graphs run operator by operator for every family. By Inductor each takes half a minute; packages, which have code of
+# Inductor too, are compared with hooks elsewhere.
+LOWERINGS = gated(
     *((name, "eager") for name in FAMILIES),
     ("pixart", "inductor"),
-    *(pytest.param(name, "inductor", marks=pytest.mark.thorough) for name in FAMILIES if name != "pixart"),
-]
+    others=[(name, "inductor") for name in FAMILIES],
+)
 
 Outputs = list[tuple[Tensor, ...]]
 

@@ -11,6 +11,7 @@ pytest.importorskip("diffusers")
 
 from diffusers.utils import logging as diffusers_logging
 from paths import ROOT
+from thorough import gated
 from tracing import graphs_as_they_are
 
 import soda_compile
@@ -57,7 +58,7 @@ def test_the_digits_load_in_silence_and_leave_the_callers_choice(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("config", [pytest.param(None, marks=pytest.mark.thorough), {"desc": "mine"}])
+@pytest.mark.parametrize("config", gated({"desc": "mine"}, others=[None]))
 def test_generations_to_measure_on_draw_no_bar_of_their_own(
     config: dict[str, str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

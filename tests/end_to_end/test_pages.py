@@ -14,6 +14,7 @@ import package_tools
 import pages
 import torch
 from paths import ROOT
+from thorough import gated
 from tracing import graphs_as_they_are
 
 import soda_compile
@@ -22,12 +23,9 @@ from soda_compile.acceleration.beside import THREAD
 Scope = dict[str, Any]
 NAMES = [str(page.relative_to(ROOT)) for page in (*pages.PAGES, *pages.NOTEBOOKS) if any(pages.blocks(page))]
 INDUCTOR = "docs/howto/own_loops.md"  # one of them is enough
-# What a newcomer reads first; the other pages are left to the thorough run.
-FIRST = ("README.md", INDUCTOR, "docs/howto/pipelines.md")
-PARAMETERS = [pytest.param(name, marks=() if name in FIRST else pytest.mark.thorough) for name in NAMES]
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", gated("README.md", others=NAMES))
 def test_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SODA_COMPILE_CACHE", str(tmp_path / "cache"))

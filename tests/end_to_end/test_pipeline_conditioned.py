@@ -18,6 +18,7 @@ from families import POOLED_WIDTH, TEXT_TOKENS, TEXT_WIDTH
 from pipelines import NO_TEXT_2, NO_TEXT_3, PIPELINES, STEPS, TinyPipeline, close, sd3_plan, vae
 from pipelines import SMALL_SD3 as SD3
 from random_plans import random_plan
+from thorough import gated
 from torch import Tensor, nn
 from tracing import eager_graphs
 
@@ -55,7 +56,7 @@ def pag_pipeline(model: nn.Module) -> Any:
     )
 
 
-@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize("guidance", gated(5.0, others=[1.0]))
 def test_perturbed_attention(guidance: float) -> None:
     tiny = replace(SD3, assemble=pag_pipeline)
     pipe, plain = tiny.build(), tiny.build()
@@ -109,7 +110,7 @@ def controlled(generator: torch.Generator, batch: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("kind", "start", "end"),
-    [(diffusers.SD3ControlNetModel, 0.3, 0.8), (Sometimes, 0.3, 0.8), (Sometimes, 0.0, 0.5)],
+    gated((diffusers.SD3ControlNetModel, 0.3, 0.8), others=[(Sometimes, 0.3, 0.8), (Sometimes, 0.0, 0.5)]),
 )
 def test_a_controlnet_in_some_steps(kind: type, start: float, end: float) -> None:
     tiny = replace(SD3, assemble=control_pipeline(kind), inputs=controlled)

@@ -18,6 +18,7 @@ from families import FAMILIES
 from pipelines import NO_TEXT_3, PIPELINES, STEPS, attributes, close, planned_by_hooks, same, samples, sd3_plan, vae
 from pipelines import SMALL_SD3 as SD3
 from random_plans import random_plan
+from thorough import gated
 from tracing import graphs_as_they_are
 
 import soda_compile
@@ -181,6 +182,7 @@ def test_two_pipelines_with_different_plans_take_turns() -> None:
     close(SD3.draw(pipes[0], callback_on_step_end=between), expected[0])
 
 
+@pytest.mark.thorough
 def test_another_batch_and_resolution() -> None:
     pipe, plan = SD3.build(), sd3_plan()
     variants: list[dict[str, Any]] = [{}, {"batch": 2}, {"height": 48}]
@@ -344,7 +346,8 @@ def cast_with_lora(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [cast_layers, cast_with_norms, cast_everything_at_once, cast_a_block, cast_offloaded, cast_with_lora]
+    "change",
+    gated(cast_everything_at_once, others=[cast_layers, cast_with_norms, cast_a_block, cast_offloaded, cast_with_lora]),
 )
 def test_layerwise_casting(change: Callable[[Any], None]) -> None:
     """Weights are stored in eight bits and cast for each call, here as a part of the graph."""

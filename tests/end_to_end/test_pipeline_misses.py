@@ -164,6 +164,7 @@ def test_what_is_compiled_ahead_is_found_by_requests() -> None:
         soda_compile.compile_ahead(pipe.transformer, calls)
 
 
+@pytest.mark.thorough
 def test_calls_of_another_structure_are_not_measured(tmp_path: Any) -> None:
     """The plan is that of the other calls; accelerated, the pipeline draws with it and without as it should."""
     inputs = [SD3.inputs(torch.Generator().manual_seed(0), 1)]

@@ -155,6 +155,7 @@ def test_other_weights_are_served_with_a_note_and_another_architecture_is_refuse
         assert "forward" not in vars(other.transformer)
 
 
+@pytest.mark.thorough
 def test_another_setting_is_noted_and_derived(
     saved: tuple[Path, torch.Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

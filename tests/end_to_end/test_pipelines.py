@@ -12,6 +12,7 @@ pytest.importorskip("diffusers")
 
 from pipelines import PIPELINES, STEPS, TinyPipeline, attributes, close, same
 from random_plans import random_plan
+from thorough import gated
 from tracing import graphs_as_they_are
 
 import soda_compile
@@ -38,7 +39,7 @@ def eager_lowering() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=list(PIPELINES))
+@pytest.fixture(scope="module", params=gated("dit", "flux", "wan", others=PIPELINES))
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     tiny = PIPELINES[request.param]
     pipe = tiny.build()
@@ -109,7 +110,7 @@ def test_restoring_gives_the_original_bit_for_bit(run: Run) -> None:
     same(run.tiny.draw(run.pipe), run.original)
 
 
-@pytest.mark.parametrize("name", ["wan", "qwen"])  # test_families.py has the other models
+@pytest.mark.parametrize("name", gated("wan", others=["qwen"]))  # test_families.py has the other models
 def test_computing_everything_is_the_pipelines_own(name: str) -> None:
     tiny = PIPELINES[name]
     pipe = tiny.build()

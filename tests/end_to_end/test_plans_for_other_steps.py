@@ -68,6 +68,7 @@ def test_other_steps_and_another_scheduler(tmp_path) -> None:
     draw_under(dit, pipe, plan)
 
 
+@pytest.mark.thorough
 def test_flow_matching() -> None:
     sd3 = PIPELINES["sd3"]
     pipe, sensitivity = calibrated(sd3)

@@ -9,6 +9,7 @@ from eager_reference import EagerReference
 from families import FAMILIES
 from random_plans import random_plan
 from test_families import ROUNDING, STEPS, compiled_with, generate, generate_again, subject
+from thorough import gated
 from tracing import graphs_as_they_are
 
 from soda_compile.compiler.bind import prunable_regions
@@ -98,11 +99,12 @@ def does_what_hooks_do(name: str, plan: Plan) -> None:
 
 
 @pytest.mark.usefixtures("without_inductor")
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", gated("dit", "pixart", "sd3", others=FAMILIES))
 def test_a_pruned_plan_does_what_hooks_do(name: str) -> None:
     does_what_hooks_do(name, pruned_plan(name))
 
 
+@pytest.mark.thorough
 def test_a_pruned_plan_as_compiled_by_inductor() -> None:
     """With the same row for all regions, which asks for few different graphs."""
     row = (COMPUTE, prune(0.5), REUSE, COMPUTE, prune(0.25))

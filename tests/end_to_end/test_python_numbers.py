@@ -7,6 +7,7 @@ import pytest
 import torch
 from plain_models import REGIONS, DitBlock, Listed
 from random_plans import random_plan
+from thorough import gated
 from torch import Tensor, nn
 from tracing import eager_graphs, statistics
 
@@ -72,9 +73,12 @@ def generation(kind: type, width: int = 9) -> list[tuple[Tensor, Any]]:
 
 @pytest.mark.parametrize(
     ("use", "kind"),
-    [(filled, int), (filled, float), (narrow, float), (made, int), (listed, float), (divided, int), (divided, float),
-     (in_place, int)],
-)  # fmt: skip
+    gated(
+        (filled, int),
+        (in_place, int),
+        others=[(filled, float), (narrow, float), (made, int), (listed, float), (divided, int), (divided, float)],
+    ),
+)
 def test_values_share_what_is_compiled(use: Use, kind: type) -> None:
     model, steps = denoiser(use), generation(kind)
     plan, everything = random_plan(3, REGIONS, STEPS), soda_compile.compute_all_plan(REGIONS, STEPS)

@@ -11,6 +11,7 @@ from families import FAMILIES
 from package_tools import Calls
 from random_plans import random_plan
 from sized_models import SIZED, Size
+from thorough import gated
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -67,9 +68,7 @@ def run(denoiser: Any, calls: Calls) -> list[Tensor]:
         return [tensors(denoiser(**call))[0] for call in calls]
 
 
-@pytest.mark.parametrize(
-    "name", ["dit", *(pytest.param(name, marks=pytest.mark.thorough) for name in SHAPES if name != "dit")]
-)
+@pytest.mark.parametrize("name", gated("dit", others=SHAPES))
 def test_all_sizes_of_a_family(name: str, tmp_path: Path) -> None:
     model, plan = planned(name)
     example = SIZED[name].calls(FIRST, STEPS)[0]
