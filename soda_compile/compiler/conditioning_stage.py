@@ -27,6 +27,7 @@ class ConditioningStage:
 
     Attributes:
         conditions: Positions of the inputs, other than weights, that the values depend on.
+        weights: Positions of the weights that they depend on.
         steps: Number of steps.
         one_step: Computes the values for one step.
         all_steps: Computes them for all steps, from conditions that are stacked, [steps, ...]; None if they take too
@@ -35,6 +36,7 @@ class ConditioningStage:
     """
 
     conditions: tuple[int, ...]
+    weights: tuple[int, ...]
     steps: int
     one_step: Program
     all_steps: Program | None
@@ -61,8 +63,9 @@ def build_stage(conditioning: Structure, steps: int, weight_bytes: int, lowering
     """
     subgraphs = StepBuilder(conditioning).subgraphs(((),) * len(conditioning.calls))
     read = {name for call in conditioning.calls for name in call.inputs}
-    owned = zip(conditioning.inputs, conditioning.parameters, strict=True)
-    conditions = tuple(index for index, (name, weight) in enumerate(owned) if name in read and not weight)
+    used = [index for index, name in enumerate(conditioning.inputs) if name in read]
+    conditions = tuple(index for index in used if not conditioning.parameters[index])
+    weights = tuple(index for index in used if conditioning.parameters[index])
     memory_bytes = steps * results_bytes(subgraphs)
     all_steps = None
     if memory_bytes > MOST * weight_bytes:
@@ -77,7 +80,8 @@ def build_stage(conditioning: Structure, steps: int, weight_bytes: int, lowering
         stacked = [_stacked(subgraph, steps, varying) for subgraph in subgraphs]
         lowering.compile([*subgraphs, *stacked])  # at once, so that their kernels are built side by side
         all_steps = _program(conditioning, stacked, lowering)
-    return ConditioningStage(conditions, steps, _program(conditioning, subgraphs, lowering), all_steps, memory_bytes)
+    one_step = _program(conditioning, subgraphs, lowering)
+    return ConditioningStage(conditions, weights, steps, one_step, all_steps, memory_bytes)
 
 
 def _program(conditioning: Structure, subgraphs: Sequence[Subgraph], lowering: Lowering) -> Program:

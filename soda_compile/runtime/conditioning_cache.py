@@ -1,4 +1,4 @@
-"""Conditioning of the steps of a trajectory, computed for all at once where a trajectory before foretells it."""
+"""Conditioning of the steps of a trajectory, computed for all at once where the plan or a trajectory foretells it."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +25,25 @@ class Conditions:
     steps: tuple[tuple[torch.Tensor, ...], ...]
     changes: tuple[bool, ...]
 
+    @classmethod
+    def by_plan(
+        cls, now: Sequence[torch.Tensor], timestep: int | None, timesteps: Sequence[float], schedule: Hashable
+    ) -> "Conditions":
+        """Return what comes where nothing but the timestep changes, and that as the plan says.
+
+        Args:
+            now: The conditions of the first step.
+            timestep: Which of them is the timestep.
+            timesteps: The plan's.
+            schedule: Key of the trajectory's timesteps.
+        """
+        changes = tuple(number == timestep for number in range(len(now)))
+        steps = tuple(
+            tuple(torch.full_like(value, time) if moves else value for value, moves in zip(now, changes, strict=True))
+            for time in timesteps
+        )
+        return cls(schedule, steps, changes)
+
     def predicts(self, schedule: Hashable) -> bool:
         """Return whether the timesteps can be read, or follow from a schedule with nothing else that changes."""
         if schedule != self.schedule:
@@ -40,21 +59,26 @@ class ConditioningCache:
     """Values of the conditioning stage for one branch of guidance in one generation.
 
     Conditions that were the same at all steps (labels, a text) are taken from the first step of this trajectory;
-    those that changed (the timestep) are taken as they were in the last one. Each step compares its conditions with
-    these, and what differs is computed for the step alone. On a device, comparing numbers would wait for it. There a
-    condition must be the very tensor of the first step; and of the one that changes, a schedule must say that it is
-    the same again.
+    those that changed (the timestep) are taken from the plan, or as they were in the last one. Each step compares its
+    conditions and the weights with these, and what differs is computed for the step alone. On a device, comparing
+    numbers would wait for it. There a condition must be the very tensor of the first step; and of the one that
+    changes, a schedule must say that it is the same as in the last trajectory.
 
     Attributes:
-        seen: The newest whole trajectory by key, which all generations share.
+        seen: The newest whole trajectory by key, which all generations share; None where it did not foretell the next.
         key: Key of the branch of guidance in ``seen``.
+        timestep: Position of the timestep among the inputs of the captured graph, if the plan knows it.
+        timesteps: Timesteps of the steps of this branch, if the plan knows them.
     """
 
-    seen: dict[Hashable, Conditions]
+    seen: dict[Hashable, Conditions | None]
     key: Hashable
+    timestep: int | None = None
+    timesteps: Sequence[float] = ()
     _foretold: Conditions | None = None
     _record: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
     _first: list[Seen] = field(default_factory=list)
+    _weights: list[Seen] = field(default_factory=list)
     _table: list[tuple[torch.Tensor, ...]] | None = None  # [step][value]
 
     def values(
@@ -71,11 +95,12 @@ class ConditioningCache:
         conditions = [inputs[index] for index in stage.conditions]
         if step == 0:
             self._table = self._begin(stage, conditions, inputs, schedule)
-        if self._table is not None and self._foretold is not None:
-            if self._matches(step, conditions, self._foretold):
+        if self._table is not None:
+            if not self._matches(step, conditions):
+                self.seen[self.key] = None
+            elif all(seen.is_still(inputs[index]) for seen, index in zip(self._weights, stage.weights, strict=True)):
                 return self._table[step]
             self._table = None
-            self.seen.pop(self.key, None)
         elif stage.all_steps is not None and len(self._record) == step:
             self._note(stage, conditions, schedule)
         return run_once(stage.one_step, inputs)
@@ -93,21 +118,36 @@ class ConditioningCache:
     def _begin(
         self, stage: ConditioningStage, conditions: list[torch.Tensor], inputs: Sequence[Any], schedule: Hashable
     ) -> list[tuple[torch.Tensor, ...]] | None:
-        foretold = self.seen.get(self.key)
-        if stage.all_steps is None or foretold is None or not foretold.predicts(schedule):
+        """Return the values of all steps, if it can be said now what will condition them."""
+        if stage.all_steps is None:
             return None
-        self._foretold = foretold
+        self._foretold = foretold = self._foretell(stage, conditions, schedule)
         self._first = [Seen.of(value, numbers=True) for value in conditions]
-        if not self._matches(0, conditions, foretold):
+        if foretold is None or not foretold.predicts(schedule) or not self._matches(0, conditions):
             return None
+        self._weights = [Seen.of(inputs[index], numbers=False) for index in stage.weights]
         stacked = list(inputs)
         for number, (index, changes) in enumerate(zip(stage.conditions, foretold.changes, strict=True)):
             recorded = [now[number] for now in foretold.steps]
             stacked[index] = torch.stack(recorded if changes else [conditions[number]] * stage.steps)
         return list(zip(*(value.unbind(0) for value in run_once(stage.all_steps, stacked)), strict=True))
 
-    def _matches(self, step: int, conditions: Sequence[torch.Tensor], foretold: Conditions) -> bool:
+    def _foretell(
+        self, stage: ConditioningStage, conditions: Sequence[torch.Tensor], schedule: Hashable
+    ) -> Conditions | None:
+        if self.key in self.seen:
+            return self.seen[self.key]
+        if self.timestep not in stage.conditions or len(self.timesteps) != stage.steps:
+            return None
+        timestep = stage.conditions.index(self.timestep)
+        if not on_host(conditions[timestep]):  # nothing says that the timesteps are the plan's
+            return None
+        return Conditions.by_plan(conditions, timestep, self.timesteps, schedule)
+
+    def _matches(self, step: int, conditions: Sequence[torch.Tensor]) -> bool:
         """Return whether the conditions of a step are those that the table was computed from."""
+        foretold = self._foretold
+        assert foretold is not None
         for number, value in enumerate(conditions):
             if not foretold.changes[number]:
                 if not self._first[number].is_still(value):

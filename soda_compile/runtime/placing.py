@@ -137,6 +137,7 @@ def _moved(
 
 
 def _state(denoiser: "PlannedDenoiser", call: CountedCall, start: int, slots: Slots) -> BranchState:
-    conditioning = ConditioningCache(denoiser.conditions, (call.branch, start))
+    key, timesteps = (call.branch, start), denoiser.timesteps[start:]
+    conditioning = ConditioningCache(denoiser.conditions, key, denoiser.timestep, timesteps)
     constants = ConstantCache(slots.budget, denoiser.pool.limit_bytes)
     return BranchState(denoiser.program, start, slots, conditioning, constants)

@@ -1,6 +1,7 @@
 """Conditioning apart from the blocks, and ahead of the steps."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -193,6 +194,52 @@ def test_labels_that_are_overwritten_are_noticed(eager: None, ahead: list[int]):
                 labels += 1
             compiled(**{**call, "class_labels": labels})
     assert ahead == [0, 1]
+
+
+def overwritten(weight: nn.Parameter) -> None:
+    weight.add_(1)
+
+
+def pointed_elsewhere(weight: nn.Parameter) -> None:
+    weight.data = weight + 1
+
+
+@pytest.mark.parametrize("change", [overwritten, pointed_elsewhere])
+def test_weights_that_change_on_the_way_are_noticed(change: Any, eager: None, ahead: list[int]):
+    def draw(conditioning: str) -> tuple[list[Tensor], list[int]]:
+        model, calls, plan = subject()
+        weight = model.transformer_blocks[0].norm1.linear.weight  # type: ignore[union-attr,index]
+        compiled = compiled_with(model, plan, conditioning)
+        generate(model, compiled, calls)
+        ahead.clear()
+        found = []
+        with torch.no_grad(), soda_compile.trajectory(model):
+            for step, call in enumerate(calls):
+                if step == 2:
+                    change(weight)
+                found += tree_leaves(compiled(**call))
+        steps = list(ahead)
+        assert_close(generate(model, compiled, calls), generate(model, compiled_with(model, plan, "step"), calls))
+        return found, steps
+
+    (found, steps), (expected, _) = draw("trajectory"), draw("step")
+    assert_close(found, expected)
+    assert steps == [0, 1]
+
+
+def test_a_plan_that_knows_the_timesteps_foretells_the_first_trajectory(eager: None, ahead: list[int]):
+    model, calls, plan = subject()
+    times = tuple(float(call["timestep"][0]) for call in calls)
+    plan = replace(plan, timesteps=times, timestep_input="timestep")
+    late = [{**call, "class_labels": call["class_labels"] + (step > 2)} for step, call in enumerate(calls)]
+    reference = compiled_with(model, plan, conditioning="step")
+    expected = {id(run): generate(model, reference, run) for run in (calls, late)}
+    compiled = compiled_with(model, plan)
+    every, until_then, learned = list(range(STEPS)), [0, 1, 2], list[int]()
+    for run, steps in [(calls, every), (late, until_then), (late, learned), (late, every), (calls, until_then)]:
+        ahead.clear()
+        assert_close(generate(model, compiled, run), expected[id(run)])
+        assert ahead == steps
 
 
 def test_where_the_host_cannot_read_it_takes_a_schedule(eager: None, ahead: list[int], monkeypatch: pytest.MonkeyPatch):
