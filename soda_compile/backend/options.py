@@ -39,8 +39,8 @@ class Options:
             ``step``: each distinct step as a whole, which compiles longer the more blocks there are, and was 2 to 3%
             faster; see benchmarks/README.md.
         conditioning: When modulations and whatever else depends on the timestep and pooled inputs alone are computed.
-            ``step``: at each step. ``trajectory``: for all steps at once at the start of a trajectory, from the
-            second on, which knows the timesteps from the one before; results differ by rounding.
+            ``step``: at each step. ``trajectory``: for all steps at once at the start of a trajectory: of the first if
+            the plan knows the timesteps and the host can read them, else of the second; results differ by rounding.
         lowering: ``inductor`` compiles the rewritten graphs. ``eager`` runs them operator by operator, which shows
             whether a fault is Inductor's or ours; Inductor's settings then do nothing. The environment variable
             SODA_COMPILE_LOWERING names the default, also where no options are taken.
