@@ -51,7 +51,7 @@ def accelerate(
     when: When = "now",
     mode: str | None = None,
     inductor: Mapping[str, Any] | None = None,
-    conditioning: Conditioning = "step",
+    conditioning: Conditioning = "auto",
     on_miss: Missing = "plain",
     slot_memory_bytes: int | None = None,
     guard: float | None = None,

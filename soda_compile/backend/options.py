@@ -21,7 +21,7 @@ from soda_compile.torch_internals.inductor import inductor_options, mode_options
 log = logging.getLogger(__name__)
 
 CUDA_GRAPHS = "triton.cudagraphs"
-Conditioning = Literal["step", "trajectory"]
+Conditioning = Literal["auto", "step", "trajectory"]
 LOWERING = "SODA_COMPILE_LOWERING"
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -41,6 +41,7 @@ class Options:
         conditioning: When modulations and whatever else depends on the timestep and pooled inputs alone are computed.
             ``step``: at each step. ``trajectory``: for all steps at once at the start of a trajectory: of the first if
             the plan knows the timesteps and the host can read them, else of the second; results differ by rounding.
+            ``auto``: like ``trajectory`` where the plan knows the timesteps and it can be done, else like ``step``.
         lowering: ``inductor`` compiles the rewritten graphs. ``eager`` runs them operator by operator, which shows
             whether a fault is Inductor's or ours; Inductor's settings then do nothing. The environment variable
             SODA_COMPILE_LOWERING names the default, also where no options are taken.
@@ -61,7 +62,7 @@ class Options:
     inductor: dict[str, Any] = field(default_factory=dict)
     cuda_graphs: bool = False
     granularity: Granularity = "block"
-    conditioning: Conditioning = "step"
+    conditioning: Conditioning = "auto"
     lowering: Target = "inductor"
     on_miss: OnMiss = "plain"
     slot_memory_bytes: int | None = None
@@ -103,7 +104,7 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
     settings = {**mode_options(mode), **{name.replace("-", "_"): value for name, value in inductor.items()}}
     cuda_graphs = bool(settings.get(CUDA_GRAPHS, False))
     granularity = _one_of("granularity", values.get("granularity", "block"), get_args(Granularity))
-    conditioning = _one_of("conditioning", values.get("conditioning", "step"), get_args(Conditioning))
+    conditioning = _one_of("conditioning", values.get("conditioning", "auto"), get_args(Conditioning))
     lowering = _one_of("lowering", values.get("lowering", os.environ.get(LOWERING, "inductor")), get_args(Target))
     if lowering == "eager" and (idle := sorted(settings.keys() - {CUDA_GRAPHS})):
         log.warning("graphs run without Inductor, so its settings do nothing: %s", ", ".join(idle))

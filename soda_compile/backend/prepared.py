@@ -108,8 +108,8 @@ def prepare(structure: Structure, plan: Plan, options: Options, lowering: Loweri
     started = time.perf_counter()
     stage, given = None, len(structure.inputs)
     steps, constants = take_constants(structure, plan.timestep_input, lowering)
-    if options.conditioning == "trajectory":
-        steps, stage = _conditioning_stage(steps, plan, lowering)
+    if options.conditioning == "trajectory" or (options.conditioning == "auto" and plan.timestep_input is not None):
+        steps, stage = _conditioning_stage(steps, plan, lowering, asked=options.conditioning == "trajectory")
     keep_freed_memory(structure.regions[0].cuts[0].device)
 
     def build(plan: Plan) -> Program:
@@ -124,15 +124,27 @@ def prepare(structure: Structure, plan: Plan, options: Options, lowering: Loweri
 
 
 def _conditioning_stage(
-    structure: Structure, plan: Plan, lowering: Lowering
+    structure: Structure, plan: Plan, lowering: Lowering, *, asked: bool
 ) -> tuple[Structure, ConditioningStage | None]:
-    """Return what is left of the structure without its conditioning, and the stage that computes that."""
+    """Return what is left of the structure without its conditioning, and the stage that computes that.
+
+    Args:
+        structure: The denoiser.
+        plan: The plan.
+        lowering: Store of compiled subgraphs.
+        asked: Whether the user asked for it, and is told where it cannot be had.
+
+    Raises:
+        CaptureError: If it was asked for and an operator cannot be computed for all steps at once.
+    """
     split = separate_conditioning(structure)
     if split is None:
-        log.warning(
+        log.log(
+            logging.WARNING if asked else logging.DEBUG,
             "option conditioning='trajectory' changes nothing: no matrix product depends on the timestep and pooled "
-            "inputs alone, so there is nothing to compute ahead"
+            "inputs alone, so there is nothing to compute ahead",
         )
         return structure, None
     conditioning, steps = split
-    return steps, build_stage(conditioning, plan.steps, structure.weight_bytes, lowering)
+    stage = build_stage(conditioning, plan.steps, structure.weight_bytes, lowering, asked=asked)
+    return (structure, None) if stage is None else (steps, stage)

@@ -47,7 +47,9 @@ class ConditioningStage:
         return replace(self, one_step=self.one_step.at(sizes), all_steps=self.all_steps and self.all_steps.at(sizes))
 
 
-def build_stage(conditioning: Structure, steps: int, weight_bytes: int, lowering: Lowering) -> ConditioningStage:
+def build_stage(
+    conditioning: Structure, steps: int, weight_bytes: int, lowering: Lowering, *, asked: bool
+) -> ConditioningStage | None:
     """Compile conditioning for one step, and for all steps at once.
 
     Some models condition each token: for all steps that can be more than the model itself.
@@ -57,9 +59,10 @@ def build_stage(conditioning: Structure, steps: int, weight_bytes: int, lowering
         steps: Number of steps.
         weight_bytes: Memory of the denoiser's weights, which the values of all steps must not exceed.
         lowering: Store of compiled subgraphs.
+        asked: Whether the user asked for it, who is told where it cannot be had; otherwise there is no stage there.
 
     Raises:
-        CaptureError: If an operator cannot be computed for all steps at once.
+        CaptureError: If it was asked for, and an operator cannot be computed for all steps at once.
     """
     subgraphs = StepBuilder(conditioning).subgraphs(((),) * len(conditioning.calls))
     read = {name for call in conditioning.calls for name in call.inputs}
@@ -67,20 +70,26 @@ def build_stage(conditioning: Structure, steps: int, weight_bytes: int, lowering
     conditions = tuple(index for index in used if not conditioning.parameters[index])
     weights = tuple(index for index in used if conditioning.parameters[index])
     memory_bytes = steps * results_bytes(subgraphs)
-    all_steps = None
     if memory_bytes > MOST * weight_bytes:
-        log.warning(
+        log.log(
+            logging.WARNING if asked else logging.INFO,
             "conditioning is computed at each step: for all %d it takes %.0f MB, and the weights %.0f MB",
             steps, memory_bytes / 1e6, weight_bytes / 1e6,
         )  # fmt: skip
-        memory_bytes = 0
-    else:
-        varying = {conditioning.inputs[index] for index in conditions}
-        varying |= {name for call in conditioning.calls for name in call.outputs}
+        if not asked:
+            return None
+        return ConditioningStage(conditions, weights, steps, _program(conditioning, subgraphs, lowering), None, 0)
+    varying = {conditioning.inputs[index] for index in conditions}
+    varying |= {name for call in conditioning.calls for name in call.outputs}
+    try:
         stacked = [_stacked(subgraph, steps, varying) for subgraph in subgraphs]
-        lowering.compile([*subgraphs, *stacked])  # at once, so that their kernels are built side by side
-        all_steps = _program(conditioning, stacked, lowering)
-    one_step = _program(conditioning, subgraphs, lowering)
+    except CaptureError as error:
+        if asked:
+            raise
+        log.info("conditioning is computed at each step: %s", error)
+        return None
+    lowering.compile([*subgraphs, *stacked])  # at once, so that their kernels are built side by side
+    one_step, all_steps = (_program(conditioning, each, lowering) for each in (subgraphs, stacked))
     return ConditioningStage(conditions, weights, steps, one_step, all_steps, memory_bytes)
 
 

@@ -42,9 +42,10 @@ class BranchState:
     step: int = -1
 
     def release(self) -> None:
-        """Give its slots and its constants back."""
+        """Give its slots back, and what was computed ahead."""
         self.slots.release()
         self.constants.release()
+        self.conditioning.release()
 
 
 @dataclass(eq=False)

@@ -8,6 +8,7 @@ import torch
 
 from soda_compile.compiler.conditioning_stage import ConditioningStage
 from soda_compile.runtime.execution import run_once
+from soda_compile.runtime.slots import Budget
 from soda_compile.runtime.unchanged import Seen, on_host
 
 
@@ -65,16 +66,21 @@ class ConditioningCache:
     changes, a schedule must say that it is the same as in the last trajectory.
 
     Attributes:
-        seen: The newest whole trajectory by key, which all generations share; None where it did not foretell the next.
+        seen: The newest whole trajectory by key, which all generations share; for where the plan does not foretell it.
         key: Key of the branch of guidance in ``seen``.
         timestep: Position of the timestep among the inputs of the captured graph, if the plan knows it.
         timesteps: Timesteps of the steps of this branch, if the plan knows them.
+        budget: Where the memory of the values of all steps is booked.
+        limit_bytes: Bound on that memory and the other of the model; where it leaves no room nothing is kept.
     """
 
-    seen: dict[Hashable, Conditions | None]
+    seen: dict[Hashable, Conditions]
     key: Hashable
-    timestep: int | None = None
-    timesteps: Sequence[float] = ()
+    timestep: int | None
+    timesteps: Sequence[float]
+    budget: Budget
+    limit_bytes: int | None
+    _booked_bytes: int = 0
     _foretold: Conditions | None = None
     _record: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
     _first: list[Seen] = field(default_factory=list)
@@ -97,13 +103,18 @@ class ConditioningCache:
             self._table = self._begin(stage, conditions, inputs, schedule)
         if self._table is not None:
             if not self._matches(step, conditions):
-                self.seen[self.key] = None
+                self.seen.pop(self.key, None)
             elif all(seen.is_still(inputs[index]) for seen, index in zip(self._weights, stage.weights, strict=True)):
                 return self._table[step]
-            self._table = None
+            self.release()
         elif stage.all_steps is not None and len(self._record) == step:
             self._note(stage, conditions, schedule)
         return run_once(stage.one_step, inputs)
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self.budget.give_back(self._booked_bytes)
+        self._booked_bytes, self._table = 0, None
 
     def _note(self, stage: ConditioningStage, conditions: Sequence[torch.Tensor], schedule: Hashable) -> None:
         """Keep copies of the conditions of a step, and share them when the trajectory is whole."""
@@ -125,6 +136,9 @@ class ConditioningCache:
         self._first = [Seen.of(value, numbers=True) for value in conditions]
         if foretold is None or not foretold.predicts(schedule) or not self._matches(0, conditions):
             return None
+        if not self.budget.take(stage.memory_bytes, self.limit_bytes):
+            return None
+        self._booked_bytes += stage.memory_bytes
         self._weights = [Seen.of(inputs[index], numbers=False) for index in stage.weights]
         stacked = list(inputs)
         for number, (index, changes) in enumerate(zip(stage.conditions, foretold.changes, strict=True)):
@@ -135,14 +149,12 @@ class ConditioningCache:
     def _foretell(
         self, stage: ConditioningStage, conditions: Sequence[torch.Tensor], schedule: Hashable
     ) -> Conditions | None:
-        if self.key in self.seen:
-            return self.seen[self.key]
-        if self.timestep not in stage.conditions or len(self.timesteps) != stage.steps:
-            return None
-        timestep = stage.conditions.index(self.timestep)
-        if not on_host(conditions[timestep]):  # nothing says that the timesteps are the plan's
-            return None
-        return Conditions.by_plan(conditions, timestep, self.timesteps, schedule)
+        """Say what comes by the plan, or where that or the host cannot tell, by the trajectory before."""
+        if self.timestep in stage.conditions and len(self.timesteps) == stage.steps:
+            timestep = stage.conditions.index(self.timestep)
+            if on_host(conditions[timestep]):
+                return Conditions.by_plan(conditions, timestep, self.timesteps, schedule)
+        return self.seen.get(self.key)
 
     def _matches(self, step: int, conditions: Sequence[torch.Tensor]) -> bool:
         """Return whether the conditions of a step are those that the table was computed from."""

@@ -137,7 +137,7 @@ def _moved(
 
 
 def _state(denoiser: "PlannedDenoiser", call: CountedCall, start: int, slots: Slots) -> BranchState:
+    kept = (slots.budget, denoiser.pool.limit_bytes)
     key, timesteps = (call.branch, start), denoiser.timesteps[start:]
-    conditioning = ConditioningCache(denoiser.conditions, key, denoiser.timestep, timesteps)
-    constants = ConstantCache(slots.budget, denoiser.pool.limit_bytes)
-    return BranchState(denoiser.program, start, slots, conditioning, constants)
+    conditioning = ConditioningCache(denoiser.conditions, key, denoiser.timestep, timesteps, *kept)
+    return BranchState(denoiser.program, start, slots, conditioning, ConstantCache(*kept))

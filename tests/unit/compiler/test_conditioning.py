@@ -127,7 +127,8 @@ def test_the_stage_gives_for_all_steps_at_once_what_it_gives_for_each():
     model, calls, _ = subject()
     structure = structure_of("dit")
     conditioning, _ = separated(structure)
-    stage = build_stage(conditioning, STEPS, structure.weight_bytes, Lowering(target="eager"))
+    stage = build_stage(conditioning, STEPS, structure.weight_bytes, Lowering(target="eager"), asked=True)
+    assert stage is not None
     assert stage.all_steps is not None
     assert [structure.paths[index] for index in stage.conditions] == ["timestep", "class_labels"]
     weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -227,19 +228,43 @@ def test_weights_that_change_on_the_way_are_noticed(change: Any, eager: None, ah
     assert steps == [0, 1]
 
 
-def test_a_plan_that_knows_the_timesteps_foretells_the_first_trajectory(eager: None, ahead: list[int]):
+@pytest.mark.parametrize("conditioning", ["auto", "trajectory"])
+def test_a_plan_that_knows_the_timesteps_foretells_the_first_trajectory(
+    conditioning: str, eager: None, ahead: list[int]
+):
     model, calls, plan = subject()
     times = tuple(float(call["timestep"][0]) for call in calls)
     plan = replace(plan, timesteps=times, timestep_input="timestep")
     late = [{**call, "class_labels": call["class_labels"] + (step > 2)} for step, call in enumerate(calls)]
     reference = compiled_with(model, plan, conditioning="step")
     expected = {id(run): generate(model, reference, run) for run in (calls, late)}
-    compiled = compiled_with(model, plan)
-    every, until_then, learned = list(range(STEPS)), [0, 1, 2], list[int]()
-    for run, steps in [(calls, every), (late, until_then), (late, learned), (late, every), (calls, until_then)]:
+    compiled = compiled_with(model, plan, conditioning)
+    every = list(range(STEPS))
+    for run, steps in [(calls, every), (late, every[:3]), (late, every[:3]), (calls, every)]:
         ahead.clear()
         assert_close(generate(model, compiled, run), expected[id(run)])
         assert ahead == steps
+
+
+def test_what_is_computed_ahead_is_kept_within_the_bound_on_memory(eager: None, ahead: list[int]):
+    _, calls, plan = subject()
+    plan = replace(plan, timesteps=tuple(float(call["timestep"][0]) for call in calls), timestep_input="timestep")
+
+    def peak(conditioning: str, bound: int | None = None) -> int:
+        torch._dynamo.reset()
+        ahead.clear()
+        model, calls, _ = subject()
+        generate(model, compiled_with(model, plan, conditioning, slot_memory_bytes=bound), calls)
+        (counted,) = soda_compile.stats(model).values()
+        assert (counted["calls"], counted["misses"]) == (STEPS, {})
+        assert counted["slot_bytes"] == 0
+        return int(counted["slot_bytes_peak"])
+
+    slots = peak("step")
+    assert peak("auto") > slots
+    assert ahead == list(range(STEPS))
+    assert peak("auto", slots) == slots
+    assert not ahead
 
 
 def test_where_the_host_cannot_read_it_takes_a_schedule(eager: None, ahead: list[int], monkeypatch: pytest.MonkeyPatch):
@@ -322,7 +347,7 @@ def test_other_modes_of_torch(around: Any, eager: None, ahead: list[int]):
     assert ahead == list(range(STEPS))
 
 
-def test_what_cannot_be_stacked_is_refused(eager: None, monkeypatch: pytest.MonkeyPatch):
+def test_what_cannot_be_stacked_is_refused_where_it_is_asked_for(eager: None, monkeypatch: pytest.MonkeyPatch):
     def refuses(*arguments: Any) -> None:
         raise RuntimeError("vmap: no rule for aten::example")
 
@@ -332,6 +357,9 @@ def test_what_cannot_be_stacked_is_refused(eager: None, monkeypatch: pytest.Monk
     with pytest.raises(Exception, match=r"no rule for aten::example. Compile with conditioning='step'") as raised:
         generate(model, compiled, calls)
     assert isinstance(raised.value.__cause__ or raised.value, CaptureError) or "CaptureError" in str(raised.value)
+    timesteps = tuple(float(call["timestep"][0]) for call in calls)
+    by_itself = compiled_with(model, replace(plan, timesteps=timesteps, timestep_input="timestep"), "auto")
+    assert_close(generate(model, by_itself, calls), generate(model, compiled_with(model, plan, "step"), calls))
 
 
 def test_more_than_the_weights_is_not_kept(eager: None, ahead: list[int], monkeypatch: pytest.MonkeyPatch, caplog: Any):
@@ -346,5 +374,5 @@ def test_more_than_the_weights_is_not_kept(eager: None, ahead: list[int], monkey
 
 
 def test_an_unknown_value_is_refused():
-    with pytest.raises(OptionError, match=r"'conditioning' is 'layer', but must be one of 'step', 'trajectory'"):
+    with pytest.raises(OptionError, match=r"'conditioning' is 'layer', but must be one of 'auto', 'step', 'traj"):
         check_options({"conditioning": "layer"})
