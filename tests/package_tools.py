@@ -144,7 +144,9 @@ def generate(denoiser: Any, calls: list[dict[str, Any]]) -> Tensor:
 
 
 def jit(model: nn.Module, plan: Plan = PLAN, **options: Any) -> Any:
-    return torch.compile(model, backend="soda", options={"plan": plan, **options}, fullgraph=True, dynamic=False)
+    """The model by the plan, conditioned at each step, as packages do it: the same numbers to the last bit."""
+    options = {"plan": plan, "conditioning": "step", **options}
+    return torch.compile(model, backend="soda", options=options, fullgraph=True, dynamic=False)
 
 
 Calls = list[dict[str, Any]]
