@@ -208,6 +208,7 @@ def test_a_plan_of_another_model_is_refused(pipe: DigitsPipeline) -> None:
         draw(pipe)
 
 
+@pytest.mark.thorough
 def test_restoring_gives_back_the_original(pipe: DigitsPipeline, plan: Plan, original: Tensor, tmp_path: Path) -> None:
     draw(pipe)  # lets pipeline and scheduler set what they set at the first use
     parts = (pipe, pipe.transformer, pipe.scheduler)
@@ -271,6 +272,7 @@ def test_saving_and_loading_loses_nothing(sensitivity: Sensitivity, plan: Plan, 
     assert soda_compile.plan(loaded, anchors=3) == plan
 
 
+@pytest.mark.thorough
 def test_resuming_is_measuring_in_one_go(sensitivity: Sensitivity) -> None:
     resumed, at_once = measure(resume=sensitivity), measure(generations=2)
     assert resumed.info.seeds == at_once.info.seeds == (0, 1)
@@ -302,6 +304,7 @@ def test_a_generation_must_call_the_model_and_keep_its_steps(pipe: DigitsPipelin
         soda_compile.calibrate(pipe, lambda seed: draw(pipe, seed, num_inference_steps=4 + seed), generations=2)
 
 
+@pytest.mark.thorough
 def test_a_second_call_for_guidance_is_noticed(pipe: DigitsPipeline) -> None:
     """A loop without a diffusers scheduler, one call for the label and one without."""
     timesteps = (900, 700, 500, 300)

@@ -269,6 +269,7 @@ class _Reference:
         return KV.draw(pipe, image=PIL.Image.new("RGB", (self.size, self.size), "teal"))
 
 
+@pytest.mark.thorough
 def test_keys_and_values_that_are_kept_between_steps() -> None:
     """The first step has the reference among its tokens, so the branch begins anew at the second."""
     pipe, plain = KV.build(), KV.build()

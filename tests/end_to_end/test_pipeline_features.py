@@ -106,6 +106,7 @@ def test_steps_that_the_scheduler_is_not_told_of_are_noticed() -> None:
 # Several denoisers, several calls, several pipelines
 
 
+@pytest.mark.thorough
 def test_two_denoisers_each_have_their_part(tmp_path: Path) -> None:
     single = WAN.build()
     second = FAMILIES["wan"].build()

@@ -228,6 +228,7 @@ def test_refresh_measures_whatever_is_stored(tmp_path: Path, capsys: pytest.Capt
     assert second.parent == first.parent, "in place of the first"
 
 
+@pytest.mark.thorough
 def test_without_anything_near_the_advice_measures(tmp_path: Path) -> None:
     pipe, plain = accelerated(SD3.build(), tmp_path), SD3.build()
     (setting,) = tmp_path.glob("*/setting.json")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from families import structure_of
+from thorough import gated
 from torch import Tensor, nn
 from tracing import trace
 
@@ -90,7 +91,7 @@ def test_the_carry_of_each_cut(model: nn.Module, inputs: tuple[Tensor, ...], exp
     assert (carries_of(graph, region) is None) == (None in expected)
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "cogvideox"])
+@pytest.mark.parametrize("name", gated("flux", others=["sd3", "cogvideox"]))
 def test_every_region_of_joint_attention_has_carries(name: str):
     """CogVideoX has one cut for text and video, which are streams of their own: they are joined for it."""
     structure = structure_of(name)

@@ -99,6 +99,7 @@ def accelerated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     return outcomes(tmp_path_factory.mktemp("accelerate"), "accelerate")
 
 
+@pytest.mark.thorough
 def test_tests_run_with_a_plan_for_what_they_compile(accelerated: dict[str, dict[str, Any]]) -> None:
     whole = accelerated[WHOLE]
     assert (whole["outcome"], whole["class"], whole["planned"]) == ("passed", "TestModel", 1), whole["reason"]

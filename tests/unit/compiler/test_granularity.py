@@ -6,6 +6,7 @@ import pytest
 import torch
 from families import FAMILIES, structure_of
 from random_plans import random_plan
+from thorough import gated
 from torch.utils._pytree import tree_leaves
 
 import soda_compile
@@ -14,7 +15,7 @@ from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import build_program
 
 
-@pytest.mark.parametrize("name", ["dit", "wan"])
+@pytest.mark.parametrize("name", gated("dit", others=["wan"]))
 def test_whole_steps_give_what_blocks_give(name: str):
     family = FAMILIES[name]
     model, calls = family.build(), list(family.trajectory(6))
