@@ -66,7 +66,8 @@ class ConditioningCache:
     changes, a schedule must say that it is the same as in the last trajectory.
 
     Attributes:
-        seen: The newest whole trajectory by key, which all generations share; for where the plan does not foretell it.
+        seen: The newest whole trajectory by key, which all generations share, for where the plan does not foretell it.
+            None where weights are put in place anew for each call, as where they are stored in fewer bits.
         key: Key of the branch of guidance in ``seen``.
         timestep: Position of the timestep among the inputs of the captured graph, if the plan knows it.
         timesteps: Timesteps of the steps of this branch, if the plan knows them.
@@ -74,7 +75,7 @@ class ConditioningCache:
         limit_bytes: Bound on that memory and the other of the model; where it leaves no room nothing is kept.
     """
 
-    seen: dict[Hashable, Conditions]
+    seen: dict[Hashable, Conditions | None]
     key: Hashable
     timestep: int | None
     timesteps: Sequence[float]
@@ -98,16 +99,22 @@ class ConditioningCache:
             inputs: The inputs of the captured graph.
             schedule: Key of the trajectory's timesteps; None if they are unknown.
         """
+        if stage.all_steps is None or self.seen.get(self.key, ()) is None:
+            return run_once(stage.one_step, inputs)
         conditions = [inputs[index] for index in stage.conditions]
         if step == 0:
+            self.release()
             self._table = self._begin(stage, conditions, inputs, schedule)
         if self._table is not None:
-            if not self._matches(step, conditions):
-                self.seen.pop(self.key, None)
-            elif all(seen.is_still(inputs[index]) for seen, index in zip(self._weights, stage.weights, strict=True)):
+            as_foretold = self._matches(step, conditions)
+            if as_foretold and self._weights_are_still(stage, inputs):
                 return self._table[step]
+            if not as_foretold:
+                self.seen.pop(self.key, None)
+            elif step == 1:
+                self.seen[self.key] = None
             self.release()
-        elif stage.all_steps is not None and len(self._record) == step:
+        elif len(self._record) == step:
             self._note(stage, conditions, schedule)
         return run_once(stage.one_step, inputs)
 
@@ -130,8 +137,7 @@ class ConditioningCache:
         self, stage: ConditioningStage, conditions: list[torch.Tensor], inputs: Sequence[Any], schedule: Hashable
     ) -> list[tuple[torch.Tensor, ...]] | None:
         """Return the values of all steps, if it can be said now what will condition them."""
-        if stage.all_steps is None:
-            return None
+        assert stage.all_steps is not None
         self._foretold = foretold = self._foretell(stage, conditions, schedule)
         self._first = [Seen.of(value, numbers=True) for value in conditions]
         if foretold is None or not foretold.predicts(schedule) or not self._matches(0, conditions):
@@ -155,6 +161,9 @@ class ConditioningCache:
             if on_host(conditions[timestep]):
                 return Conditions.by_plan(conditions, timestep, self.timesteps, schedule)
         return self.seen.get(self.key)
+
+    def _weights_are_still(self, stage: ConditioningStage, inputs: Sequence[Any]) -> bool:
+        return all(seen.is_still(inputs[index]) for seen, index in zip(self._weights, stage.weights, strict=True))
 
     def _matches(self, step: int, conditions: Sequence[torch.Tensor]) -> bool:
         """Return whether the conditions of a step are those that the table was computed from."""

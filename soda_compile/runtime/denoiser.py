@@ -92,7 +92,7 @@ class PlannedDenoiser:
     compile_seconds: float | None = None
     samples: Callable[[], Mapping[int, SampleSlot]] = dict
     guard: float | None = None
-    conditions: dict[Hashable, Conditions] = field(default_factory=dict, init=False)
+    conditions: dict[Hashable, Conditions | None] = field(default_factory=dict, init=False)
     _programs: dict[int, PlannedProgram] = field(default_factory=dict, init=False)  # by the step where they begin
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _constants_read: dict[tuple[Program, int], frozenset[int]] = field(default_factory=dict, init=False)  # by step

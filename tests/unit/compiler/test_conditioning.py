@@ -231,6 +231,23 @@ def test_weights_that_change_on_the_way_are_noticed(change: Any, eager: None, ah
     assert steps == [0, 1]
 
 
+def test_weights_that_are_put_in_place_for_each_call_are_left_to_the_steps(eager: None, ahead: list[int]):
+    model, calls, plan = subject()
+    plan = replace(plan, timesteps=tuple(float(call["timestep"][0]) for call in calls), timestep_input="timestep")
+    weight = model.transformer_blocks[0].norm1.linear.weight  # type: ignore[union-attr,index]
+    expected = generate(model, compiled_with(model, plan, "step"), calls)
+    compiled = compiled_with(model, plan)
+    for steps in ([0], [], []):
+        ahead.clear()
+        found = []
+        with torch.no_grad(), soda_compile.trajectory(model):
+            for call in calls:
+                weight.data = weight.data.clone()
+                found += tree_leaves(compiled(**call))
+        assert_close(found, expected)
+        assert ahead == steps
+
+
 @pytest.mark.parametrize("conditioning", ["auto", "trajectory"])
 def test_a_plan_that_knows_the_timesteps_foretells_the_first_trajectory(
     conditioning: str, eager: None, ahead: list[int]
