@@ -4,7 +4,10 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, and by processes that tests start
 # What calls the kernels of a package takes g++ half as long without optimisation; the kernels stay optimised.
@@ -21,3 +24,21 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     logging.getLogger("torch.__trace").propagate = True
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """Rewritten graphs run node by node, and nothing that Dynamo kept comes in or goes out."""
+    from tracing import eager_graphs
+
+    with eager_graphs():
+        yield
+
+
+@pytest.fixture(scope="module")
+def eager_throughout() -> Iterator[None]:
+    """The same for all tests of a file together."""
+    from tracing import eager_graphs
+
+    with eager_graphs():
+        yield

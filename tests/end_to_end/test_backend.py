@@ -4,7 +4,7 @@ Inductor compiles what runs without a plan; all else is a matter of which graph 
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,13 @@ from small_denoiser import (
     same,
 )
 from torch import Tensor
-from tracing import eager_graphs, statistics
+from tracing import statistics
 
 import soda_compile
 from soda_compile.plans.resume import resume_at
 from soda_compile.runtime.denoiser import PlannedDenoiser
 
-
-@pytest.fixture(scope="module", autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager_throughout")
 
 
 @pytest.fixture(scope="module")

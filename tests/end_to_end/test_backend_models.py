@@ -1,7 +1,6 @@
 """The backend on small denoisers: batch sizes, dtypes, modes of torch, several models and threads. No Inductor here."""
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,15 +20,11 @@ from small_denoiser import (
 )
 from threads import at_once
 from torch import Tensor
-from tracing import eager_graphs, statistics
+from tracing import statistics
 
 import soda_compile
 
-
-@pytest.fixture(scope="module", autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager_throughout")
 
 
 # Shapes, dtypes, modes

@@ -1,13 +1,12 @@
 """Models that reach the backend block by block, under hooks or because their blocks are compiled: nothing dies."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from families import FAMILIES
 from thorough import gated
 from torch import nn
-from tracing import eager_graphs
 
 import soda_compile
 from soda_compile.errors import PlanError
@@ -17,10 +16,7 @@ from soda_compile.plans.plan import Plan
 DEVICE = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def compile_offloaded(model: nn.Module, plan: Plan, **options: str) -> None:

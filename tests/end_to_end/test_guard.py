@@ -1,7 +1,7 @@
 """Drift watch and the guard: what is compared at anchors, and steps that compute everything where it is far off."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from small_denoiser import SYMBOLS, TOKENS, WIDTH
 from threads import at_once
 from torch import Tensor, nn
-from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.errors import OptionError
@@ -43,11 +42,7 @@ class Linear(nn.Module):
 NAMES = tuple(f"blocks.{block}.{part}" for block in range(2) for part in ("mix", "mlp"))
 
 
-@pytest.fixture(autouse=True)
-def eager_lowering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    graphs_as_they_are(monkeypatch)
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def line(seed: int) -> list[Tensor]:

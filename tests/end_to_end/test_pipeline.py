@@ -19,7 +19,6 @@ pytest.importorskip("diffusers")
 from diffusers import DPMSolverMultistepScheduler
 from eager_reference import EagerReference
 from families import Region
-from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.backend.options import LOWERING
@@ -53,11 +52,7 @@ def same(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def eager_lowering() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        graphs_as_they_are(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("eager_throughout")
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The one line with plans that are tried: the closest on generations of the pipeline is stored, and found again."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ pytest.importorskip("diffusers")
 
 from pipelines import SMALL_SD3 as SD3
 from pipelines import STEPS, close
-from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.acceleration import trying
@@ -20,11 +18,7 @@ from soda_compile.plans.plan import Plan
 TRIED = 2
 
 
-@pytest.fixture(autouse=True)
-def eager_lowering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    graphs_as_they_are(monkeypatch)
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def accelerated(cache: Path, **options: Any) -> Any:

@@ -3,7 +3,7 @@
 Perturbed attention, a ControlNet that is on in some steps, adapters for images, keys and values kept between steps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -20,7 +20,6 @@ from pipelines import SMALL_SD3 as SD3
 from random_plans import random_plan
 from thorough import gated
 from torch import Tensor, nn
-from tracing import eager_graphs
 
 import soda_compile
 from soda_compile import stats
@@ -30,10 +29,7 @@ PAG = {"guidance_scale": 5.0, "pag_scale": 3.0}
 FLUX = PIPELINES["flux"]
 
 
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def compute_all(regions: tuple[str, ...], calls_per_step: int = 2) -> Plan:

@@ -1,11 +1,9 @@
 """Pipelines whose modulations are computed for all steps at once."""
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 pytest.importorskip("diffusers")
@@ -13,19 +11,13 @@ pytest.importorskip("diffusers")
 from pipelines import PIPELINES, STEPS, close
 from random_plans import random_plan
 from thorough import gated
-from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.plans.plan import Plan
 from soda_compile.runtime import conditioning_cache, unchanged
 from soda_compile.runtime.conditioning_cache import ConditioningCache
 
-
-@pytest.fixture(autouse=True)
-def eager_lowering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    graphs_as_they_are(monkeypatch)
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 SEEDS = (0, 0, 1)

@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from pipelines import NO_TEXT_3, PIPELINES, STEPS, attributes, close, planned_by
 from pipelines import SMALL_SD3 as SD3
 from random_plans import random_plan
 from thorough import gated
-from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile import stats
@@ -30,11 +29,7 @@ from soda_compile.plans.resume import resume_at
 DIT, FLUX, WAN = (PIPELINES[name] for name in ("dit", "flux", "wan"))
 
 
-@pytest.fixture(autouse=True)
-def eager_lowering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    graphs_as_they_are(monkeypatch)
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 # Schedules

@@ -3,7 +3,7 @@
 import copy
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -14,17 +14,12 @@ from pipelines import NO_TEXT_3, PIPELINES, STEPS, close, same, sd3_plan
 from pipelines import SMALL_SD3 as SD3
 from threads import at_once
 from torch import Tensor
-from tracing import eager_graphs
 
 import soda_compile
 from soda_compile.errors import OptionError
 from soda_compile.integrations.diffusers.scheduler_ties import ties_of
 
-
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def sharing(pipe: Any, scheduler: Any = None) -> Any:

@@ -2,7 +2,6 @@
 
 import copy
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from pipelines import SMALL_SD3 as SD3
 from pipelines import STEPS, close
 from threads import at_once
-from tracing import eager_graphs
 
 import soda_compile
 from soda_compile import stats
@@ -24,10 +22,7 @@ from soda_compile.plans.sensitivity import Sensitivity
 OTHER, NEEDED = 7, 2
 
 
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def inputs() -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """What users do to a pipeline that its plan does not know of: nothing dies, and what runs without the plan is said."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from pipelines import SMALL_SD3 as SD3
 from pipelines import STEPS, close, sd3_plan
-from tracing import eager_graphs
 
 import soda_compile
 from soda_compile import stats
@@ -22,10 +20,7 @@ SKIPPED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def with_adapter(pipe: Any, name: str = "default", seed: int = 0) -> None:

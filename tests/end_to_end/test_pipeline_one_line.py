@@ -1,12 +1,11 @@
 """The one line: what is stored and found, and what is refused before the first step. No Inductor here."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("diffusers")
 
@@ -15,7 +14,6 @@ from diffusers.hooks import PyramidAttentionBroadcastConfig
 from pipelines import NO_TEXT_3, PIPELINES, STEPS, attributes, close, same, samples, sd3_plan
 from pipelines import SMALL_SD3 as SD3
 from random_plans import random_plan
-from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.errors import OptionError, PlanError
@@ -24,11 +22,7 @@ from soda_compile.plans.plan import Plan
 DIT, FLUX = PIPELINES["dit"], PIPELINES["flux"]
 
 
-@pytest.fixture(autouse=True)
-def eager_lowering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    graphs_as_they_are(monkeypatch)
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 # One line

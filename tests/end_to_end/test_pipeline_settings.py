@@ -5,7 +5,6 @@ Where a message gives advice, the test follows it.
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from pipelines import NO_TEXT_3, PIPELINES, STEPS, TinyPipeline, close, samples, vae
 from pipelines import SMALL_SD3 as SD3
 from thorough import gated
-from tracing import eager_graphs
 
 import soda_compile
 from soda_compile import stats
@@ -26,10 +24,7 @@ DIT, FLUX = PIPELINES["dit"], PIPELINES["flux"]
 SIGMAS = [1.0, 0.9, 0.7, 0.4, 0.1]
 
 
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def inputs(tiny: TinyPipeline, **more: Any) -> list[dict[str, Any]]:

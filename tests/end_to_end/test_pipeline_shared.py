@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,7 @@ from soda_compile.errors import OptionError, PlanError, SensitivityError
 from soda_compile.plans.plan import Plan, compute_all_plan
 from soda_compile.plans.sensitivity import Sensitivity
 
-
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def never(seed: int) -> None:

@@ -13,7 +13,6 @@ pytest.importorskip("diffusers")
 from pipelines import PIPELINES, STEPS, TinyPipeline, attributes, close, same
 from random_plans import random_plan
 from thorough import gated
-from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.plans.plan import Plan, compute_all_plan
@@ -32,11 +31,7 @@ class Run:
     first: Tensor
 
 
-@pytest.fixture(scope="module", autouse=True)
-def eager_lowering() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        graphs_as_they_are(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("eager_throughout")
 
 
 @pytest.fixture(scope="module", params=gated("dit", "flux", "wan", others=PIPELINES))

@@ -1,6 +1,5 @@
 """One measurement at twelve steps serves other numbers of steps and another scheduler. No Inductor here."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ pytest.importorskip("diffusers")
 
 import diffusers
 from pipelines import PIPELINES, TinyPipeline, close
-from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.errors import PlanError
@@ -19,11 +17,7 @@ from soda_compile.plans.sensitivity import Sensitivity
 MEASURED = 12
 
 
-@pytest.fixture(autouse=True)
-def eager_lowering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    graphs_as_they_are(monkeypatch)
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def calibrated(tiny: TinyPipeline) -> tuple[Any, Sensitivity]:

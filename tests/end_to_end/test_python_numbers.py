@@ -1,6 +1,6 @@
 """Python numbers as timesteps, whatever the model does with them: any number of values compiles a few times."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ from plain_models import REGIONS, DitBlock, Listed
 from random_plans import random_plan
 from thorough import gated
 from torch import Tensor, nn
-from tracing import eager_graphs, statistics
+from tracing import statistics
 
 import soda_compile
 
@@ -17,10 +17,7 @@ STEPS = 12
 Use = Callable[[Tensor, Any], Tensor]
 
 
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def filled(x: Tensor, t: Any) -> Tensor:

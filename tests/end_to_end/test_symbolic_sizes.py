@@ -1,6 +1,6 @@
 """Sizes that Dynamo makes symbolic: it compiles once, and the plan is followed at every size."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +10,6 @@ from families import Region
 from plain_models import REGIONS, DitBlock, InPlaceBlock, Listed
 from random_plans import random_plan
 from torch import Tensor, nn
-from tracing import eager_graphs
 
 import soda_compile
 from soda_compile.plans.plan import Plan
@@ -20,10 +19,7 @@ STEPS = 5
 SIZES = ((2, 9), (3, 16), (2, 9), (5, 12))  # samples and tokens
 
 
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 class Grid(Listed):

@@ -1,7 +1,7 @@
 """Sizes that depend on data: fine inside a block, refused on the way from one to the next."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +9,6 @@ from plain_models import REGIONS, WIDTH, Listed, Mlp, TimmBlock, inputs
 from random_plans import random_plan
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tracing import eager_graphs
 
 import soda_compile
 from soda_compile.errors import CaptureError
@@ -64,10 +63,7 @@ def mixture(add: Callable[..., Tensor]) -> nn.Module:
     return model.eval()
 
 
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 @pytest.mark.parametrize("add", [by_where, by_nonzero, by_mask, by_one_hot])

@@ -1,13 +1,11 @@
 """Blocks whose heavy work feeds the residual stream and a sum of skips beside it, as in WaveNet."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from eager_reference import EagerReference
 from families import Region
 from torch import Tensor, nn
-from tracing import eager_graphs, regions_of
+from tracing import regions_of
 
 import soda_compile
 from soda_compile.ir.graphs import find_node
@@ -121,10 +119,7 @@ BLOCK_KINDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def build(make: type[Denoiser], block: type[Block]) -> nn.Module:

@@ -1,13 +1,13 @@
 """A plan fits its model however the compiled function reaches it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from plain_models import DitBlock, Listed, inputs
 from torch import Tensor, nn
-from tracing import eager_graphs, trace
+from tracing import trace
 
 import soda_compile
 from soda_compile.errors import PlanError
@@ -106,10 +106,7 @@ WRAPPERS: dict[str, Callable[..., Any]] = {
 SAMPLER, WRAPPER = Sampler(), Wrapper()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager_throughout")
 
 
 @pytest.fixture(scope="module")

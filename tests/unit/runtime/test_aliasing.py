@@ -1,7 +1,7 @@
 """What a call returns is the caller's, and what the caller passes is not kept: both may be written to afterwards."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +11,6 @@ from plain_models import DitBlock, Listed
 from random_plans import random_plan
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
-from tracing import eager_graphs
 
 import soda_compile
 from soda_compile.runtime import cuda_graphs
@@ -19,10 +18,7 @@ from soda_compile.runtime import cuda_graphs
 STEPS = 6
 
 
-@pytest.fixture(scope="module", autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager_throughout")
 
 
 class Features(Listed):

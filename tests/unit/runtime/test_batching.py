@@ -14,7 +14,7 @@ from random_plans import random_plan
 from thorough import gated
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from tracing import eager_graphs, statistics
+from tracing import statistics
 
 import soda_compile
 from soda_compile.plans.actions import COMPUTE, REUSE
@@ -25,10 +25,7 @@ STEPS, GENERATIONS = 6, 3
 Calls = list[dict[str, Any]]  # the arguments of one generation, by step
 
 
-@pytest.fixture(scope="module", autouse=True)
-def eager() -> Iterator[None]:
-    with eager_graphs():
-        yield
+pytestmark = pytest.mark.usefixtures("eager_throughout")
 
 
 @pytest.fixture
