@@ -17,6 +17,7 @@ from soda_compile.integrations.diffusers.denoisers import model_name
 from soda_compile.integrations.diffusers.schedule_fit import first_step
 from soda_compile.integrations.diffusers.scheduler_hook import SchedulerHook, timesteps_of
 from soda_compile.planner import plan as make_plan
+from soda_compile.planner.change import TOO_MUCH, least_change
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.resume import within
 from soda_compile.plans.sensitivity import Sensitivity
@@ -51,7 +52,7 @@ class SearchedPlans:
     verified: Verified | None = None
     _found: dict[str, Mapping[str, Plan]] = field(default_factory=dict)  # by key of the setting
     _made: dict[str, dict[str, Plan]] = field(default_factory=dict)  # by name of the measurement
-    _told: set[tuple[str, ...]] = field(default_factory=set)  # what differed, in notes that were given
+    _told: set[tuple[str, ...]] = field(default_factory=set)  # of what notes were given
 
     def __call__(self, hook: SchedulerHook) -> Mapping[str, Plan]:
         """Return the plans for the generation that begins.
@@ -150,7 +151,19 @@ class SearchedPlans:
             except PlanError as error:
                 raise PlanError(f"pipe.{name}: {error}") from None
             plans[name] = _placed(plan, sensitivity)
+            self._warn_of_change(name, sensitivity)
         return plans
+
+    def _warn_of_change(self, name: str, sensitivity: Sensitivity) -> None:
+        """Say where steps are so far apart that hardly anything of one is of use at another, as in few-step models."""
+        change, steps = least_change(sensitivity), sensitivity.info.steps
+        if change is not None and change > TOO_MUCH and (told := ("change", name, str(steps))) not in self._told:
+            self._told.add(told)
+            log.warning(
+                "taken from the steps before, the modules of pipe.%s are %.0f%% off or more at each of its %d steps, "
+                "so there is hardly anything to gain: leaving out any shows in the samples (verify=2 says how much)",
+                name, 100 * change, steps,
+            )  # fmt: skip
 
     def record(self, verified: Verified) -> None:
         """Keep what the latest plans were seen to do, if they are of the very setting that was run."""

@@ -16,6 +16,7 @@ from pipelines import SMALL_SD3 as SD3
 from random_plans import random_plan
 
 import soda_compile
+from soda_compile.digits.pipeline import load as load_digits
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.plans.plan import Plan
 
@@ -70,6 +71,18 @@ def test_one_line_measures_once_and_finds_the_plan_again(
 
 def never(seed: int) -> None:
     raise AssertionError("measured again")
+
+
+def test_steps_too_far_apart_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for steps in (8, 4):
+        pipe = load_digits()
+        soda_compile.accelerate(
+            pipe, speedup=1.3, num_inference_steps=steps, calibrate_with=1, max_interval=2, cache=tmp_path
+        )
+        told = [record.getMessage() for record in caplog.records if "hardly anything to gain" in record.getMessage()]
+        assert len(told) == (steps == 4)
+    assert "the modules of pipe.transformer are" in told[0]
+    assert "at each of its 4 steps" in told[0]
 
 
 def test_another_step_count_takes_another_stored_plan(tmp_path: Path) -> None:
