@@ -26,5 +26,6 @@ def require_whole_graph(model: torch.nn.Module) -> None:
         raise OptionError(
             f"{parts[0]} in {type(model).__name__} is sharded by fully_shard on its own ({len(parts)} such parts), and "
             "the hooks that fetch its weights cannot be captured, so there is no graph of the whole model; call "
-            "fully_shard on the model alone, or spread its weights by tensor parallelism (parallelize_module)"
+            "fully_shard on the model alone, spread its weights by tensor parallelism (parallelize_module), or compile "
+            "the forward of each part by a plan of its own (docs/distributed.md)"
         )

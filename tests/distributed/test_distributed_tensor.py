@@ -92,7 +92,7 @@ def generate(model: nn.Module, run: Callable[..., Any], seed: int = 0) -> Tensor
         return torch.stack([run(*call) for call in inputs(seed)])
 
 
-def compiled(model: nn.Module, plan: Plan, **options: Any) -> Callable[..., Any]:
+def compiled(model: Callable[..., Any], plan: Plan, **options: Any) -> Callable[..., Any]:
     return torch.compile(model, backend=soda, options={"plan": plan}, dynamic=False, **options)
 
 
@@ -203,6 +203,28 @@ def check_fully_sharded_blocks_are_refused() -> None:
     message = error_of(OptionError, lambda: soda_compile.calibrate(model, lambda seed: model(*inputs()[0])))
     assert "blocks.0" in message
     assert "fully_shard" in message
+
+
+def check_fully_sharded_blocks_follow_plans_of_their_own() -> None:
+    """The hooks that fetch weights stay outside of the graph of a block's forward."""
+    from torch.distributed.fsdp import fully_shard
+
+    plan = plan_of("CCrC1r")
+    plan = Plan("", ("(model).attention", "(model).mlp"), plan.actions[:2])
+
+    def by_blocks(model: nn.Module) -> Tensor:
+        for block in model.blocks:  # type: ignore[union-attr]
+            block.forward = compiled(block.forward, plan)
+        return torch.stack([generate(model, model) for _ in range(2)])
+
+    model, alone = Denoiser(), Denoiser()
+    original = torch.stack([generate(alone, alone)] * 2)
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    by_plan = by_blocks(alone)
+    assert relative(by_plan, original) > 1e-3
+    assert relative(by_blocks(model), by_plan) < 1e-6
 
 
 def check_guidance_on_two_ranks() -> None:
