@@ -54,11 +54,11 @@ def run_checks(namespace: Mapping[str, Any]) -> None:
 
 
 def torchrun(
-    script: str | Path, folder: Path, processes: int, seconds: int, **variables: str
+    script: str | Path, folder: Path, processes: int, seconds: int, *arguments: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script in several processes on this machine, in a folder."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    command += ["--nproc-per-node", str(processes), str(script)]
+    command += ["--nproc-per-node", str(processes), str(script), *arguments]
     own = environment(folder, variables)
     return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=seconds, check=False)
 
@@ -96,10 +96,11 @@ def environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
 
 
 def launch(
-    script: str, folder: Path, processes: int = 2, seconds: int = 300, **variables: str
+    request: pytest.FixtureRequest, folder: Path, processes: int = 2, seconds: int = 300, **variables: str
 ) -> Callable[[str], list[str]]:
-    """Runs the checks of a file, and returns what gives the outcomes of one of them by rank."""
-    ran = torchrun(script, folder, processes, seconds, **variables)
+    """Runs those checks of a test file that pytest runs, and returns what gives the outcomes of one of them by rank."""
+    names = [item.callspec.params["name"] for item in request.session.items if _is_check(item, request.path)]
+    ran = torchrun(request.path, folder, processes, seconds, *names, **variables)
 
     def outcomes(name: str) -> list[str]:
         files = [folder / f"{rank}.json" for rank in range(processes)]
@@ -107,6 +108,10 @@ def launch(
         return [each.get(name) or f"not run: {ran.stdout[-2000:]}{ran.stderr[-3000:]}" for each in found]
 
     return outcomes
+
+
+def _is_check(item: Any, path: Path) -> bool:
+    return item.path == path and hasattr(item, "callspec") and "name" in item.callspec.params
 
 
 def everyones(value: Any) -> list[Any]:

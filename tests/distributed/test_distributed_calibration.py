@@ -137,8 +137,8 @@ def check_what_is_no_group() -> None:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
-    return launch(__file__, tmp_path_factory.mktemp("ranks"), seconds=600)
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    return launch(request, tmp_path_factory.mktemp("ranks"), seconds=600)
 
 
 @pytest.mark.parametrize("name", names_of(globals()))
