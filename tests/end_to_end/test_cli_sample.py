@@ -59,6 +59,7 @@ def test_a_plan_that_computes_everything_changes_nothing(plan: Path, tmp_path: P
     assert not np.array_equal(imread(out / "original" / "5.png"), imread(out / "original" / "6.png"))
 
 
+@pytest.mark.thorough
 def test_a_speedup_is_measured_and_the_pipeline_left_as_it_was(tmp_path: Path) -> None:
     pipe, call = pipeline()
     call = {**call, "num_inference_steps": STEPS}

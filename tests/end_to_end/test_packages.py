@@ -95,6 +95,7 @@ def sized(grid: tuple[torch.nn.Module, Plan], tmp_path_factory: pytest.TempPathF
     return soda_compile.export(model, grid_calls(2, 4, 3)[0], plan=plan, path=path, dynamic_shapes=shapes)
 
 
+@pytest.mark.thorough  # tests/unit/packages has sizes too, without Inductor
 @pytest.mark.parametrize("sizes", [(2, 4, 3), (6, 18, 7)])
 def test_one_program_for_many_sizes(sized: Path, grid: tuple[torch.nn.Module, Plan], sizes: tuple[int, ...]) -> None:
     denoiser = soda_compile.load(sized)
@@ -118,39 +119,51 @@ def test_the_command_line_shows_and_runs_it(package: Path) -> None:
     assert "ms for 3 steps" in ran.stdout
 
 
-def test_cpp_gives_what_python_gives(package: Path, sized: Path, wanted: list[Tensor], tmp_path: Path) -> None:
+QUIET: dict[str, Any] = {"check": True, "capture_output": True, "text": True, "timeout": 600}
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example in C++."""
     if shutil.which("cmake") is None:
         pytest.skip("no cmake")
-    build = tmp_path / "build"
+    build = tmp_path_factory.mktemp("build")
     prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
-    quiet = {"check": True, "capture_output": True, "text": True, "timeout": 600}
-    subprocess.run(["cmake", "-S", str(ROOT / "examples" / "cpp"), "-B", str(build), prefix], **quiet)
-    subprocess.run(["cmake", "--build", str(build)], **quiet)
+    subprocess.run(["cmake", "-S", str(ROOT / "examples" / "cpp"), "-B", str(build), prefix], **QUIET)
+    subprocess.run(["cmake", "--build", str(build)], **QUIET)
+    return build / "soda_run"
+
+
+def test_cpp_gives_what_python_gives(program: Path, package: Path, wanted: list[Tensor], tmp_path: Path) -> None:
     save_file(toy.tensors(mixed_calls()), tmp_path / "in.safetensors")
-    command = [str(build / "soda_run"), str(package), str(tmp_path / "in.safetensors")]
-    done = subprocess.run([*command, str(tmp_path / "out.safetensors")], **quiet)
+    command = [str(program), str(package), str(tmp_path / "in.safetensors")]
+    done = subprocess.run([*command, str(tmp_path / "out.safetensors")], **QUIET)
     assert "3 steps in" in done.stdout
     results = load_file(tmp_path / "out.safetensors")
     for step, theirs in enumerate(wanted):
         assert torch.equal(results[f"{step}/0"], theirs)
     failed = subprocess.run([*command[:2], "nowhere", "out"], capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stderr) == (1, "soda_run: cannot read nowhere\n")
-    denoiser = soda_compile.load(sized)
+
+
+@pytest.mark.thorough
+def test_cpp_takes_many_sizes(program: Path, sized: Path, tmp_path: Path) -> None:
+    denoiser, given = soda_compile.load(sized), tmp_path / "sized.safetensors"
+    command = [str(program), str(sized), str(given)]
     for sizes in ((2, 4, 3), (5, 10, 7)):
         calls = grid_calls(*sizes)
-        save_file(toy.tensors(calls), tmp_path / "sized.safetensors")
-        command[1:3] = [str(sized), str(tmp_path / "sized.safetensors")]
-        subprocess.run([*command, str(tmp_path / "out.safetensors")], **quiet)
+        save_file(toy.tensors(calls), given)
+        subprocess.run([*command, str(tmp_path / "out.safetensors")], **QUIET)
         results = load_file(tmp_path / "out.safetensors")
         for step, theirs in enumerate(toy.outputs(denoiser, calls)):
             assert torch.equal(results[f"{step}/0"], theirs)
     for step in (0, 1):
-        given = toy.tensors(grid_calls(2, 4, 3))
-        del given[f"{step}/timestep"]
-        save_file(given, tmp_path / "sized.safetensors")
+        lacking = toy.tensors(grid_calls(2, 4, 3))
+        del lacking[f"{step}/timestep"]
+        save_file(lacking, given)
         failed = subprocess.run([*command, "out"], capture_output=True, text=True, check=False)
         assert (failed.returncode, failed.stderr) == (1, f"soda_run: the inputs lack timestep for step {step}\n")
-    save_file(toy.tensors(grid_calls(7, 4, 3)), tmp_path / "sized.safetensors")
+    save_file(toy.tensors(grid_calls(7, 4, 3)), given)
     failed = subprocess.run([*command, "out"], capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert "no program for inputs of these sizes: hidden_states [7, 8, 4, 3]" in failed.stderr

@@ -76,6 +76,7 @@ def test_the_judge_tells_crops_from_what_is_like_them(photographs: Photographs) 
     assert class_agreement(noise, labels, photographs) < 0.5
 
 
+@pytest.mark.thorough
 def test_samples_are_near_the_photographs_asked_for(photographs: Photographs, samples: torch.Tensor) -> None:
     labels = torch.arange(200) % len(PHOTOGRAPHS)
     reference = features(real(photographs, 0, labels))

@@ -59,6 +59,7 @@ def test_the_closest_plan_is_followed_stored_and_found_again(
     close(SD3.draw(accelerated(tmp_path), 9), SD3.draw(alone, 9))
 
 
+@pytest.mark.thorough
 def test_it_is_measured_and_tried_at_one_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = accelerated(tmp_path, closest=1)
     assert ["measuring" in line or "trying" in line for line in capsys.readouterr().err.splitlines()].count(True) == 2

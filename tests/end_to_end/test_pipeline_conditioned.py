@@ -52,7 +52,8 @@ def pag_pipeline(model: nn.Module) -> Any:
     )
 
 
-@pytest.mark.parametrize("guidance", gated(5.0, others=[1.0]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_perturbed_attention(guidance: float) -> None:
     tiny = replace(SD3, assemble=pag_pipeline)
     pipe, plain = tiny.build(), tiny.build()
@@ -275,6 +276,7 @@ def test_keys_and_values_that_are_kept_between_steps() -> None:
     all_follow(pipe, 3 * STEPS)
 
 
+@pytest.mark.thorough
 def test_a_plan_with_keys_and_values_that_are_kept() -> None:
     pipe, plain = KV.build(), KV.build()
     plan: Plan = random_plan(2, KV_REGIONS, STEPS)

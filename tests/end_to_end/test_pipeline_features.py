@@ -49,6 +49,7 @@ def test_a_solver_of_several_calls(tmp_path: Path) -> None:
     same(SD3.draw(pipe), SD3.draw(pipe))
 
 
+@pytest.mark.thorough
 def test_image_to_image_follows_the_tail_of_the_plan(tmp_path: Path) -> None:
     made = SD3.build()
     pipe = diffusers.StableDiffusion3Img2ImgPipeline(
@@ -287,7 +288,7 @@ def test_hooks_and_adapters_may_come_before_or_after(change: Callable[[Any], Non
     same(SD3.draw(pipe), original)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", gated(torch.bfloat16, others=[torch.float16]))
 def test_narrow_dtypes_and_inference_mode(dtype: torch.dtype) -> None:
     pipe, plan = SD3.build(), sd3_plan()
     pipe.transformer.to(dtype)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pipelines import SMALL_SD3 as SD3
 from pipelines import STEPS, close
+from thorough import gated
 from threads import at_once
 
 import soda_compile
@@ -76,7 +77,7 @@ def sensitivity(cache: Path, steps: int) -> Sensitivity:
     return one
 
 
-@pytest.mark.parametrize("change", ["guidance", "adapter"])
+@pytest.mark.parametrize("change", gated("guidance", others=["adapter"]))
 def test_every_kind_of_setting(tmp_path: Path, change: str) -> None:
     pipe, plain = accelerated(tmp_path), SD3.build()
     options: dict[str, Any] = {"num_inference_steps": OTHER}

@@ -44,6 +44,7 @@ def test_any_number_of_adapter_scales_compiles_a_few_times() -> None:
     assert counted["compilations"] <= 3, "fixed, symbolic, and the scale that is kept on the layers"
 
 
+@pytest.mark.thorough
 def test_any_number_of_adapters_runs() -> None:
     """Each is other code: it is compiled once and found again, also beyond what Dynamo compiles of one function."""
     pipe, plain = SD3.build(), SD3.build()

@@ -112,6 +112,7 @@ def test_a_generation_shows_the_setting_that_was_measured(
     assert not {"num_inference_steps", "return_dict", "class_labels"} & set(call)
 
 
+@pytest.mark.thorough
 def test_the_nearest_of_several_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pipe = SD3.build()
     for more in ({"height": 64}, {"height": 32}):
