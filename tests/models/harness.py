@@ -100,7 +100,7 @@ class Board:
         structure, constants = take_constants(self.structure, None, lowering)
         if ahead and (split := separate_conditioning(structure)):
             conditioning, structure = split
-            stage = build_stage(conditioning, plan.steps, self.structure.weight_bytes, lowering)
+            stage = build_stage(conditioning, plan.steps, self.structure.weight_bytes, lowering, asked=True)
         prepared = len(structure.inputs) - len(self.structure.inputs)
 
         def build(plan: Plan) -> Program:
