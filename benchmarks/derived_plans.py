@@ -242,7 +242,7 @@ def main(
     base = own.measure(Setting(BASE_STEPS), CALIBRATION, BASE_INTERVAL)
     report: dict[str, Any] = {
         "model": model,
-        "command": f"python -m benchmarks.derived_plans --model {model} --samples {samples}" + (" --few" if few else ""),
+        "command": f"python -m benchmarks.derived_plans --model {model} --samples {samples}{' --few' * few}",
         "about": ABOUT.format(
             steps=BASE_STEPS,
             guidance=BASE_GUIDANCE,
