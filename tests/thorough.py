@@ -11,3 +11,9 @@ def gated(*first: Any, others: Iterable[Any]) -> list[Any]:
     rest = [value for value in others if value not in first]
     parameters = [value if isinstance(value, tuple) else (value,) for value in rest]
     return [*first, *(pytest.param(*values, marks=pytest.mark.thorough) for values in parameters)]
+
+
+def all_but(later: Iterable[Any], values: Iterable[Any]) -> list[Any]:
+    """Returns all values, and last those that the gate leaves out, marked."""
+    others = list(later)
+    return gated(*(value for value in values if value not in others), others=others)

@@ -108,8 +108,9 @@ def prepare(structure: Structure, plan: Plan, options: Options, lowering: Loweri
     started = time.perf_counter()
     stage, given = None, len(structure.inputs)
     steps, constants = take_constants(structure, plan.timestep_input, lowering)
-    if options.conditioning == "trajectory" or (options.conditioning == "auto" and plan.timestep_input is not None):
-        steps, stage = _conditioning_stage(steps, plan, lowering, asked=options.conditioning == "trajectory")
+    asked = options.conditioning == "trajectory"
+    if asked or (options.conditioning == "auto" and plan.timestep_input is not None):
+        steps, stage = _conditioning_stage(steps, plan, lowering, asked=asked)
     keep_freed_memory(structure.regions[0].cuts[0].device)
 
     def build(plan: Plan) -> Program:
@@ -139,11 +140,11 @@ def _conditioning_stage(
     """
     split = separate_conditioning(structure)
     if split is None:
-        log.log(
-            logging.WARNING if asked else logging.DEBUG,
-            "option conditioning='trajectory' changes nothing: no matrix product depends on the timestep and pooled "
-            "inputs alone, so there is nothing to compute ahead",
-        )
+        if asked:
+            log.warning(
+                "option conditioning='trajectory' changes nothing: no matrix product depends on the timestep and "
+                "pooled inputs alone, so there is nothing to compute ahead"
+            )
         return structure, None
     conditioning, steps = split
     stage = build_stage(conditioning, plan.steps, structure.weight_bytes, lowering, asked=asked)

@@ -27,23 +27,20 @@ class Conditions:
     changes: tuple[bool, ...]
 
     @classmethod
-    def by_plan(
-        cls, now: Sequence[torch.Tensor], timestep: int | None, timesteps: Sequence[float], schedule: Hashable
-    ) -> "Conditions":
+    def by_plan(cls, now: Sequence[torch.Tensor], timestep: int, timesteps: Sequence[float]) -> "Conditions":
         """Return what comes where nothing but the timestep changes, and that as the plan says.
 
         Args:
             now: The conditions of the first step.
             timestep: Which of them is the timestep.
             timesteps: The plan's.
-            schedule: Key of the trajectory's timesteps.
         """
         changes = tuple(number == timestep for number in range(len(now)))
         steps = tuple(
             tuple(torch.full_like(value, time) if moves else value for value, moves in zip(now, changes, strict=True))
             for time in timesteps
         )
-        return cls(schedule, steps, changes)
+        return cls(None, steps, changes)
 
     def predicts(self, schedule: Hashable) -> bool:
         """Return whether the timesteps can be read, or follow from a schedule with nothing else that changes."""
@@ -139,8 +136,10 @@ class ConditioningCache:
         """Return the values of all steps, if it can be said now what will condition them."""
         assert stage.all_steps is not None
         self._foretold = foretold = self._foretell(stage, conditions, schedule)
+        if foretold is None:
+            return None
         self._first = [Seen.of(value, numbers=True) for value in conditions]
-        if foretold is None or not foretold.predicts(schedule) or not self._matches(0, conditions):
+        if not self._matches(0, conditions):
             return None
         if not self.budget.take(stage.memory_bytes, self.limit_bytes):
             return None
@@ -159,8 +158,9 @@ class ConditioningCache:
         if self.timestep in stage.conditions and len(self.timesteps) == stage.steps:
             timestep = stage.conditions.index(self.timestep)
             if on_host(conditions[timestep]):
-                return Conditions.by_plan(conditions, timestep, self.timesteps, schedule)
-        return self.seen.get(self.key)
+                return Conditions.by_plan(conditions, timestep, self.timesteps)
+        before = self.seen.get(self.key)
+        return before if before is not None and before.predicts(schedule) else None
 
     def _weights_are_still(self, stage: ConditioningStage, inputs: Sequence[Any]) -> bool:
         return all(seen.is_still(inputs[index]) for seen, index in zip(self._weights, stage.weights, strict=True))

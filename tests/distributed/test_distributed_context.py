@@ -12,7 +12,7 @@ from families import FAMILIES, Family
 from pipelines import PIPELINES
 from pipelines import STEPS as PIPELINE_STEPS
 from random_plans import random_plan
-from thorough import gated
+from thorough import all_but
 from torch import Tensor, nn
 
 import soda_compile
@@ -213,10 +213,9 @@ LATER = [
     "check_packages_are_refused",
     "check_replicas_with_one_store_measure_once",
 ]
-FIRST = [name for name in names_of(globals()) if name not in LATER]
 
 
-@pytest.mark.parametrize("name", gated(*FIRST, others=LATER))
+@pytest.mark.parametrize("name", all_but(LATER, names_of(globals())))
 def test_two_ranks(outcomes: Callable[[str], list[str]], name: str):
     for rank, outcome in enumerate(outcomes(name)):
         assert outcome == "ok", f"rank {rank}: {outcome}"

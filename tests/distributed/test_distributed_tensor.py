@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from distributed_checks import assert_close, error_of, everyones, launch, names_of, relative, run_checks, sent_in
 from random_plans import random_plan
-from thorough import gated
+from thorough import all_but
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -261,10 +261,9 @@ LATER = [
     "check_inductor_compiles_what_is_sent",
     "check_fully_sharded_root",
 ]
-FIRST = [name for name in names_of(globals()) if name not in LATER]
 
 
-@pytest.mark.parametrize("name", gated(*FIRST, others=LATER))
+@pytest.mark.parametrize("name", all_but(LATER, names_of(globals())))
 def test_two_ranks(outcomes: Callable[[str], list[str]], name: str):
     for rank, outcome in enumerate(outcomes(name)):
         assert outcome == "ok", f"rank {rank}: {outcome}"

@@ -12,7 +12,6 @@ from random_plans import random_plan
 from thorough import gated
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from tracing import graphs_as_they_are
 
 import soda_compile
 from soda_compile.backend.options import check_options
@@ -36,11 +35,6 @@ def fresh() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs_as_they_are(monkeypatch)
 
 
 @pytest.fixture
@@ -70,6 +64,10 @@ def subject(name: str = "dit") -> tuple[nn.Module, list[dict[str, Any]], Plan]:
     """A small denoiser, the inputs of its steps, and a plan."""
     model, calls = FAMILIES[name].build(), list(FAMILIES[name].trajectory(STEPS))
     return model, calls, random_plan(1, tuple(FAMILIES[name].regions), STEPS)
+
+
+def knowing_timesteps(plan: Plan, calls: list[dict[str, Any]]) -> Plan:
+    return replace(plan, timesteps=tuple(float(call["timestep"][0]) for call in calls), timestep_input="timestep")
 
 
 def separated(structure: Structure) -> tuple[Structure, Structure]:
@@ -113,9 +111,8 @@ def test_the_remainder_takes_what_conditioning_gives(name: str):
     assert (remainder.region_names, remainder.fingerprint) == (structure.region_names, structure.fingerprint)
 
 
-@pytest.mark.parametrize(
-    "name", gated("dit", others=["flux", "latte"])
-)  # tests/models compares the numbers of all others
+# tests/models compares the numbers of all others
+@pytest.mark.parametrize("name", gated("dit", others=["flux", "latte"]))
 def test_trajectories_give_what_steps_alone_give(name: str, eager: None, ahead: list[int]):
     model, calls, plan = subject(name)
     expected = generate(model, compiled_with(model, plan, conditioning="step"), calls)
@@ -233,7 +230,7 @@ def test_weights_that_change_on_the_way_are_noticed(change: Any, eager: None, ah
 
 def test_weights_that_are_put_in_place_for_each_call_are_left_to_the_steps(eager: None, ahead: list[int]):
     model, calls, plan = subject()
-    plan = replace(plan, timesteps=tuple(float(call["timestep"][0]) for call in calls), timestep_input="timestep")
+    plan = knowing_timesteps(plan, calls)
     weight = model.transformer_blocks[0].norm1.linear.weight  # type: ignore[union-attr,index]
     expected = generate(model, compiled_with(model, plan, "step"), calls)
     compiled = compiled_with(model, plan)
@@ -253,8 +250,7 @@ def test_a_plan_that_knows_the_timesteps_foretells_the_first_trajectory(
     conditioning: str, eager: None, ahead: list[int]
 ):
     model, calls, plan = subject()
-    times = tuple(float(call["timestep"][0]) for call in calls)
-    plan = replace(plan, timesteps=times, timestep_input="timestep")
+    plan = knowing_timesteps(plan, calls)
     late = [{**call, "class_labels": call["class_labels"] + (step > 2)} for step, call in enumerate(calls)]
     reference = compiled_with(model, plan, conditioning="step")
     expected = {id(run): generate(model, reference, run) for run in (calls, late)}
@@ -268,7 +264,7 @@ def test_a_plan_that_knows_the_timesteps_foretells_the_first_trajectory(
 
 def test_what_is_computed_ahead_is_kept_within_the_bound_on_memory(eager: None, ahead: list[int]):
     _, calls, plan = subject()
-    plan = replace(plan, timesteps=tuple(float(call["timestep"][0]) for call in calls), timestep_input="timestep")
+    plan = knowing_timesteps(plan, calls)
 
     def peak(conditioning: str, bound: int | None = None) -> int:
         torch._dynamo.reset()
@@ -377,8 +373,7 @@ def test_what_cannot_be_stacked_is_refused_where_it_is_asked_for(eager: None, mo
     with pytest.raises(Exception, match=r"no rule for aten::example. Compile with conditioning='step'") as raised:
         generate(model, compiled, calls)
     assert isinstance(raised.value.__cause__ or raised.value, CaptureError) or "CaptureError" in str(raised.value)
-    timesteps = tuple(float(call["timestep"][0]) for call in calls)
-    by_itself = compiled_with(model, replace(plan, timesteps=timesteps, timestep_input="timestep"), "auto")
+    by_itself = compiled_with(model, knowing_timesteps(plan, calls), "auto")
     assert_close(generate(model, by_itself, calls), generate(model, compiled_with(model, plan, "step"), calls))
 
 
@@ -394,5 +389,6 @@ def test_more_than_the_weights_is_not_kept(eager: None, ahead: list[int], monkey
 
 
 def test_an_unknown_value_is_refused():
-    with pytest.raises(OptionError, match=r"'conditioning' is 'layer', but must be one of 'auto', 'step', 'traj"):
+    message = r"'conditioning' is 'layer', but must be one of 'auto', 'step', 'trajectory'"
+    with pytest.raises(OptionError, match=message):
         check_options({"conditioning": "layer"})
