@@ -8,7 +8,8 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -20,7 +21,14 @@ def compiling_beside() -> Iterator[None]:
     """Compile in this thread, and in no other; calls in other threads are not to notice."""
     from torch._dynamo.convert_frame import compile_lock
 
-    with compile_lock, _random_state_left(), _modules_traced_here_only(), _compiled_code_runs(), _turns_taken_often():
+    with (
+        compile_lock,
+        _random_state_left(),
+        _modules_traced_here_only(),
+        _calls_annotated_here_only(),
+        _compiled_code_runs(),
+        _turns_taken_often(),
+    ):
         yield
 
 
@@ -64,6 +72,24 @@ def _modules_traced_here_only() -> Iterator[None]:
         replace(patcher, owner, name, call, deduplicate)
 
     with mock.patch.object(_symbolic_trace._Patcher, "patch_method", replace_here):
+        yield
+
+
+@contextmanager
+def _calls_annotated_here_only() -> Iterator[None]:
+    """Let calls that Dynamo leaves alone be annotated in this thread alone.
+
+    While one thread exports, torch annotates them in all threads, in one dict that the export replaces under way.
+    """
+    from torch._dynamo import eval_frame
+    from torch.fx import traceback
+
+    here = threading.get_ident()
+
+    def annotate(values: dict[str, Any]) -> AbstractContextManager[None]:
+        return traceback.annotate(values) if threading.get_ident() == here else nullcontext()
+
+    with mock.patch.object(eval_frame, "fx_traceback", SimpleNamespace(**{**vars(traceback), "annotate": annotate})):
         yield
 
 

@@ -6,6 +6,8 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch._export.utils import _compiling_state_context
+from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from soda_compile.torch_internals.background import compiling_beside
@@ -65,3 +67,16 @@ def test_all_is_as_it_was_afterwards():
     with compiling_beside():
         assert config.force_compile_during_fx_trace
     assert (torch.random.set_rng_state, random.setstate, config.force_compile_during_fx_trace) == before
+
+
+def test_calls_that_dynamo_leaves_alone_are_annotated_only_where_the_export_runs():
+    seen = []
+    left_alone = torch._dynamo.disable(lambda: seen.append(dict(traceback.current_meta)))
+    with compiling_beside(), _compiling_state_context():
+        left_alone()
+        thread = threading.Thread(target=left_alone)
+        thread.start()
+        thread.join()
+    here, there = seen
+    assert here["custom"]["_torchdynamo_disable"]
+    assert not there
