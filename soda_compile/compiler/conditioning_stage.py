@@ -9,11 +9,11 @@ from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program, assemble
 from soda_compile.compiler.registers import Registers
 from soda_compile.compiler.steps import StepBuilder, StepSubgraphs
-from soda_compile.compiler.variants import Subgraph, results_bytes
+from soda_compile.compiler.variants import Subgraph, results_bytes, results_memory
 from soda_compile.errors import CaptureError
 from soda_compile.ir.structure import Structure
-from soda_compile.torch_internals.inductor import add_axis
-from soda_compile.torch_internals.size_expressions import size_hint
+from soda_compile.torch_internals.size_expressions import Expression, size_hint, value_at
+from soda_compile.torch_internals.stacking import add_axis
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ class ConditioningStage:
         all_steps: Computes them for all steps, from conditions that are stacked, [steps, ...]; None if they take too
             much memory.
         memory_bytes: Memory of the values of all steps, 0 if they are not kept.
+        memory: The same for any sizes.
+        most_bytes: The most that it may be.
     """
 
     conditions: tuple[int, ...]
@@ -41,10 +43,18 @@ class ConditioningStage:
     one_step: Program
     all_steps: Program | None
     memory_bytes: int
+    memory: Expression
+    most_bytes: int
 
     def at(self, sizes: Mapping[str, int]) -> "ConditioningStage":
         """Return the stage for calls of these sizes, by name."""
-        return replace(self, one_step=self.one_step.at(sizes), all_steps=self.all_steps and self.all_steps.at(sizes))
+        if not sizes:
+            return self
+        one_step = self.one_step.at(sizes)
+        memory_bytes = value_at(self.memory, sizes)
+        if self.all_steps is None or memory_bytes > self.most_bytes:
+            return replace(self, one_step=one_step, all_steps=None, memory_bytes=0)
+        return replace(self, one_step=one_step, all_steps=self.all_steps.at(sizes), memory_bytes=memory_bytes)
 
 
 def build_stage(
@@ -69,8 +79,9 @@ def build_stage(
     used = [index for index, name in enumerate(conditioning.inputs) if name in read]
     conditions = tuple(index for index in used if not conditioning.parameters[index])
     weights = tuple(index for index in used if conditioning.parameters[index])
-    memory_bytes = steps * results_bytes(subgraphs)
-    if memory_bytes > MOST * weight_bytes:
+    memory_bytes, memory = steps * results_bytes(subgraphs), steps * results_memory(subgraphs)
+    most_bytes = int(MOST * weight_bytes)
+    if memory_bytes > most_bytes:
         log.log(
             logging.WARNING if asked else logging.INFO,
             "conditioning is computed at each step: for all %d it takes %.0f MB, and the weights %.0f MB",
@@ -78,7 +89,8 @@ def build_stage(
         )  # fmt: skip
         if not asked:
             return None
-        return ConditioningStage(conditions, weights, steps, _program(conditioning, subgraphs, lowering), None, 0)
+        one_step = _program(conditioning, subgraphs, lowering)
+        return ConditioningStage(conditions, weights, steps, one_step, None, 0, memory, most_bytes)
     varying = {conditioning.inputs[index] for index in conditions}
     varying |= {name for call in conditioning.calls for name in call.outputs}
     try:
@@ -90,7 +102,7 @@ def build_stage(
         return None
     lowering.compile([*subgraphs, *stacked])  # at once, so that their kernels are built side by side
     one_step, all_steps = (_program(conditioning, each, lowering) for each in (subgraphs, stacked))
-    return ConditioningStage(conditions, weights, steps, one_step, all_steps, memory_bytes)
+    return ConditioningStage(conditions, weights, steps, one_step, all_steps, memory_bytes, memory, most_bytes)
 
 
 def _program(conditioning: Structure, subgraphs: Sequence[Subgraph], lowering: Lowering) -> Program:

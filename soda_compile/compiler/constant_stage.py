@@ -12,9 +12,10 @@ from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program, assemble
 from soda_compile.compiler.registers import Registers
 from soda_compile.compiler.steps import StepSubgraphs
-from soda_compile.compiler.variants import Subgraph, join, make_variant, results_bytes
+from soda_compile.compiler.variants import Subgraph, join, make_variant, results_bytes, results_memory
 from soda_compile.ir.graphs import results_of
 from soda_compile.ir.structure import Structure
+from soda_compile.torch_internals.size_expressions import Expression, value_at
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +32,14 @@ class ConstantStage:
         reads: For each of these calls the positions of the inputs that its results depend on, weights among them.
         weights: For each input whether it is a parameter or buffer.
         memory_bytes: Memory of all that the calls give.
+        memory: The same for any sizes.
     """
 
     program: Program
     reads: tuple[frozenset[int], ...]
     weights: tuple[bool, ...]
     memory_bytes: int
+    memory: Expression
     _needed: dict[frozenset[int], tuple[int, ...]] = field(default_factory=dict, init=False)
 
     def calls_for(self, values: frozenset[int]) -> tuple[int, ...]:
@@ -53,7 +56,9 @@ class ConstantStage:
 
     def at(self, sizes: Mapping[str, int]) -> "ConstantStage":
         """Return the stage for calls of these sizes, by name."""
-        return replace(self, program=self.program.at(sizes))
+        if not sizes:
+            return self
+        return replace(self, program=self.program.at(sizes), memory_bytes=value_at(self.memory, sizes))
 
     def among(self, inputs: Collection[int]) -> frozenset[int]:
         """Return the numbers of the values among inputs of the step program, given by position."""
@@ -92,7 +97,8 @@ def take_constants(
         "%.0f%% of a step's work is computed once in a generation, and takes %.1f MB",
         100 * constants.flops / structure.flops, memory_bytes / 1e6,
     )  # fmt: skip
-    return remainder, ConstantStage(program, tuple(_reads(constants, subgraphs)), constants.parameters, memory_bytes)
+    reads, memory = tuple(_reads(constants, subgraphs)), results_memory(subgraphs)
+    return remainder, ConstantStage(program, reads, constants.parameters, memory_bytes, memory)
 
 
 def _subgraphs(constants: Structure) -> Iterator[Subgraph]:

@@ -17,7 +17,7 @@ from torch import fx
 
 from soda_compile.torch_internals.inductor_patches import Compiled, call_directly
 from soda_compile.torch_internals.size_expressions import SizeNames
-from soda_compile.torch_internals.tracing import SizeGuards, fake_mode_of, size_guards
+from soda_compile.torch_internals.tracing import SizeGuards, size_guards
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def inductor_compile(module: fx.GraphModule, options: dict[str, Any]) -> Compile
     """Compile a graph of static shapes with Inductor, on its own, whatever is being traced around it."""
     from torch._inductor.compile_fx import compile_fx
 
-    with _alone(module, {}) as (copy, inputs, _):
+    with alone(module, {}) as (copy, inputs, _):
         compile_graph = functools.partial(
             compile_fx, copy, inputs, config_patches=options or None, ignore_shape_env=True
         )
@@ -86,51 +86,20 @@ def inductor_compile_symbolic(
     """
     from torch._inductor.compile_fx import compile_fx
 
-    hints = _hints(sizes)
-    with _alone(module, hints, [whole for whole, _ in sizes]) as (copy, inputs, symbols):
+    hints = hints_of(sizes)
+    with alone(module, hints, [whole for whole, _ in sizes]) as (copy, inputs, symbols):
         compile_graph = functools.partial(compile_fx, copy, inputs, config_patches=options or None)
         function = call_directly(compile_graph, copy, inputs)  # type: ignore[arg-type]
         return SizedCode(function, tuple(hints.values()), size_guards(symbols))
 
 
-def _hints(sizes: Sequence[tuple[Any, int]]) -> dict[str, int]:
+def hints_of(sizes: Sequence[tuple[Any, int]]) -> dict[str, int]:
+    """Return the values that sizes have in the example, by the name that each has in a graph on its own."""
     return dict(zip(_names(sizes), (hint for _, hint in sizes), strict=True))
 
 
 def _names(sizes: Sequence[Any]) -> list[str]:
     return [f"size_{number}" for number in range(len(sizes))]
-
-
-def add_axis(
-    module: fx.GraphModule, size: int, batched: Sequence[bool], sizes: Sequence[tuple[Any, int]] = ()
-) -> fx.GraphModule:
-    """Return the graph over one more axis, the first of its outputs and of those inputs that are batched.
-
-    Args:
-        module: The graph.
-        size: That of the new axis.
-        batched: For each input whether it has the axis.
-        sizes: See ``inductor_compile_symbolic``.
-
-    Raises:
-        RuntimeError: If an operator can only be repeated for each entry.
-    """
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    functorch: Any = torch._C._functorch
-    repeats = functorch._is_vmap_fallback_enabled()
-    hints, expressions = _hints(sizes), [whole for whole, _ in sizes]
-    with _alone(module, hints, expressions) as (copy, inputs, _), fake_mode_of(inputs), torch.inference_mode(False):
-        stacked = [
-            torch.empty((size, *value.shape), dtype=value.dtype, device=value.device) if batch else value
-            for value, batch in zip(inputs, batched, strict=True)
-        ]
-        functorch._set_vmap_fallback_enabled(False)
-        try:
-            with torch.autocast(inputs[0].device.type, enabled=False), torch.no_grad():  # casts are in the graph
-                return make_fx(torch.func.vmap(copy, in_dims=tuple(0 if one else None for one in batched)))(*stacked)
-        finally:
-            functorch._set_vmap_fallback_enabled(repeats)
 
 
 def aot_compile(
@@ -155,7 +124,7 @@ def aot_compile(
     settings = set(inductor_options())
     packaging = {"aot_inductor.package": True, "aot_inductor.output_path": folder}
     patches = {**{name: value for name, value in smaller.items() if name in settings}, **options, **packaging}
-    with _alone(module, _hints(sizes), [whole for whole, _ in sizes]) as (copy, inputs, symbols), quiet_copies():
+    with alone(module, hints_of(sizes), [whole for whole, _ in sizes]) as (copy, inputs, symbols), quiet_copies():
         files: Any = compile_fx_aot(copy, inputs, config_patches=patches)
         return [file for file in files if isinstance(file, str)], size_guards(symbols)
 
@@ -169,7 +138,7 @@ def quiet_copies() -> Iterator[None]:
 
 
 @contextmanager
-def _alone(
+def alone(
     module: fx.GraphModule, hints: Mapping[str, int], expressions: Sequence[Any] = ()
 ) -> Iterator[tuple[fx.GraphModule, list[Any], dict[str, torch.SymInt]]]:
     """Copy a graph and give its inputs and dynamic sizes, under a fresh fake mode and tracing context.

@@ -1,14 +1,12 @@
 """Conditioning apart from the blocks, and ahead of the steps."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from conditioned import STEPS, assert_close, compiled_with, generate, knowing_timesteps, subject
 from families import FAMILIES, structure_of
 from plain_models import DitBlock, Listed, inputs
-from random_plans import random_plan
 from thorough import gated
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -16,58 +14,13 @@ from torch.utils._pytree import tree_leaves
 import soda_compile
 from soda_compile.backend.options import check_options
 from soda_compile.compiler.conditioning import separate_conditioning
-from soda_compile.compiler.conditioning_stage import ConditioningStage, build_stage
+from soda_compile.compiler.conditioning_stage import build_stage
 from soda_compile.compiler.lowering import Lowering
-from soda_compile.compiler.program import Program
 from soda_compile.errors import CaptureError, OptionError
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.inspection import inspect
-from soda_compile.plans.plan import Plan, compute_all_plan
+from soda_compile.plans.plan import compute_all_plan
 from soda_compile.runtime import conditioning_cache, unchanged
-from soda_compile.runtime.conditioning_cache import ConditioningCache
-
-STEPS = 6
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.fixture
-def ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of steps whose conditioning was not computed for them alone, run after run."""
-    steps: list[int] = []
-    programs: list[Program] = []
-    run_once, values = conditioning_cache.run_once, ConditioningCache.values
-
-    def noted(program: Program, inputs: Any) -> Any:
-        programs.append(program)
-        return run_once(program, inputs)
-
-    def watched(cache: ConditioningCache, stage: ConditioningStage, step: int, *more: Any) -> Any:
-        programs.clear()
-        found = values(cache, stage, step, *more)
-        if stage.one_step not in programs:
-            steps.append(step)
-        return found
-
-    monkeypatch.setattr(conditioning_cache, "run_once", noted)
-    monkeypatch.setattr(ConditioningCache, "values", watched)
-    return steps
-
-
-def subject(name: str = "dit") -> tuple[nn.Module, list[dict[str, Any]], Plan]:
-    """A small denoiser, the inputs of its steps, and a plan."""
-    model, calls = FAMILIES[name].build(), list(FAMILIES[name].trajectory(STEPS))
-    return model, calls, random_plan(1, tuple(FAMILIES[name].regions), STEPS)
-
-
-def knowing_timesteps(plan: Plan, calls: list[dict[str, Any]]) -> Plan:
-    return replace(plan, timesteps=tuple(float(call["timestep"][0]) for call in calls), timestep_input="timestep")
 
 
 def separated(structure: Structure) -> tuple[Structure, Structure]:
@@ -75,22 +28,6 @@ def separated(structure: Structure) -> tuple[Structure, Structure]:
     split = separate_conditioning(structure)
     assert split is not None
     return split
-
-
-def compiled_with(model: nn.Module, plan: Plan, conditioning: str = "trajectory", **options: Any) -> Any:
-    torch._dynamo.reset()
-    options = {"plan": plan, "conditioning": conditioning, **options}
-    return torch.compile(model, backend="soda", options=options, fullgraph=True, dynamic=False)
-
-
-def generate(model: nn.Module, compiled: Any, calls: Any, timesteps: Any = None) -> list[Tensor]:
-    with torch.no_grad(), soda_compile.trajectory(model, timesteps=timesteps):
-        return [leaf for inputs in calls for leaf in tree_leaves(compiled(**inputs))]
-
-
-def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, **CLOSE)
 
 
 def test_whole_steps_too(eager: None, ahead: list[int]):
