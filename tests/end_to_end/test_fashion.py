@@ -32,6 +32,7 @@ def eager_lowering() -> Iterator[None]:
         yield
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("load", gated(load_dit, others=[load_flow]))
 def test_samples_are_what_was_asked_for_with_and_without_a_plan(load) -> None:
     pipe = load()

@@ -137,6 +137,7 @@ def test_a_cached_plan_does_what_hooks_do(pipe: DigitsPipeline, plan: Plan, orig
     assert (fast - original).abs().max() > 1e-2
 
 
+@pytest.mark.thorough
 def test_a_generation_does_not_depend_on_those_before(accelerated: DigitsPipeline, clean: Tensor) -> None:
     other = draw(accelerated, seed=1)
     draw(accelerated, labels=(1, 2, 3))  # another batch size
@@ -278,6 +279,7 @@ def test_resuming_is_measuring_in_one_go(sensitivity: Sensitivity) -> None:
     assert np.nanmax(np.abs(resumed.mean[key] - sensitivity.mean[key])) > 1e-4
 
 
+@pytest.mark.thorough
 def test_calibration_leaves_the_pipeline_as_it_was(pipe: DigitsPipeline, original: Tensor) -> None:
     def fail(seed: int) -> None:
         draw(pipe, seed)

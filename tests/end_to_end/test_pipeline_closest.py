@@ -39,6 +39,7 @@ def error(pipe: Any, seeds: range) -> float:
     return sum(float((found - original).norm() / original.norm()) for found, original in pairs) / len(pairs)
 
 
+@pytest.mark.thorough
 def test_the_closest_plan_is_followed_stored_and_found_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,6 +176,7 @@ def imaged_regions() -> tuple[str, ...]:
     return soda_compile.inspect(pipe.transformer, *args, **kwargs).region_names
 
 
+@pytest.mark.thorough
 def test_an_adapter_for_images() -> None:
     names = imaged_regions()
     pipe, plain = IMAGED.build(), IMAGED.build()
@@ -202,6 +203,7 @@ def test_a_plan_with_an_adapter_for_images() -> None:
     all_follow(pipe, 2 * 2 * STEPS)
 
 
+@pytest.mark.thorough
 def test_an_adapter_for_images_that_comes_after_the_plan() -> None:
     """The plan is followed where it still fits; where it does not, the denoiser runs without it and says so."""
     pipe, plain = IMAGED.build(), IMAGED.build()

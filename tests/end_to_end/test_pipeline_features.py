@@ -144,6 +144,7 @@ def test_two_denoisers_each_have_their_part(tmp_path: Path) -> None:
     same(WAN.draw(pipe, num_inference_steps=8), fast)
 
 
+@pytest.mark.thorough
 def test_a_named_call_that_comes_and_goes_keeps_its_own_values() -> None:
     """Guidance that is on for some steps only: cond goes on, uncond starts anew."""
     pipe, plan = FLUX.build(), random_plan(3, tuple(FLUX.regions), STEPS)
@@ -166,6 +167,7 @@ def test_a_named_call_that_comes_and_goes_keeps_its_own_values() -> None:
         pipe.scheduler.step(latents, timestep, latents)
 
 
+@pytest.mark.thorough
 def test_two_pipelines_with_different_plans_take_turns() -> None:
     pipes, plans = [SD3.build(), SD3.build()], [sd3_plan(3), sd3_plan(4)]
     expected = [SD3.draw_by_hooks(pipe, plan) for pipe, plan in zip(pipes, plans, strict=True)]
@@ -189,6 +191,7 @@ def test_another_batch_and_resolution() -> None:
         close(SD3.draw(pipe, **variants[number]), expected[number])
 
 
+@pytest.mark.thorough
 def test_guidance_that_a_callback_switches_off() -> None:
     """The batch is halved in the middle: the new shape follows the tail of the plan."""
     pipe = SD3.build()
@@ -376,6 +379,7 @@ def test_layerwise_casting(change: Callable[[Any], None]) -> None:
     same(SD3.draw(pipe), original)
 
 
+@pytest.mark.thorough
 def test_layerwise_casting_that_begins_later() -> None:
     pipe = SD3.build()
     soda_compile.accelerate(pipe, sd3_plan())
@@ -386,6 +390,7 @@ def test_layerwise_casting_that_begins_later() -> None:
     close(fast, SD3.draw_by_hooks(pipe, sd3_plan()))
 
 
+@pytest.mark.thorough
 def test_channels_last() -> None:
     pipe, plan = SD3.build(), sd3_plan()
     pipe.transformer.to(memory_format=torch.channels_last)

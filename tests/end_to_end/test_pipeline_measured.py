@@ -100,6 +100,7 @@ def test_every_kind_of_setting(tmp_path: Path, change: str) -> None:
     assert now[1] == before[1]
 
 
+@pytest.mark.thorough
 def test_a_generation_that_is_broken_off_counts_for_nothing(tmp_path: Path) -> None:
     pipe, plain = accelerated(tmp_path), SD3.build()
 
@@ -118,6 +119,7 @@ def test_a_generation_that_is_broken_off_counts_for_nothing(tmp_path: Path) -> N
     assert counts(pipe)[0] == calls + OTHER
 
 
+@pytest.mark.thorough
 def test_generations_at_once(tmp_path: Path) -> None:
     """One is measured at a time; those beside it run plain, none is wrong, and in the end all are accelerated."""
     pipe, plain = accelerated(tmp_path), SD3.build()
@@ -142,6 +144,7 @@ def test_generations_at_once(tmp_path: Path) -> None:
     assert counts(pipe)[0] == before + OTHER
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_measured_runs_without_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, plain = accelerated(tmp_path), SD3.build()
     monkeypatch.setattr(measuring, "MEMORY_BYTES", 1)
@@ -192,6 +195,7 @@ def test_what_cannot_be_done_lazily_is_named(tmp_path: Path, options: dict[str, 
         accelerated(tmp_path, **options)
 
 
+@pytest.mark.thorough
 def test_a_plan_that_was_compiled_in_a_call_is_followed_by_all_later_generations(tmp_path: Path) -> None:
     first = accelerated(tmp_path, when="lazily")
     for seed in range(NEEDED):

@@ -72,6 +72,7 @@ def test_an_adapter_after_a_given_plan_follows_it() -> None:
     assert stats(pipe)["transformer"]["misses"] == {}
 
 
+@pytest.mark.thorough
 def test_an_adapter_after_a_measured_plan_follows_it_with_a_note(
     tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,6 +111,7 @@ def test_guidance_that_leaves_blocks_out() -> None:
     assert "not in this graph" in counted["reasons"]["structure"]
 
 
+@pytest.mark.thorough
 def test_a_structure_that_the_plan_does_not_know_can_be_refused() -> None:
     pipe = soda_compile.accelerate(SD3.build(), sd3_plan(), on_miss="error")
     with pytest.raises(Exception, match="the plan is for another model"):

@@ -73,6 +73,7 @@ def never(seed: int) -> None:
     raise AssertionError("measured again")
 
 
+@pytest.mark.thorough
 def test_steps_too_far_apart_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for steps in (8, 4):
         pipe = load_digits()
@@ -97,6 +98,7 @@ def test_another_step_count_takes_another_stored_plan(tmp_path: Path) -> None:
         same(DIT.draw(pipe, num_inference_steps=steps), expected[steps])
 
 
+@pytest.mark.thorough
 def test_a_damaged_store_is_measured_again(tmp_path: Path) -> None:
     options = {"num_inference_steps": 3, "calibrate_with": [[3]], "cache": tmp_path, "anchors": 2}
     pipe = soda_compile.accelerate(DIT.build(), **options)

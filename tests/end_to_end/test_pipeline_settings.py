@@ -172,6 +172,7 @@ def test_each_strength_has_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert len(list(tmp_path.glob("[!.]*"))) == 2
 
 
+@pytest.mark.thorough
 def test_a_loop_that_begins_earlier_is_told_what_works(tmp_path: Path) -> None:
     """A loop of one's own says nothing of where it begins, so the same plan is found; the advice measures anew."""
     pipe = DIT.build()
@@ -197,6 +198,7 @@ def test_a_loop_that_begins_earlier_is_told_what_works(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("[!.]*"))) == 1
 
 
+@pytest.mark.thorough
 def test_a_stored_plan_that_does_not_fit_is_measured_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pipe = accelerated(SD3.build(), tmp_path)
     soda_compile.restore(pipe)
@@ -210,6 +212,7 @@ def test_a_stored_plan_that_does_not_fit_is_measured_again(tmp_path: Path, caplo
     SD3.draw(pipe)
 
 
+@pytest.mark.thorough
 def test_refresh_measures_whatever_is_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = accelerated(SD3.build(), tmp_path)
     (first,) = tmp_path.glob("*/*.safetensors")

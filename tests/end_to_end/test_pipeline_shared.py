@@ -101,6 +101,7 @@ def test_without_matplotlib_the_card_has_no_picture(
     assert "plan.png" not in (again / "README.md").read_text()
 
 
+@pytest.mark.thorough
 def test_what_is_saved_again_replaces_what_was_there(saved: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
     place = tmp_path / "mine"
     pipe = soda_compile.accelerate(
@@ -124,6 +125,7 @@ def test_what_is_saved_again_replaces_what_was_there(saved: tuple[Path, torch.Te
         soda_compile.save_measurement(pipe, tmp_path / "new")
 
 
+@pytest.mark.thorough
 def test_other_weights_are_served_with_a_note_and_another_architecture_is_refused(
     saved: tuple[Path, torch.Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -171,6 +173,7 @@ def test_another_setting_is_noted_and_derived(
     assert "the scheduler is FlowMatchEulerDiscreteScheduler" in note
 
 
+@pytest.mark.thorough
 def test_what_is_measured_meanwhile_serves_its_own_setting(saved: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
     inputs = SD3.inputs(torch.Generator().manual_seed(7), 1)
     pipe = with_it(saved[0], tmp_path, on_miss="measure", calibrate_with=[inputs])

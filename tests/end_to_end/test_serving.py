@@ -49,6 +49,7 @@ def accelerated(folder: Path) -> Replica:
     return Accelerated(folder)
 
 
+@pytest.mark.thorough
 def test_one_replica_measures_and_the_next_one_finds_it(accelerated: Replica, folder: Path) -> None:
     assert accelerated.measured == 4
     assert accelerate_from_store(pipeline(folder), folder) == []

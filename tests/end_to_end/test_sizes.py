@@ -61,6 +61,7 @@ def test_as_few_compilations_as_plain(name: str, kind: str, dynamic: bool | None
         torch.testing.assert_close(mine, flat, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_code_is_compiled_once_for_all_sizes() -> None:
     model, plan = listed()
     calls = [listed_calls(*size) for size in ((2, 9), (3, 16), (5, 12))]

@@ -20,7 +20,7 @@ LEVELS = (
     ("measure", "packages"),
     ("acceleration",),
     ("learning",),
-    ("report",),
+    ("engines", "report"),
     ("demo", "cli"),
 )
 LEVEL = {room: height for height, rooms in enumerate(LEVELS) for room in rooms}

@@ -111,6 +111,7 @@ def test_tests_run_with_a_plan_for_what_they_compile(accelerated: dict[str, dict
     assert (shapes["outcome"], shapes["misses"], shapes["calls"]) == ("passed", {}, 3), shapes["reason"]
 
 
+@pytest.mark.thorough
 def test_tests_of_something_else_are_left_out(accelerated: dict[str, dict[str, Any]]) -> None:
     assert accelerated.keys() == {
         WHOLE,

@@ -97,6 +97,7 @@ def test_errors_are_those_of_each_branch_by_itself(branches_by_step: list[list[s
     assert "cache_context" not in vars(pipe.transformer), "a hook was left behind"
 
 
+@pytest.mark.thorough
 def test_names_do_not_change_what_is_measured_where_every_branch_is_called_at_every_step():
     pipe = PIPELINES["flux"].build()
 

@@ -107,6 +107,7 @@ def test_the_command_line_makes_shows_and_runs_them(folder: Path, monkeypatch: p
 HALF, COLUMNS = Dim("half", min=2, max=5), Dim("columns", min=3, max=7)
 
 
+@pytest.mark.thorough
 def test_resolution_and_batch_at_once(folder: Path) -> None:
     shapes = {"hidden_states": {0: BATCH, 2: 2 * HALF, 3: COLUMNS}, "timestep": {0: BATCH}}
     path = toy.export(folder / "grid.soda.pt2", Grid(), example=grid_inputs(0, 2, 4, 4), dynamic_shapes=shapes)
@@ -134,6 +135,7 @@ def test_tokens_are_pruned_at_any_number_of_them(folder: Path) -> None:
             assert torch.equal(ours, wanted)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("low", "high"), [(3, 12), (7, 8)])
 def test_sizes_of_another_graph_have_a_program_of_their_own(
     folder: Path, caplog: pytest.LogCaptureFixture, low: int, high: int

@@ -204,6 +204,7 @@ def test_recorded_steps_take_conditioning_that_was_computed_ahead(capturer: Tape
     assert_equal(got, wanted)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])
 def test_what_a_branch_keeps_ends_with_its_program(capturer: TapeCapturer, mode: str | None):
     family = FAMILIES["dit"]
