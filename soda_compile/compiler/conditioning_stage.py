@@ -9,7 +9,7 @@ from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program, assemble
 from soda_compile.compiler.registers import Registers
 from soda_compile.compiler.steps import StepBuilder, StepSubgraphs
-from soda_compile.compiler.variants import Subgraph, results_bytes, results_memory
+from soda_compile.compiler.variants import Subgraph, results_bytes
 from soda_compile.errors import CaptureError
 from soda_compile.ir.structure import Structure
 from soda_compile.torch_internals.size_expressions import Expression, size_hint, value_at
@@ -32,8 +32,8 @@ class ConditioningStage:
         one_step: Computes the values for one step.
         all_steps: Computes them for all steps, from conditions that are stacked, [steps, ...]; None if they take too
             much memory.
-        memory_bytes: Memory of the values of all steps, 0 if they are not kept.
-        memory: The same for any sizes.
+        memory_bytes: Memory of the values of all steps.
+        memory: The same in terms of symbolic sizes.
         most_bytes: The most that it may be.
     """
 
@@ -48,13 +48,14 @@ class ConditioningStage:
 
     def at(self, sizes: Mapping[str, int]) -> "ConditioningStage":
         """Return the stage for calls of these sizes, by name."""
-        if not sizes:
-            return self
-        one_step = self.one_step.at(sizes)
         memory_bytes = value_at(self.memory, sizes)
-        if self.all_steps is None or memory_bytes > self.most_bytes:
-            return replace(self, one_step=one_step, all_steps=None, memory_bytes=0)
-        return replace(self, one_step=one_step, all_steps=self.all_steps.at(sizes), memory_bytes=memory_bytes)
+        all_steps = self.all_steps if memory_bytes <= self.most_bytes else None
+        return replace(
+            self,
+            one_step=self.one_step.at(sizes),
+            all_steps=all_steps and all_steps.at(sizes),
+            memory_bytes=memory_bytes,
+        )
 
 
 def build_stage(
@@ -79,8 +80,8 @@ def build_stage(
     used = [index for index, name in enumerate(conditioning.inputs) if name in read]
     conditions = tuple(index for index in used if not conditioning.parameters[index])
     weights = tuple(index for index in used if conditioning.parameters[index])
-    memory_bytes, memory = steps * results_bytes(subgraphs), steps * results_memory(subgraphs)
-    most_bytes = int(MOST * weight_bytes)
+    memory, most_bytes = steps * results_bytes(subgraphs), int(MOST * weight_bytes)
+    memory_bytes = value_at(memory, conditioning.hints)
     if memory_bytes > most_bytes:
         log.log(
             logging.WARNING if asked else logging.INFO,
@@ -90,7 +91,7 @@ def build_stage(
         if not asked:
             return None
         one_step = _program(conditioning, subgraphs, lowering)
-        return ConditioningStage(conditions, weights, steps, one_step, None, 0, memory, most_bytes)
+        return ConditioningStage(conditions, weights, steps, one_step, None, memory_bytes, memory, most_bytes)
     varying = {conditioning.inputs[index] for index in conditions}
     varying |= {name for call in conditioning.calls for name in call.outputs}
     try:

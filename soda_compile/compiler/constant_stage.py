@@ -12,7 +12,7 @@ from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program, assemble
 from soda_compile.compiler.registers import Registers
 from soda_compile.compiler.steps import StepSubgraphs
-from soda_compile.compiler.variants import Subgraph, join, make_variant, results_bytes, results_memory
+from soda_compile.compiler.variants import Subgraph, join, make_variant, results_bytes
 from soda_compile.ir.graphs import results_of
 from soda_compile.ir.structure import Structure
 from soda_compile.torch_internals.size_expressions import Expression, value_at
@@ -32,7 +32,7 @@ class ConstantStage:
         reads: For each of these calls the positions of the inputs that its results depend on, weights among them.
         weights: For each input whether it is a parameter or buffer.
         memory_bytes: Memory of all that the calls give.
-        memory: The same for any sizes.
+        memory: The same in terms of symbolic sizes.
     """
 
     program: Program
@@ -56,8 +56,6 @@ class ConstantStage:
 
     def at(self, sizes: Mapping[str, int]) -> "ConstantStage":
         """Return the stage for calls of these sizes, by name."""
-        if not sizes:
-            return self
         return replace(self, program=self.program.at(sizes), memory_bytes=value_at(self.memory, sizes))
 
     def among(self, inputs: Collection[int]) -> frozenset[int]:
@@ -81,7 +79,8 @@ def take_constants(
         return structure, None
     constants, remainder = split
     subgraphs = list(_subgraphs(constants))
-    memory_bytes = results_bytes(subgraphs)
+    memory = results_bytes(subgraphs)
+    memory_bytes = value_at(memory, structure.hints)
     cut_bytes = sum(region.memory_bytes for region in structure.regions)
     if memory_bytes > MOST * max(structure.weight_bytes, cut_bytes):
         log.warning(
@@ -97,7 +96,7 @@ def take_constants(
         "%.0f%% of a step's work is computed once in a generation, and takes %.1f MB",
         100 * constants.flops / structure.flops, memory_bytes / 1e6,
     )  # fmt: skip
-    reads, memory = tuple(_reads(constants, subgraphs)), results_memory(subgraphs)
+    reads = tuple(_reads(constants, subgraphs))
     return remainder, ConstantStage(program, reads, constants.parameters, memory_bytes, memory)
 
 

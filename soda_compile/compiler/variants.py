@@ -11,7 +11,7 @@ from torch import fx
 from soda_compile.analysis.outline import canonical_key
 from soda_compile.analysis.token_axes import carries_of
 from soda_compile.compiler.schedule import RegionMode
-from soda_compile.ir.aten_operators import tensor_bytes, tensor_of
+from soda_compile.ir.aten_operators import tensor_of
 from soda_compile.ir.graphs import add_sizes, copy_graph, output_of, results_of
 from soda_compile.ir.meta import meta_of
 from soda_compile.ir.roles import Role, Size
@@ -26,7 +26,7 @@ from soda_compile.passes.prune_tokens import PruneTokens
 from soda_compile.passes.sink_gathers import SinkGathers
 from soda_compile.passes.track_tokens import TrackTokens
 from soda_compile.passes.write_slots import WriteSlots
-from soda_compile.torch_internals.size_expressions import Expression, expression, with_size_nodes
+from soda_compile.torch_internals.size_expressions import Expression, for_any_sizes, with_size_nodes
 from soda_compile.torch_internals.tracing import log_artifact
 
 
@@ -95,15 +95,10 @@ class Subgraph:
         return fx.GraphModule(self.graph.owning_module or torch.nn.Module(), graph)
 
 
-def results_bytes(subgraphs: Iterable[Subgraph]) -> int:
-    """Return the memory of all that subgraphs give, at the sizes of the example."""
-    return sum(tensor_bytes(node) for subgraph in subgraphs for node in results_of(subgraph.graph))
-
-
-def results_memory(subgraphs: Iterable[Subgraph]) -> Expression:
-    """Return the same for any sizes; see ``value_at``."""
+def results_bytes(subgraphs: Iterable[Subgraph]) -> Expression:
+    """Return the memory of all that subgraphs give, in terms of symbolic sizes; ``value_at`` makes it a number."""
     results = (tensor_of(node) for subgraph in subgraphs for node in results_of(subgraph.graph))
-    return sum((math.prod(map(expression, value.shape)) * value.element_size() for value in results), expression(0))
+    return sum(math.prod(map(for_any_sizes, value.shape)) * value.element_size() for value in results)
 
 
 def pipeline(block: BlockGraph, modes: Sequence[RegionMode]) -> Pipeline:

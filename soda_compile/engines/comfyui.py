@@ -12,7 +12,7 @@ from typing import Any
 from soda_compile.backend.options import check_options
 from soda_compile.learning.wish import take_wish
 from soda_compile.runtime.clock import Clock
-from soda_compile.runtime.generation import new_generation
+from soda_compile.runtime.generation import trajectory
 
 KEY = "soda_compile"
 
@@ -108,14 +108,12 @@ def compile_model(model: Any, options: dict[str, Any]) -> Any:
 
 
 def _in_a_generation(executor: Any, guider: Any, *arguments: Any, **options: Any) -> Any:
-    generation = new_generation(guider.inner_model.diffusion_model, manual=True)
-    token = _sampling.set(_Sampling(generation.clock))
-    try:
-        with generation:
+    with trajectory(guider.inner_model.diffusion_model, manual=True) as generation:
+        token = _sampling.set(_Sampling(generation.clock))
+        try:
             return executor(guider, *arguments, **options)
-    finally:
-        generation.end()
-        _sampling.reset(token)
+        finally:
+            _sampling.reset(token)
 
 
 def _as_a_step(executor: Any, *arguments: Any, **options: Any) -> Any:

@@ -193,10 +193,15 @@ class Structure:
         made = {key: fixed(block) for key, block in blocks.items()}
         return replace(self, calls=tuple(replace(call, block=made[call.block.key]) for call in self.calls), sizes=None)
 
+    @property
+    def hints(self) -> Mapping[str, int]:
+        """Return the sizes of the example that differ between calls, by name."""
+        return self.sizes.hints if self.sizes is not None else {}
+
     @cached_property
     def example(self) -> "Structure":
         """Return the structure at the sizes of the example."""
-        return self.at(self.sizes.hints) if self.sizes is not None else self
+        return self.at(self.hints)
 
     @property
     def flops(self) -> int:

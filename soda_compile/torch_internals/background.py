@@ -8,7 +8,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -38,19 +38,23 @@ def _random_state_left() -> Iterator[None]:
 
     Torch puts it back after each graph that it compiles: another thread that draws its noise would draw it again.
     """
+    here = threading.get_ident()
     with ExitStack() as stack:
         for owner, name in ((torch.random, "set_rng_state"), (torch.cuda, "set_rng_state"), (random, "setstate")):
-            stack.enter_context(mock.patch.object(owner, name, _elsewhere(getattr(owner, name))))
+            stack.enter_context(mock.patch.object(owner, name, _by_thread(here, _do_nothing, getattr(owner, name))))
         yield
 
 
-def _elsewhere(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that does nothing in this thread, and what it did in all others."""
-    here = threading.get_ident()
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    pass
 
-    @functools.wraps(function)
+
+def _by_thread(here: int, inside: Callable[..., Any], outside: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that is one in the thread ``here``, and another in all others."""
+
+    @functools.wraps(inside)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return None if threading.get_ident() == here else function(*args, **kwargs)
+        return (inside if threading.get_ident() == here else outside)(*args, **kwargs)
 
     return call
 
@@ -63,13 +67,7 @@ def _modules_traced_here_only() -> Iterator[None]:
     here, replace = threading.get_ident(), _symbolic_trace._Patcher.patch_method
 
     def replace_here(patcher: Any, owner: type, name: str, new: Callable[..., Any], deduplicate: bool = True) -> None:
-        old = getattr(owner, name)
-
-        @functools.wraps(new)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return (new if threading.get_ident() == here else old)(*args, **kwargs)
-
-        replace(patcher, owner, name, call, deduplicate)
+        replace(patcher, owner, name, _by_thread(here, new, getattr(owner, name)), deduplicate)
 
     with mock.patch.object(_symbolic_trace._Patcher, "patch_method", replace_here):
         yield
@@ -84,11 +82,7 @@ def _calls_annotated_here_only() -> Iterator[None]:
     from torch._dynamo import eval_frame
     from torch.fx import traceback
 
-    here = threading.get_ident()
-
-    def annotate(values: dict[str, Any]) -> AbstractContextManager[None]:
-        return traceback.annotate(values) if threading.get_ident() == here else nullcontext()
-
+    annotate = _by_thread(threading.get_ident(), traceback.annotate, nullcontext)
     with mock.patch.object(eval_frame, "fx_traceback", SimpleNamespace(**{**vars(traceback), "annotate": annotate})):
         yield
 

@@ -6,7 +6,7 @@ Inductor is imported where it is used, as ``tracing`` explains.
 import functools
 import importlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ def inductor_compile(module: fx.GraphModule, options: dict[str, Any]) -> Compile
     """Compile a graph of static shapes with Inductor, on its own, whatever is being traced around it."""
     from torch._inductor.compile_fx import compile_fx
 
-    with alone(module, {}) as (copy, inputs, _):
+    with alone(module) as (copy, inputs, _):
         compile_graph = functools.partial(
             compile_fx, copy, inputs, config_patches=options or None, ignore_shape_env=True
         )
@@ -86,16 +86,10 @@ def inductor_compile_symbolic(
     """
     from torch._inductor.compile_fx import compile_fx
 
-    hints = hints_of(sizes)
-    with alone(module, hints, [whole for whole, _ in sizes]) as (copy, inputs, symbols):
+    with alone(module, sizes) as (copy, inputs, symbols):
         compile_graph = functools.partial(compile_fx, copy, inputs, config_patches=options or None)
         function = call_directly(compile_graph, copy, inputs)  # type: ignore[arg-type]
-        return SizedCode(function, tuple(hints.values()), size_guards(symbols))
-
-
-def hints_of(sizes: Sequence[tuple[Any, int]]) -> dict[str, int]:
-    """Return the values that sizes have in the example, by the name that each has in a graph on its own."""
-    return dict(zip(_names(sizes), (hint for _, hint in sizes), strict=True))
+        return SizedCode(function, tuple(hint for _, hint in sizes), size_guards(symbols))
 
 
 def _names(sizes: Sequence[Any]) -> list[str]:
@@ -124,7 +118,7 @@ def aot_compile(
     settings = set(inductor_options())
     packaging = {"aot_inductor.package": True, "aot_inductor.output_path": folder}
     patches = {**{name: value for name, value in smaller.items() if name in settings}, **options, **packaging}
-    with alone(module, hints_of(sizes), [whole for whole, _ in sizes]) as (copy, inputs, symbols), quiet_copies():
+    with alone(module, sizes) as (copy, inputs, symbols), quiet_copies():
         files: Any = compile_fx_aot(copy, inputs, config_patches=patches)
         return [file for file in files if isinstance(file, str)], size_guards(symbols)
 
@@ -139,16 +133,15 @@ def quiet_copies() -> Iterator[None]:
 
 @contextmanager
 def alone(
-    module: fx.GraphModule, hints: Mapping[str, int], expressions: Sequence[Any] = ()
-) -> Iterator[tuple[fx.GraphModule, list[Any], dict[str, torch.SymInt]]]:
+    module: fx.GraphModule, sizes: Sequence[tuple[Any, int]] = ()
+) -> Iterator[tuple[fx.GraphModule, list[Any], dict[str, torch.SymInt | int]]]:
     """Copy a graph and give its inputs and dynamic sizes, under a fresh fake mode and tracing context.
 
     Sharing those with other graphs gives kernels with dynamic shapes and unstable cache keys.
 
     Args:
         module: The graph.
-        hints: The dynamic sizes with a typical value.
-        expressions: What they are, where inputs of the graph take them.
+        sizes: See ``inductor_compile_symbolic``.
     """
     from torch._guards import TracingContext, tracing
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -156,8 +149,8 @@ def alone(
 
     shape_env = ShapeEnv()
     fake_mode = FakeTensorMode(shape_env=shape_env)
-    sizes: dict[str, Any] = {name: _new_size(shape_env, name, hint) for name, hint in hints.items()}
-    names = SizeNames(zip(expressions, sizes.values(), strict=True))
+    new = {name: _new_size(shape_env, name, hint) for name, (_, hint) in zip(_names(sizes), sizes, strict=True)}
+    names = SizeNames((whole, value) for (whole, _), value in zip(sizes, new.values(), strict=True))
 
     def fake(node: fx.Node) -> Any:
         value = node.meta["val"]
@@ -177,7 +170,7 @@ def alone(
         node.meta = {}
     copy.recompile()
     with torch.no_grad(), tracing(TracingContext(fake_mode)):
-        yield copy, inputs, sizes
+        yield copy, inputs, new
 
 
 def _new_size(shape_env: Any, name: str, hint: int) -> torch.SymInt | int:

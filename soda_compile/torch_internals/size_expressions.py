@@ -75,6 +75,11 @@ def size_hint(size: Any) -> int:
     return int(upper) if upper.is_Integer else 0
 
 
+def for_any_sizes(size: Any) -> Expression:
+    """Return a size in terms of the sizes of inputs; one that depends on data counts as the largest."""
+    return expression(size_hint(size) if follows_from_data(size) else size)
+
+
 def value_at(number: Any, sizes: Mapping[str, int]) -> Any:
     """Return a number, symbolic or an expression, where the symbols have these values, by name."""
     found = number if isinstance(number, sympy.Basic) else expression(number)

@@ -1,4 +1,4 @@
-"""A graph that is computed for many values of its inputs at once. Checked with torch 2.11 to 2.14."""
+"""A graph that is computed for many values of its inputs at once. Checked with torch 2.13."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from soda_compile.torch_internals.inductor import alone, hints_of
+from soda_compile.torch_internals.inductor import alone
 from soda_compile.torch_internals.tracing import fake_mode_of, size_guards
 
 
@@ -28,12 +28,7 @@ def add_axis(
 
     functorch: Any = torch._C._functorch
     repeats = functorch._is_vmap_fallback_enabled()
-    hints, expressions = hints_of(sizes), [whole for whole, _ in sizes]
-    with (
-        alone(module, hints, expressions) as (copy, inputs, symbols),
-        fake_mode_of(inputs),
-        torch.inference_mode(False),
-    ):
+    with alone(module, sizes) as (copy, inputs, symbols), fake_mode_of(inputs), torch.inference_mode(False):
         for node in copy.graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default):
             node.target = _cat
         copy.recompile()
