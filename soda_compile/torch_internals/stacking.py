@@ -43,8 +43,9 @@ def add_axis(
                 made = make_fx(over_all)(*stacked)
         finally:
             functorch._set_vmap_fallback_enabled(repeats)
-        if conditions := size_guards(symbols).conditions:
-            raise RuntimeError(f"it would hold only where {', '.join(map(str, conditions))}")
+        numbers = [f"{whole} is {hint}" for whole, hint in sizes if hint < 2]  # which torch knows no symbols for
+        if conditions := [*numbers, *map(str, size_guards(symbols).conditions)]:
+            raise RuntimeError(f"it would hold only where {', '.join(conditions)}")
         return made
 
 

@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
+import sympy  # type: ignore[import-untyped]
 import torch
 from conditioned import STEPS, assert_close, compiled_with, generate, knowing_timesteps, subject
 from thorough import gated
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 import soda_compile
 from soda_compile.torch_internals import stacking
@@ -63,3 +64,14 @@ def test_a_graph_that_would_hold_at_one_size_only_is_not_taken(monkeypatch: pyte
     compiled = torch.compile(model, backend="soda", options={"plan": plan}, dynamic=True)
     generate(model, compiled, calls)
     assert_close(generate(model, compiled, repeated(calls, 3)), expected)
+
+
+def test_a_size_of_one_in_the_example_is_a_number_too():
+    graph = fx.Graph()
+    for name, value in {"x": torch.empty(2, 1), "size": 1}.items():
+        graph.placeholder(name).meta["val"] = value
+    x, _ = graph.nodes
+    graph.output((graph.call_function(torch.ops.aten.silu.default, (x,)),))
+    module = fx.GraphModule(nn.Module(), graph)
+    with pytest.raises(RuntimeError, match=r"it would hold only where s0//2 is 1"):
+        stacking.add_axis(module, 3, [True, False], [(sympy.Symbol("s0//2"), 1)])
