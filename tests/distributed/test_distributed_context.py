@@ -206,6 +206,8 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 LATER = [
+    "check_regions_are_those_of_one_process",
+    "check_calibration_adds_up_what_the_ranks_see",
     "check_random_and_complete_plans_of_two_ranks",
     "check_what_is_sent_is_known_when_it_is_compiled",
     "check_a_rank_without_a_plan_is_refused_on_all",

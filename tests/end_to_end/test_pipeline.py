@@ -76,8 +76,7 @@ def pipe() -> DigitsPipeline:
 
 @pytest.fixture(scope="module")
 def sensitivity() -> Sensitivity:
-    with compiled_by_inductor():
-        return measure()
+    return measure()
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,7 @@ def sensitivity(cache: Path, steps: int) -> Sensitivity:
     return one
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("change", gated("guidance", others=["adapter"]))
 def test_every_kind_of_setting(tmp_path: Path, change: str) -> None:
     pipe, plain = accelerated(tmp_path), SD3.build()

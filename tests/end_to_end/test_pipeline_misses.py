@@ -36,7 +36,7 @@ def test_any_number_of_adapter_scales_compiles_a_few_times() -> None:
     for each in (pipe, plain):
         with_adapter(each)
     soda_compile.accelerate(pipe, compute_all_plan(tuple(SD3.regions), STEPS))
-    for number in range(12):
+    for number in range(10):  # more than Dynamo compiles of one function
         scale = {"joint_attention_kwargs": {"scale": 0.1 + number / 10}}
         close(SD3.draw(pipe, **scale), SD3.draw(plain, **scale))
     counted = stats(pipe)["transformer"]

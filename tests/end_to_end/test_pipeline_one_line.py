@@ -86,6 +86,7 @@ def test_steps_too_far_apart_are_told(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "at each of its 4 steps" in told[0]
 
 
+@pytest.mark.thorough
 def test_another_step_count_takes_another_stored_plan(tmp_path: Path) -> None:
     pipe, expected = DIT.build(), {}
     for steps in (4, 6):

@@ -201,6 +201,7 @@ def test_verifying_runs_the_users_generations(
     assert len(list(again.glob("*.verified.json"))) == 1
 
 
+@pytest.mark.thorough
 def test_a_repository_of_the_hub_serves_and_then_without_the_hub(
     saved: tuple[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

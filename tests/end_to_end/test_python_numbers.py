@@ -72,8 +72,15 @@ def generation(kind: type, width: int = 9) -> list[tuple[Tensor, Any]]:
     ("use", "kind"),
     gated(
         (filled, int),
-        (in_place, int),
-        others=[(filled, float), (narrow, float), (made, int), (listed, float), (divided, int), (divided, float)],
+        others=[
+            (in_place, int),
+            (filled, float),
+            (narrow, float),
+            (made, int),
+            (listed, float),
+            (divided, int),
+            (divided, float),
+        ],
     ),
 )
 def test_values_share_what_is_compiled(use: Use, kind: type) -> None:

@@ -9,6 +9,7 @@ from eager_reference import EagerReference
 from families import Region
 from plain_models import REGIONS, DitBlock, InPlaceBlock, Listed
 from random_plans import random_plan
+from thorough import gated
 from torch import Tensor, nn
 
 import soda_compile
@@ -88,7 +89,7 @@ def test_a_plan_at_many_sizes_with_one_compilation_of_dynamo(block: type[nn.Modu
 
 @pytest.mark.parametrize(
     "pruning",
-    [Pruning("drift", share="block", staleness=0.1), Pruning("feature_mean", groups=2)],
+    gated(Pruning("drift", share="block", staleness=0.1), others=[Pruning("feature_mean", groups=2)]),
     ids=["drift", "mean"],
 )
 def test_tokens_are_pruned_at_any_number_of_them(pruning: Pruning) -> None:
