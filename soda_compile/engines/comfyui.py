@@ -9,8 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from soda_compile.backend.options import check_options
-from soda_compile.learning.wish import take_wish
+from soda_compile.engines.goal import checked
 from soda_compile.runtime.clock import Clock
 from soda_compile.runtime.generation import trajectory
 
@@ -94,7 +93,7 @@ def compile_model(model: Any, options: dict[str, Any]) -> Any:
     from comfy.patcher_extension import WrappersMP  # type: ignore[import-not-found]
     from comfy_api.torch_helpers import set_torch_compile_wrapper  # type: ignore[import-not-found]
 
-    check_options(take_wish(options)[1])
+    options = checked(options)
     compiled = model.clone()
     set_torch_compile_wrapper(compiled, backend="soda", options=options)
     for place, wrapper in (

@@ -62,6 +62,7 @@ def test_a_seed_decides_the_crops(photographs: Photographs) -> None:
     assert not torch.equal(first, other)
 
 
+@pytest.mark.thorough
 def test_the_judge_tells_crops_from_what_is_like_them(photographs: Photographs) -> None:
     labels = torch.arange(200) % len(PHOTOGRAPHS)
     crops, others = real(photographs, 0, labels), real(photographs, 1, labels)

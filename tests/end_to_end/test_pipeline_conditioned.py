@@ -190,6 +190,7 @@ def test_an_adapter_for_images() -> None:
     all_follow(pipe, 3 * 2 * STEPS)
 
 
+@pytest.mark.thorough
 def test_a_plan_with_an_adapter_for_images() -> None:
     names = imaged_regions()
     pipe, plain = IMAGED.build(), IMAGED.build()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pipelines import SMALL_SD3 as SD3
 from pipelines import STEPS, close, sd3_plan
+from thorough import gated
 
 import soda_compile
 from soda_compile import stats
@@ -118,7 +119,7 @@ def test_a_structure_that_the_plan_does_not_know_can_be_refused() -> None:
         SD3.draw(pipe, **SKIPPED)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", gated(torch.bfloat16, others=[torch.float16]))
 def test_weights_that_change_their_dtype(dtype: torch.dtype) -> None:
     pipe, plain = SD3.build(), SD3.build()
     soda_compile.accelerate(pipe, compute_all_plan(tuple(SD3.regions), STEPS))

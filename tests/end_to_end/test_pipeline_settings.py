@@ -69,6 +69,7 @@ CALLS: list[tuple[TinyPipeline, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("tiny", "call", "told"), gated(CALLS[0], others=CALLS), ids=["guidance", "size", "true guidance", "steps"]
 )

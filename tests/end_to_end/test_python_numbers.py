@@ -108,6 +108,7 @@ class Long(Numbered):
         return super().forward(x[:, : t + 2], t)
 
 
+@pytest.mark.thorough
 def test_sizes_stay_sizes() -> None:
     torch.manual_seed(0)
     model = Long(filled).eval().requires_grad_(False)

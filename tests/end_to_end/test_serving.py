@@ -56,6 +56,7 @@ def test_one_replica_measures_and_the_next_one_finds_it(accelerated: Replica, fo
     assert len(list(folder.glob("store/*/setting.json"))) == 1
 
 
+@pytest.mark.thorough
 def test_orders_in_threads_are_drawn_as_alone_and_close_to_the_original(accelerated: Replica, folder: Path) -> None:
     orders, drawn = catalogue(2), dict[Order, torch.Tensor]()
     alone = {order: accelerated.draw(order) for order in orders}

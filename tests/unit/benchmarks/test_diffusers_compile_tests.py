@@ -122,6 +122,7 @@ def test_tests_of_something_else_are_left_out(accelerated: dict[str, dict[str, A
     assert accelerated["test_compile_with_group_offloading"]["outcome"] == "skipped"
 
 
+@pytest.mark.thorough
 def test_failures_are_reported_with_their_reason(tmp_path: Path) -> None:
     broken = TESTS.replace("x = block(x)", "x = block(x); torch._dynamo.graph_break()")
     found = outcomes(tmp_path, "compute", broken)[WHOLE]

@@ -81,6 +81,7 @@ def test_the_stage_gives_for_all_steps_at_once_what_it_gives_for_each():
         assert_close(list(values.unbind(0)), [step[number] for step in each])
 
 
+@pytest.mark.thorough
 def test_as_compiled_by_inductor(ahead: list[int]):
     torch.manual_seed(0)
     model, calls = Listed(DitBlock).eval(), [inputs(step, STEPS) for step in range(STEPS)]
@@ -288,7 +289,7 @@ def test_a_sample_of_two_axes_is_not_taken_for_conditioning(eager: None):
     assert separate_conditioning(structure) is None
 
 
-@pytest.mark.parametrize("around", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+@pytest.mark.parametrize("around", gated(torch.inference_mode, others=[lambda: torch.autocast("cpu", torch.bfloat16)]))
 def test_other_modes_of_torch(around: Any, eager: None, ahead: list[int]):
     model, calls, plan = subject()
     with around():
