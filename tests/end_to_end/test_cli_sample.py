@@ -81,6 +81,7 @@ def test_a_folder_is_a_pipeline(tmp_path: Path) -> None:
     assert call == {}
 
 
+@pytest.mark.thorough
 def test_a_measurement_is_a_folder_that_sample_takes(tmp_path: Path) -> None:
     settings = ("--set", f"num_inference_steps={STEPS}", "--set", "class_labels=[7]")
     measured = tmp_path / "measured"

@@ -11,7 +11,6 @@ pytest.importorskip("diffusers")
 
 from diffusers.utils import logging as diffusers_logging
 from paths import ROOT
-from thorough import gated
 from tracing import graphs_as_they_are
 
 import soda_compile
@@ -58,7 +57,8 @@ def test_the_digits_load_in_silence_and_leave_the_callers_choice(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("config", gated({"desc": "mine"}, others=[None]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("config", [{"desc": "mine"}, None])
 def test_generations_to_measure_on_draw_no_bar_of_their_own(
     config: dict[str, str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,7 +117,7 @@ COPIES = [
 ]
 
 
-@pytest.mark.parametrize("make", COPIES)
+@pytest.mark.parametrize("make", gated(copy.copy, copy.deepcopy, others=COPIES))
 def test_requests_with_copies_of_the_scheduler(make: Callable[[Any], Any]) -> None:
     """As servers do: a pipeline for each request, that shares everything but its scheduler, all at once."""
     pipe = soda_compile.accelerate(SD3.build(), sd3_plan())

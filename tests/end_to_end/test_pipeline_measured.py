@@ -56,6 +56,7 @@ def test_the_first_generations_are_measured_and_later_ones_accelerated(tmp_path:
     close(SD3.draw(later, 5, num_inference_steps=OTHER), found)
 
 
+@pytest.mark.thorough
 def test_what_is_measured_equals_a_calibration(tmp_path: Path) -> None:
     """The same generations give the same tables, whoever runs them."""
     pipe = accelerated(tmp_path / "users")

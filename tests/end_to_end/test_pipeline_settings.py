@@ -252,7 +252,8 @@ def test_generations_of_several_settings_are_told(tmp_path: Path, caplog: pytest
     assert notes(caplog) == []
 
 
-@pytest.mark.parametrize("stored", gated(True, others=[False]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("stored", [True, False])
 def test_a_function_is_found_again_by_what_it_passes(
     stored: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -178,6 +178,7 @@ class Breaks(Denoiser):
         return super().forward(x if x.sum() > 0 else -x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [Breaks, lambda: quantise(Denoiser())])
 def test_broken_and_quantised_models_are_timed_whole(kind, inputs, tmp_path, monkeypatch):
     """The regions are those of the graph with the blocks, over plain tensors."""

@@ -105,6 +105,7 @@ def test_tokens_are_pruned_at_any_number_of_them(pruning: Pruning) -> None:
     assert (counted["compilations"] - before, counted["misses"]) == (1, {})
 
 
+@pytest.mark.thorough
 def test_numbers_that_are_sizes() -> None:
     model = model_of(Grid, DitBlock)
     plan = random_plan(2, REGIONS, STEPS)

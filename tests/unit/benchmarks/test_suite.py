@@ -8,6 +8,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
+from thorough import gated
+
 import soda_compile
 from benchmarks.suite import bars, table
 from benchmarks.suite.configs import SCALED_DOWN, TRUE_SIZE, Config, _dit
@@ -24,7 +26,7 @@ PARAMETERS = {  # billions, as published
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [*TRUE_SIZE, *SCALED_DOWN], ids=lambda config: config.title)
+@pytest.mark.parametrize("config", gated(*SCALED_DOWN, others=TRUE_SIZE), ids=lambda config: config.title)
 def test_configurations_are_those_of_the_checkpoints_and_can_be_called(config):
     model = make_model(config, "meta", torch.bfloat16)
     count = sum(parameter.numel() for parameter in model.parameters())

@@ -101,6 +101,7 @@ print((named_folder("owner/name", ["*.json"], "measurement") / "setting.json").r
 """
 
 
+@pytest.mark.thorough
 def test_the_environment_of_the_hub_counts(hub: Hub, tmp_path: Path) -> None:
     """HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE, as users set them."""
     hub.push("owner/name", FILES)
