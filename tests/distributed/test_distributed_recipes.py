@@ -41,7 +41,6 @@ def run_alone(script: Path, *arguments: str, **variables: str) -> str:
     return ran.stdout
 
 
-@pytest.mark.thorough
 def test_four_processes_measure_together(tmp_path: Path):
     shared = of_four_processes(tmp_path)
     assert shared.info.seeds == (0, 1, 2, 3)
