@@ -144,9 +144,14 @@ def stage_class() -> type:
         def __init__(self, first: nn.Module, second: nn.Module | None = None, *, guidance: bool, **args: Any) -> None:
             self.transformer, self.transformer_2, self.guidance = first, second, guidance
             self.paired = args.get("paired", False)
-            self.server_args = SimpleNamespace(regional_compile=args.get("regional_compile", False))
+            names = ("regional_compile", "enable_breakable_cuda_graph")
+            settings = {"enable_torch_compile": True, **dict.fromkeys(names, False), **args}
+            self.server_args = SimpleNamespace(**settings)
             for module in (first, second):
                 self._maybe_torch_compile(module)
+
+        def _cache_dit_requested(self) -> bool:
+            return bool(getattr(self.server_args, "cache_dit", False))
 
         def _maybe_torch_compile(self, module: Any) -> None:
             if module is not None:

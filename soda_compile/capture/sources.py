@@ -7,6 +7,9 @@ _STORES = "_(?:modules|parameters|buffers)"  # where a module keeps what it hold
 # What Dynamo goes through where a hook of diffusers has replaced the forward of a layer, up to the layer again.
 _HOOKED = r"(?:(?:forward\.func\.__closure__\.\d+\.cell_contents|function_reference)\.)+forward\.__self__\."
 
+# And where a layer's forward is compiled by itself, as engines do with repeated blocks.
+_COMPILED = r"forward\._torchdynamo_inline\.__self__\."
+
 
 def clean_path(source: str, root: str = "") -> str:
     """Return ``L['self']._modules['blocks']._modules['0']`` and its relatives as ``blocks.0``.
@@ -20,7 +23,7 @@ def clean_path(source: str, root: str = "") -> str:
     path = re.sub(rf"\.__dict__\[['\"]{_STORES}['\"]\]|\.{_STORES}(?=\[)", "", source)
     path = re.sub(r"^[LG]\[['\"](\w+)['\"]\]", r"\1", path)
     path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
-    path = re.sub(_HOOKED, "", path)
+    path = re.sub(f"{_HOOKED}|{_COMPILED}", "", path)
     # fn is a root that has no forward of its own, a Sequential, or that forward; on the stack is super().forward
     return re.sub(r"^(?:self|kwargs|(?:fn|___stack\d+)\.__self__|fn)\.", "", path)
 

@@ -56,7 +56,7 @@ def register() -> None:
     )
 
     plugin_hook(f"{_RUNTIME}.utils.torch_compile.resolve_torch_compile_kwargs", HookType.AROUND)(_asking(options))
-    plugin_hook(f"{_STAGE}._maybe_torch_compile", HookType.BEFORE)(_refuse_regions)
+    plugin_hook(f"{_STAGE}._maybe_torch_compile", HookType.BEFORE)(_require_whole_denoisers)
     plugin_hook(f"{_STAGE}._run_denoising_loop", HookType.AROUND)(_in_a_generation)
     plugin_hook(f"{_STAGE}._prepare_step_state", HookType.AFTER)(_begin_step)
 
@@ -72,12 +72,19 @@ def _asking(options: dict[str, Any]) -> Callable[..., Any]:
     return resolve
 
 
-def _refuse_regions(stage: Any, module: object) -> None:
-    if getattr(stage.server_args, "regional_compile", False):
-        raise OptionError(
-            f"{VARIABLE} is set, and so is --regional-compile, which gives the backend one block at a time: there it "
-            "cannot tell steps; leave out --regional-compile, or the variable"
-        )
+def _require_whole_denoisers(stage: Any, module: object) -> None:
+    settings = stage.server_args
+    wrong = None
+    if not settings.enable_torch_compile:
+        wrong = "--enable-torch-compile is missing, so nothing is compiled: give it"
+    elif settings.regional_compile:
+        wrong = "--regional-compile gives the backend one block at a time, where it cannot tell steps: leave it out"
+    elif settings.enable_breakable_cuda_graph:
+        wrong = "breakable CUDA graphs, which are asked for, run without torch.compile: leave them out"
+    elif stage._cache_dit_requested():
+        wrong = "Cache-DiT, which is asked for, keeps values by itself: switch it off"
+    if wrong is not None:
+        raise OptionError(f"{VARIABLE} is set, but {wrong}, or unset the variable")
 
 
 def _in_a_generation(original: Callable[..., Any], stage: Any, *arguments: Any, **options: Any) -> Any:

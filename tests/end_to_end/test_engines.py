@@ -78,6 +78,15 @@ def test_a_request_of_vllm_omni_is_a_generation(vllm_omni: Select, guidance: boo
     assert (counted["calls"], counted["misses"], counted["slot_bytes"]) == (2 * STEPS * (1 + guidance), {}, 0)
 
 
+def test_blocks_that_vllm_omni_compiled_before_follow_the_plan_too(vllm_omni: Select) -> None:
+    for_vllm_omni.register()
+    pipe = Pipeline()
+    for block in pipe.transformer.blocks:
+        block.forward = torch.compile(block.forward, backend="eager")
+    vllm_omni("soda", {"plan": PLAN}).enable(pipe)
+    torch.testing.assert_close(pipe.forward(noise()), by_hooks(PLAN, noise(), guidance=False), **ROUNDING)
+
+
 def test_vllm_omni_keeps_its_own_cache_backends(vllm_omni: Select) -> None:
     for_vllm_omni.register()
     assert vllm_omni(None, None) is None
@@ -185,6 +194,17 @@ def test_a_variable_that_cannot_be_used(
     assert not sglang.hooks
 
 
-def test_blocks_by_themselves_are_refused(stage: Callable[..., Any]) -> None:
-    with pytest.raises(OptionError, match="leave out --regional-compile"):
-        stage(PLAN, Denoiser(), guidance=False, regional_compile=True)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"regional_compile": True}, "--regional-compile gives the backend one block at a time"),
+        ({"enable_torch_compile": False}, "--enable-torch-compile is missing"),
+        ({"enable_breakable_cuda_graph": True}, "run without torch.compile"),
+        ({"cache_dit": True}, "switch it off, or unset the variable"),
+    ],
+)
+def test_what_keeps_sglang_from_following_a_plan_is_said_at_once(
+    stage: Callable[..., Any], settings: dict[str, bool], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        stage(PLAN, Denoiser(), guidance=False, **settings)

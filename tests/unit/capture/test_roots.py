@@ -1,5 +1,6 @@
 """A plan fits its model however the compiled function reaches it."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -114,6 +115,17 @@ pytestmark = pytest.mark.usefixtures("eager_throughout")
 def plan() -> Plan:
     structure = soda_compile.inspect(MODEL, **inputs())
     return compute_all_plan(structure.region_names, STEPS, fingerprint=structure.fingerprint)
+
+
+@pytest.mark.parametrize("by_method", [False, True])
+def test_blocks_that_are_compiled_by_themselves_keep_their_names(by_method: bool, plan: Plan) -> None:
+    model = copy.deepcopy(MODEL)
+    for block in model.blocks:
+        if by_method:
+            block.compile(backend="eager")
+        else:
+            block.forward = torch.compile(block.forward, backend="eager")
+    runs(model, plan)
 
 
 def runs(compiled: Callable[..., Any], plan: Plan) -> None:
