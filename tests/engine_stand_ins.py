@@ -90,8 +90,8 @@ def vllm_omni(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None, Any], An
 class DiffusionCacheConfig:
     """What vLLM-Omni makes of a dict: fields of its own cache backends, and the rest apart."""
 
-    def __init__(self, **extra: Any) -> None:
-        self.rel_l1_thresh = None
+    def __init__(self, rel_l1_thresh: float | None = None, **extra: Any) -> None:
+        self.rel_l1_thresh = rel_l1_thresh
         self._extra_params = extra
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 _STORES = "_(?:modules|parameters|buffers)"  # where a module keeps what it holds
 # What Dynamo goes through where a hook of diffusers has replaced the forward of a layer, up to the layer again.
 _HOOKED = r"(?:(?:forward\.func\.__closure__\.\d+\.cell_contents|function_reference)\.)+forward\.__self__\."
-
 # And where a layer's forward is compiled by itself, as engines do with repeated blocks.
 _COMPILED = r"forward\._torchdynamo_inline\.__self__\."
 

@@ -34,8 +34,7 @@ class SodaCacheBackend:
             OptionError: For an unknown option, or a value that cannot be used.
             PlanError: For a plan file that is missing, damaged or of another version.
         """
-        # A DiffusionCacheConfig keeps apart what no other cache backend has a field for; it has no public name.
-        self.options = checked(config if isinstance(config, dict) else getattr(config, "_extra_params", {}))
+        self.options = checked(_given(config))
         self.config = config
         self.enabled = False
 
@@ -63,6 +62,16 @@ class SodaCacheBackend:
     def is_enabled(self) -> bool:
         """Return whether a pipeline is accelerated."""
         return self.enabled
+
+
+def _given(config: Any) -> dict[str, Any]:
+    """Return what was asked for; a DiffusionCacheConfig has a field for each option of other cache backends."""
+    if config is None or isinstance(config, dict):
+        return config or {}
+    default = vars(type(config)())
+    others = {name: value for name, value in vars(config).items() if name in default and value != default[name]}
+    extra: dict[str, Any] = others.pop("_extra_params", {})
+    return {**others, **extra}
 
 
 def _as_a_generation(forward: Callable[..., Any], denoisers: list[nn.Module]) -> Callable[..., Any]:

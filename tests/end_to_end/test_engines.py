@@ -114,7 +114,10 @@ def test_what_vllm_omni_cannot_use_is_said_at_once(vllm_omni: Select, tmp_path: 
         vllm_omni("soda", DiffusionCacheConfig(spedup=2.0))
     with pytest.raises(PlanError, match=r"nothing\.json"):
         vllm_omni("soda", {"plan": str(tmp_path / "nothing.json")})
-    assert vllm_omni("soda", None).options == {"speedup": 2.0}
+    with pytest.raises(OptionError, match="rel_l1_thresh"):
+        vllm_omni("soda", DiffusionCacheConfig(rel_l1_thresh=0.3, speedup=2.0))
+    for nothing in (None, {}, DiffusionCacheConfig()):
+        assert vllm_omni("soda", nothing).options == {"speedup": 2.0}
     with pytest.raises(OptionError, match="no module by the name of transformer or transformer_2"):
         vllm_omni("soda", None).enable(nn.Module())
 
