@@ -55,7 +55,8 @@ class Options:
             the anchor at the step after it. ``soda_compile.stats`` counts such steps as guarded, and shows the error
             with or without a guard. None for no guard.
         observer: Takes measurements instead of following a plan; used by ``calibrate``.
-        missed: Told of calls that the plan does not cover, by whoever can plan for them; no option of users.
+        missed: Told of calls that the plan does not cover, by whoever can plan for them, and returns what they count
+            as; no option of users.
     """
 
     plan: Plan | None = None
@@ -68,7 +69,7 @@ class Options:
     slot_memory_bytes: int | None = None
     guard: float | None = None
     observer: Observer | None = None
-    missed: Callable[[Miss], None] | None = None
+    missed: Callable[[Miss], Miss] | None = None
 
 
 def check_options(options: Mapping[str, Any] | None = None, mode: str | None = None) -> Options:

@@ -189,11 +189,18 @@ class Learner:
             lesson.working = lesson.done >= self.wish.generations
             return lesson.working
 
-    def missed(self, miss: Miss) -> None:
-        """Learn that a generation does not go as its plan expects: the next one is looked at anew."""
-        if miss.kind in ("timestep", "steps") and self.latest is not None and self.latest.plan is not None:
-            with self._lock:
+    def missed(self, miss: Miss) -> Miss:
+        """Learn that a generation does not go as its plan expects: the next one is looked at anew.
+
+        Returns:
+            What the call counts as: what users should do about it is nothing, where the next ones are planned for.
+        """
+        if miss.kind not in ("timestep", "steps"):
+            return miss
+        with self._lock:
+            if self.latest is not None and self.latest.plan is not None:
                 self.latest = None
+        return Miss("learning", "the generation goes another way than the one before; the next ones are watched")
 
     def _check_length(self, under_way: UnderWay) -> None:
         if len(under_way.calls) > MOST_CALLS:

@@ -69,7 +69,7 @@ class PlannedDenoiser:
         build: Compiles another plan for the same graph; only what its variants do not share is compiled anew. None
             where nothing can be compiled.
         on_miss: What a call that the plan does not cover does: ``plain`` computes everything, ``error`` raises.
-        missed: Told of such calls.
+        missed: Told of such calls, by whoever can plan for them; returns what they count as.
         pool: Hands out slots.
         constants: Computes further inputs of the program, once in a generation; None if there are none.
         conditioning: Computes those after them, which follow from the timestep; None if there are none.
@@ -85,7 +85,7 @@ class PlannedDenoiser:
     timestep: int | None
     build: Callable[[Plan], Program] | None
     on_miss: OnMiss = "plain"
-    missed: Callable[[Miss], None] | None = None
+    missed: Callable[[Miss], Miss] | None = None
     pool: SlotPool = field(default_factory=SlotPool)
     constants: ConstantStage | None = None
     conditioning: ConditioningStage | None = None
@@ -190,11 +190,10 @@ class PlannedDenoiser:
     def _run_plain(
         self, miss: Miss, generation: Generation | Outside, statistics: ModelStatistics, inputs: Sequence[Any]
     ) -> list[Any]:
-        if self.missed is not None:
-            self.missed(miss)
+        counts_as = miss if self.missed is None else self.missed(miss)
         if self.on_miss == "error":
             raise TrajectoryError(str(miss)) from None
-        statistics.miss(generation, miss)
+        statistics.miss(generation, counts_as)
         return self.compute_all(inputs)
 
     def compute_all(self, inputs: Sequence[Any]) -> list[Any]:

@@ -137,7 +137,7 @@ def test_generations_go_on_while_it_compiles(monkeypatch):
     assert planned(model)[0] == [LONG]
 
 
-def test_another_number_of_steps_is_learned_too():
+def test_another_number_of_steps_is_learned_too(caplog):
     model = Denoiser()
     denoiser = learning(model)
     for seed in range(2 + OBSERVED):
@@ -150,6 +150,8 @@ def test_another_number_of_steps_is_learned_too():
     run(denoiser, inputs(LONG))  # watched
     run(denoiser, inputs(LONG))
     assert planned(model)[0] == [LONG, 1, SHORT, 1, LONG]
+    assert not [record for record in caplog.records if "Use the same noise scheduler" in record.getMessage()]
+    assert set(soda_compile.stats(model)["model"]["misses"]) == {"learning"}
 
 
 def test_timesteps_that_are_told_need_not_be_found_out():
