@@ -26,6 +26,7 @@ from small_denoiser import (
     reference,
     same,
 )
+from thorough import gated
 from torch import Tensor
 from tracing import statistics
 
@@ -107,9 +108,10 @@ def test_a_plan_of_another_model_names_the_regions(model: Denoiser) -> None:
         generate(compiled(model, plan=make_plan(fingerprint="0123")), calls())
 
 
-def test_without_a_plan_it_warns_once_and_is_plain(model: Denoiser) -> None:
-    plain = generate(torch.compile(model, backend="inductor", dynamic=False), calls())
-    denoiser = torch.compile(model, backend="soda", options={"lowering": "inductor"}, dynamic=False)
+@pytest.mark.parametrize("lowering", gated("eager", others=["inductor"]))
+def test_without_a_plan_it_warns_once_and_is_plain(model: Denoiser, lowering: str) -> None:
+    plain = generate(torch.compile(model, backend=lowering, dynamic=False), calls())
+    denoiser = torch.compile(model, backend="soda", options={"lowering": lowering}, dynamic=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = generate(denoiser, calls())

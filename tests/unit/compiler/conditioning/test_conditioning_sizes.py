@@ -40,6 +40,7 @@ def test_any_number_of_samples(name: str, eager: None, ahead: list[int]):
     assert (counted["compilations"] - before["compilations"], counted["misses"]) == (2, {})
 
 
+@pytest.mark.thorough
 def test_memory_is_that_of_the_samples(eager: None, ahead: list[int]):
     peaks = {}
     for dynamic in (False, True):
