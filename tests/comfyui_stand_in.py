@@ -4,37 +4,29 @@ Wrappers, conditions that fit one batch and those that do not, and samplers that
 sigma are as there; what a call passes, ``transformer_options`` among it, reaches the denoiser as there.
 """
 
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import small_denoiser
 import torch
-from small_denoiser import LAYERS, WIDTH, Block
+from engine_stand_ins import install
 from torch import Tensor, nn
 
 PLACES = {name: name.lower() for name in ("SAMPLER_SAMPLE", "PREDICT_NOISE", "APPLY_MODEL")}
 SIGMAS = (0.9, 0.75, 0.6, 0.45, 0.3, 0.15)
 
 
-class Denoiser(nn.Module):
+class Denoiser(small_denoiser.Denoiser):
     """Blocks that a text of any length gates."""
 
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
-        self.last = nn.Linear(WIDTH, WIDTH)
-        self.eval()
-
-    def forward(self, x: Tensor, timestep: Tensor, context: Tensor, transformer_options: dict[str, Any]) -> Tensor:
-        gate = 1 + torch.cos(timestep)[:, None, None] + context.mean((1, 2), keepdim=True)
-        for block in self.blocks:
-            x = block(x, gate)
-        return self.last(x)
+    def forward(  # type: ignore[override]
+        self, x: Tensor, timestep: Tensor, context: Tensor, transformer_options: dict[str, Any]
+    ) -> Tensor:
+        return self.gated(x, 1 + torch.cos(timestep)[:, None, None] + context.mean((1, 2), keepdim=True))
 
 
 @dataclass
@@ -147,11 +139,5 @@ def sample(patcher: ModelPatcher, noise: Tensor, *conditions: Tensor, evaluation
 @pytest.fixture
 def comfyui(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both modules of ComfyUI that the node imports."""
-    for name, content in (
-        ("comfy.patcher_extension", {"WrappersMP": SimpleNamespace(**PLACES)}),
-        ("comfy_api.torch_helpers", {"set_torch_compile_wrapper": set_torch_compile_wrapper}),
-    ):
-        module = ModuleType(name)
-        vars(module).update(content)
-        monkeypatch.setitem(sys.modules, name.partition(".")[0], ModuleType(name.partition(".")[0]))
-        monkeypatch.setitem(sys.modules, name, module)
+    install(monkeypatch, "comfy.patcher_extension", WrappersMP=SimpleNamespace(**PLACES))
+    install(monkeypatch, "comfy_api.torch_helpers", set_torch_compile_wrapper=set_torch_compile_wrapper)

@@ -7,7 +7,7 @@ it has there.
 import functools
 import pkgutil
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from enum import Enum
 from types import ModuleType, SimpleNamespace
@@ -15,8 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_denoiser import TIMESTEPS, TOKENS, WIDTH, Denoiser
+from eager_reference import EagerReference
+from small_denoiser import REGIONS, TIMESTEPS, TOKENS, WIDTH, Denoiser
 from torch import Tensor, nn
+
+import soda_compile
+from soda_compile.plans.plan import Plan
 
 GUIDANCE = 1.5
 
@@ -52,6 +56,27 @@ def guided(model: Callable[..., Tensor], x: Tensor, timestep: float) -> Tensor:
     times = torch.full((len(x),), timestep)
     conditional, unconditional = model(x, times), model(-x, times)
     return unconditional + GUIDANCE * (conditional - unconditional)
+
+
+def under_hooks(model: nn.Module, plan: Plan, branch_of: Callable[..., int]) -> Callable[..., Tensor]:
+    """The model under a plan that forward hooks carry out; ``branch_of`` a call's inputs says whose values it takes."""
+    references: dict[int, EagerReference] = {}
+    made: Counter[int] = Counter()
+
+    def call(*arguments: Any, **options: Any) -> Tensor:
+        branch = branch_of(*arguments, **options)
+        reference = references.setdefault(branch, EagerReference(model, REGIONS, plan))
+        with reference.step(made[branch]):
+            result: Tensor = model(*arguments, **options)
+        made[branch] += 1
+        return result
+
+    return call
+
+
+def counts_of(model: nn.Module) -> dict[str, Any]:
+    (counted,) = soda_compile.stats(model).values()
+    return counted
 
 
 # vLLM-Omni

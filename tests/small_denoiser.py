@@ -42,7 +42,9 @@ class Denoiser(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        gate = 1 + torch.cos(timestep / 1000).to(x.dtype)[:, None, None]
+        return self.gated(x, 1 + torch.cos(timestep / 1000).to(x.dtype)[:, None, None])
+
+    def gated(self, x: Tensor, gate: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x, gate)
         return self.last(x)

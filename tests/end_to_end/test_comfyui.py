@@ -4,7 +4,6 @@ What stands in for ComfyUI has its interface; the samples are compared with thos
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ import pytest
 import torch
 from comfyui_stand_in import SIGMAS, Denoiser, ModelPatcher, base_model, sample
 from comfyui_stand_in import comfyui as comfyui
-from eager_reference import EagerReference
-from small_denoiser import REGIONS, TOKENS, WIDTH, make_plan
+from engine_stand_ins import counts_of, noise, under_hooks
+from small_denoiser import make_plan
 from torch import Tensor
 
-import soda_compile
 from soda_compile import OptionError, Plan, PlanError
 from soda_compile.engines.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, compile_model
 
@@ -26,35 +24,14 @@ PLAN = make_plan(("CCrC2r", "CCC12r", "CrCr1C", "CC1Crr"))
 pytestmark = pytest.mark.usefixtures("comfyui", "eager")
 
 
-def noise(seed: int = 0, samples: int = 1) -> Tensor:
-    return torch.randn(samples, TOKENS, WIDTH, generator=torch.Generator().manual_seed(seed))
-
-
 def text(length: int, seed: int = 0, samples: int = 1) -> Tensor:
     return torch.randn(samples, length, 3, generator=torch.Generator().manual_seed(100 + seed))
 
 
 def by_hooks(plan: Plan, *arguments: Tensor, branches: Callable[[Tensor], int]) -> Tensor:
     """The same generation by forward hooks; ``branches`` says for a call's text whose values it takes."""
-    denoiser = Denoiser()
-    state: dict[int, EagerReference] = {}
-    made: dict[int, int] = {}
-
-    def hooked(x: Tensor, timestep: Tensor, context: Tensor, transformer_options: Any) -> Tensor:
-        branch = branches(context)
-        reference = state.setdefault(branch, EagerReference(denoiser, REGIONS, plan))
-        step = made[branch] = made.get(branch, -1) + 1
-        with ExitStack() as stack:
-            stack.enter_context(reference.step(step))
-            result: Tensor = denoiser(x, timestep, context, transformer_options)
-        return result
-
+    hooked = under_hooks(Denoiser(), plan, lambda *_, context, **__: branches(context))
     return sample(ModelPatcher(base_model(hooked)), *arguments, evaluations=plan.steps // STEPS)
-
-
-def statistics(patcher: ModelPatcher) -> dict[str, Any]:
-    (counted,) = soda_compile.stats(patcher.model.diffusion_model).values()
-    return counted
 
 
 @pytest.mark.parametrize("lengths", [(5,), (5, 5), (5, 3)], ids=["no guidance", "one call", "two calls"])
@@ -70,7 +47,7 @@ def test_a_plan_does_what_hooks_do_for_each_call_of_a_step(lengths: tuple[int, .
         found = sample(fast, noise(seed), *conditions)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(found, original, atol=1e-3)
-    counted = statistics(fast)
+    counted = counts_of(fast.model.diffusion_model)
     assert (counted["calls"], counted["misses"], counted["slot_bytes"]) == (2 * STEPS * len(set(lengths)), {}, 0)
 
 
@@ -81,7 +58,7 @@ def test_each_evaluation_of_a_sampler_is_a_step() -> None:
         found = sample(fast, noise(seed), text(5), evaluations=2)
         wanted = by_hooks(plan, noise(seed), text(5), branches=lambda context: 0)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    assert statistics(fast)["misses"] == {}
+    assert counts_of(fast.model.diffusion_model)["misses"] == {}
 
 
 def test_first_generations_are_as_they_were_and_later_ones_accelerated(
@@ -125,7 +102,7 @@ def test_a_sampler_that_is_interrupted_leaves_nothing() -> None:
     stopped.add_wrapper_with_key("predict_noise", "interrupt", interrupt)
     with pytest.raises(InterruptedError):
         sample(stopped, noise(1), text(5))
-    assert statistics(fast)["slot_bytes"] == 0
+    assert counts_of(fast.model.diffusion_model)["slot_bytes"] == 0
     torch.testing.assert_close(sample(fast, noise(), text(5)), alone, rtol=0, atol=0)
 
 

@@ -1,9 +1,9 @@
 """The plug-ins for vLLM-Omni and SGLang: found by name, each request a generation, steps and branches kept apart."""
 
+import itertools
 import json
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -11,14 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from eager_reference import EagerReference
-from engine_stand_ins import RUNTIME, DiffusionCacheConfig, Pipeline, Registry, draw, guided, noise
+from engine_stand_ins import (
+    RUNTIME,
+    DiffusionCacheConfig,
+    Pipeline,
+    Registry,
+    counts_of,
+    draw,
+    guided,
+    noise,
+    under_hooks,
+)
 from engine_stand_ins import sglang as sglang
 from engine_stand_ins import vllm_omni as vllm_omni
-from small_denoiser import PLAN, REGIONS, STEPS, TWO_CALLS, Denoiser
+from small_denoiser import PLAN, STEPS, TWO_CALLS, Denoiser
 from torch import Tensor, nn
 
-import soda_compile
 from soda_compile import OptionError, Plan, PlanError
 from soda_compile.engines import sglang as for_sglang
 from soda_compile.engines import vllm_omni as for_vllm_omni
@@ -29,28 +37,10 @@ Select = Callable[[str | None, Any], Any]
 
 
 def by_hooks(plan: Plan, start: Tensor, guidance: bool) -> Tensor:
-    """The same request by forward hooks, a reference for each call of a step."""
-    model = Denoiser()
-    calls = [EagerReference(model, REGIONS, plan) for _ in range(1 + guidance)]
-    made = [0] * len(calls)
-
-    def hooked(x: Tensor, timestep: Tensor) -> Tensor:
-        branch = made.index(min(made))
-        with ExitStack() as stack:
-            stack.enter_context(calls[branch].step(made[branch]))
-            result: Tensor = model(x, timestep)
-        made[branch] += 1
-        return result
-
-    def denoise(x: Tensor, timestep: float) -> Tensor:
-        return guided(hooked, x, timestep) if guidance else hooked(x, torch.full((len(x),), timestep))
-
-    return draw(start, denoise)
-
-
-def statistics(model: nn.Module) -> dict[str, Any]:
-    (counted,) = soda_compile.stats(model).values()
-    return counted
+    """The same request by forward hooks, where each call of a step has values of its own."""
+    calls = itertools.cycle(range(1 + guidance))
+    hooked = under_hooks(Denoiser(), plan, lambda *_: next(calls))
+    return draw(start, lambda x, t: guided(hooked, x, t) if guidance else hooked(x, torch.full((len(x),), t)))
 
 
 @pytest.mark.parametrize("group", ["vllm_omni.general_plugins", "sglang.multimodal_gen.plugins"])
@@ -74,7 +64,7 @@ def test_a_request_of_vllm_omni_is_a_generation(vllm_omni: Select, guidance: boo
         wanted = by_hooks(PLAN, noise(seed), guidance)
         torch.testing.assert_close(pipe.forward(noise(seed)), wanted, **ROUNDING)
         assert not torch.allclose(wanted, Pipeline(guidance)(noise(seed)), atol=1e-3)
-    counted = statistics(getattr(pipe, named))
+    counted = counts_of(getattr(pipe, named))
     assert (counted["calls"], counted["misses"], counted["slot_bytes"]) == (2 * STEPS * (1 + guidance), {}, 0)
 
 
@@ -144,7 +134,7 @@ def test_a_request_of_sglang_is_a_generation(stage: Callable[..., Any], guidance
     for seed in range(2):
         found = denoising._run_denoising_loop(noise(seed))
         torch.testing.assert_close(found, by_hooks(PLAN, noise(seed), guidance), **ROUNDING)
-    counted = statistics(model)
+    counted = counts_of(model)
     assert (counted["calls"], counted["misses"], counted["slot_bytes"]) == (2 * STEPS * (1 + guidance), {}, 0)
 
 
@@ -154,15 +144,15 @@ def test_two_denoisers_of_sglang_count_their_own_steps(stage: Callable[..., Any]
     rows = tuple(tuple(row[:3]) for row in PLAN.actions)
     denoising = stage(replace(PLAN, actions=rows), first, second, guidance=False)
     denoising._run_denoising_loop(noise())
-    assert [statistics(each)["calls"] for each in (first, second)] == [STEPS // 2, STEPS - STEPS // 2]
-    assert [statistics(each)["misses"] for each in (first, second)] == [{}, {}]
+    assert [counts_of(each)["calls"] for each in (first, second)] == [STEPS // 2, STEPS - STEPS // 2]
+    assert [counts_of(each)["misses"] for each in (first, second)] == [{}, {}]
 
 
 def test_two_denoisers_of_sglang_that_run_in_each_step(stage: Callable[..., Any]) -> None:
     both = Denoiser(), Denoiser(seed=1)
     stage(PLAN, *both, guidance=False, paired=True)._run_denoising_loop(noise())
     for each in both:
-        counted = statistics(each)
+        counted = counts_of(each)
         assert (counted["calls"], counted["misses"], counted["slot_bytes"]) == (STEPS, {}, 0)
         assert counted["regions"]["reuse"] > 0
 
