@@ -267,7 +267,7 @@ def add_lora(pipe: Any) -> None:
         pipe.transformer.add_adapter(config)
 
 
-@pytest.mark.parametrize("change", gated(offload_blocks, add_lora, others=[offload_to_cpu]))
+@pytest.mark.parametrize("change", gated(add_lora, others=[offload_blocks, offload_to_cpu]))
 def test_hooks_and_adapters_may_come_before_or_after(change: Callable[[Any], None]) -> None:
     plan = sd3_plan()
     pipe = SD3.build()

@@ -34,7 +34,7 @@ class Run:
 pytestmark = pytest.mark.usefixtures("eager_throughout")
 
 
-@pytest.fixture(scope="module", params=gated("dit", "flux", "wan", others=PIPELINES))
+@pytest.fixture(scope="module", params=gated("dit", "flux", others=PIPELINES))
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     tiny = PIPELINES[request.param]
     pipe = tiny.build()

@@ -99,7 +99,7 @@ def does_what_hooks_do(name: str, plan: Plan) -> None:
 
 
 @pytest.mark.usefixtures("without_inductor")
-@pytest.mark.parametrize("name", gated("dit", "pixart", "sd3", others=FAMILIES))
+@pytest.mark.parametrize("name", gated("dit", "sd3", others=FAMILIES))
 def test_a_pruned_plan_does_what_hooks_do(name: str) -> None:
     does_what_hooks_do(name, pruned_plan(name))
 

@@ -87,9 +87,10 @@ def test_a_plan_at_many_sizes_with_one_compilation_of_dynamo(block: type[nn.Modu
     assert soda_compile.stats(model)["model"]["misses"] == {}
 
 
+@pytest.mark.thorough  # tests/unit/packages does the same with a package
 @pytest.mark.parametrize(
     "pruning",
-    gated(Pruning("drift", share="block", staleness=0.1), others=[Pruning("feature_mean", groups=2)]),
+    [Pruning("drift", share="block", staleness=0.1), Pruning("feature_mean", groups=2)],
     ids=["drift", "mean"],
 )
 def test_tokens_are_pruned_at_any_number_of_them(pruning: Pruning) -> None:

@@ -206,7 +206,7 @@ def test_small_models_may_keep_as_much_as_one_copy_of_all_cuts():
     assert stage.memory_bytes > structure.weight_bytes
 
 
-@pytest.mark.parametrize("name", gated("wan", "pixart", "flux", others=FAMILIES))
+@pytest.mark.parametrize("name", gated("wan", others=FAMILIES))
 def test_families(name: str):
     """Keys and values of the text where a cross-attention reads it; joint attentions at most embeddings."""
     found = taken(inspect(FAMILIES[name].build(), **FAMILIES[name].inputs(0, STEPS)), "timestep")

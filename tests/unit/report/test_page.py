@@ -20,7 +20,6 @@ from soda_compile.report.steps import step_costs
 from soda_compile.report.subject import Pair, Subject, read_pairs
 from soda_compile.report.tradeoff import tradeoff_of
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MADE = make_sensitivity(steps=8, regions=3, width=7)
 KEPT = ("residual.reuse", "residual.forecast1")  # a picture each
 SENSITIVITY = replace(MADE, **{name: {key: getattr(MADE, name)[key] for key in KEPT} for name in ("mean", "variance")})
@@ -119,21 +118,28 @@ def test_samples_are_compared_in_pairs(tmp_path: Path) -> None:
         read_pairs(*folders)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
-def test_a_browser_shows_the_plan_the_chosen_map_and_the_samples(tmp_path: Path) -> None:
+@pytest.fixture
+def browser() -> str:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return found or pytest.skip("there is no Chromium")
+
+
+def test_a_browser_shows_the_plan_the_chosen_map_and_the_samples(browser: str, tmp_path: Path) -> None:
     red, blue = (np.broadcast_to(np.array(colour, dtype=float), (8, 8, 3)) for colour in ((1, 0, 0), (0, 0, 1)))
-    shown = screenshot(page(Subject(SENSITIVITY, PLAN, pairs=(Pair("0", red, blue),))), tmp_path)
+    shown = screenshot(page(Subject(SENSITIVITY, PLAN, pairs=(Pair("0", red, blue),))), browser, tmp_path)
     assert share(shown, "#1f3a5f") > 0.01  # what the plan computes, and the chosen tab
     assert share(shown, "#ff0000") > 0.001  # the original
-    bare = screenshot(page(Subject(SENSITIVITY)), tmp_path)
+    bare = screenshot(page(Subject(SENSITIVITY)), browser, tmp_path)
     assert share(bare, "#ff0000") == 0
     hidden = page(Subject(SENSITIVITY)).replace(" checked", "")
-    assert (screenshot(hidden, tmp_path) < 1).mean() < 0.8 * (bare < 1).mean()  # no map is shown without a choice
+    assert (screenshot(hidden, browser, tmp_path) < 1).mean() < 0.8 * (
+        bare < 1
+    ).mean()  # no map is shown without a choice
 
 
-def screenshot(text: str, folder: Path) -> np.ndarray:
+def screenshot(text: str, browser: str, folder: Path) -> np.ndarray:
     (folder / "page.html").write_text(text)
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,2200"]
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,2200"]
     command += [f"--screenshot={folder / 'shot.png'}", (folder / "page.html").as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     return np.asarray(imread(folder / "shot.png"))[..., :3]
