@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -12,14 +12,15 @@ from soda_compile.measure.fitting import fit as fit_weights
 from soda_compile.measure.gram import Floats
 from soda_compile.measure.planned_run import Compared, compare
 from soda_compile.measure.recording import Recording
-from soda_compile.planner import AnchorSchedule, FixedInterval, Goal, SimulatedSchedule, Strategy
+from soda_compile.planner import AnchorSchedule, FixedInterval, Goal, SearchedSchedule, SimulatedSchedule, Strategy
 from soda_compile.planner import plan as make_plan
+from soda_compile.planner.stale_errors import OverSamples
+from soda_compile.plans.interval_errors import WORST
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.sensitivity import Sensitivity
 
-Objective = Literal["mean", "worst"]
-WORST = 0.9  # quantile
+Objective = OverSamples
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,7 @@ def closest_plan(
         raise OptionError(f"objective is {objective!r}; it can be {' or '.join(map(repr, get_args(Objective)))}")
     plans: dict[str, Plan] = {}
     unreached: dict[str, str] = {}
-    for name, strategy in (strategies or strategies_for(sensitivity)).items():
+    for name, strategy in (strategies or strategies_for(sensitivity, objective)).items():
         try:
             plans[name] = make_plan(sensitivity, goal, strategy, profile=profile, **numbers)
         except PlanError as error:
@@ -97,15 +98,25 @@ def closest_plan(
     return Closest(fitted.plan if fitted else plans[name], name, compared, fitted, unreached)
 
 
-def strategies_for(sensitivity: Sensitivity) -> dict[str, Strategy]:
-    """Return the built-in strategies, by name, that a sensitivity has the tables for."""
+def strategies_for(sensitivity: Sensitivity, objective: Objective = "mean") -> dict[str, Strategy]:
+    """Return the built-in strategies, by name, that a sensitivity has the tables for.
+
+    Args:
+        sensitivity: What was measured.
+        objective: What shall be small over the samples.
+    """
     found: dict[str, Strategy] = {
-        "forecast1": AnchorSchedule(),
-        "forecast2": AnchorSchedule(operator="forecast2"),
-        "reuse": AnchorSchedule(operator="reuse"),
-        "fixed interval, reuse": FixedInterval(operator="reuse"),
+        "forecast1": AnchorSchedule(over_samples=objective),
+        "forecast2": AnchorSchedule(operator="forecast2", over_samples=objective),
+        "reuse": AnchorSchedule(operator="reuse", over_samples=objective),
+        "fixed interval, reuse": FixedInterval(operator="reuse", over_samples=objective),
     }
-    return {"simulated": SimulatedSchedule(), **found} if sensitivity.intervals is not None else found
+    intervals = sensitivity.intervals
+    if intervals is None or (objective == "worst" and intervals.worst is None):
+        return found
+    if intervals.vectors is not None:
+        found = {"searched": SearchedSchedule(over_samples=objective), **found}
+    return {"simulated": SimulatedSchedule(over_samples=objective), **found}
 
 
 def _size(errors: Floats, objective: Objective) -> float:

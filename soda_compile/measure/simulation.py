@@ -15,9 +15,11 @@ from soda_compile.measure.gram import Floats
 from soda_compile.measure.planned_run import norms, relative_deviation
 from soda_compile.measure.player import Kept, Player, playing
 from soda_compile.measure.recording import RecordedStep, Recording
+from soda_compile.measure.sketch import Sketch, sketch_for
 from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, REUSE
 from soda_compile.plans.fitted_weights import FittedWeights
-from soda_compile.plans.interval_errors import IntervalErrors
+from soda_compile.plans.interval_errors import WORST, IntervalErrors
+from soda_compile.plans.interval_vectors import IntervalVectors, Vector
 from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.sensitivity import Sensitivity
@@ -65,12 +67,14 @@ def simulate(
     started = time.perf_counter()
     measured = tuple(sorted(each for each in set(spacings) if each <= width + 1))
     plan = _plan(sensitivity)
-    squares = []
+    sketch = sketch_for(sum(len(steps[0].scheduler.sample) for steps in recording.generations))
+    found = []
     with playing(recording) as player, progress_bar() as progress:
         for steps in progress.track(recording.generations, description="simulating"):
-            squares.append(_Simulation(player, plan, steps, width, measured).run())
-    rows = np.concatenate(squares)
+            found.append(_Simulation(player, plan, steps, width, measured, sketch).run())
+    rows, vectors = map(np.concatenate, zip(*found, strict=True))
     table = _between_spacings(rows.mean(axis=0), measured)
+    worst = _between_spacings(np.quantile(rows, WORST, axis=0), measured)
     notes = {
         **sensitivity.info.notes,
         "intervals": f"{player.computed_share:.0f} denoiser calls, {time.perf_counter() - started:.0f} s",
@@ -78,7 +82,12 @@ def simulate(
     return replace(
         sensitivity,
         info=replace(sensitivity.info, notes=notes),
-        intervals=IntervalErrors(table.astype(np.float32), len(rows)),
+        intervals=IntervalErrors(
+            table.astype(np.float32),
+            len(rows),
+            worst.astype(np.float32),
+            IntervalVectors.pack(np.moveaxis(vectors, 0, 4), measured),
+        ),
     )
 
 
@@ -102,6 +111,7 @@ class _Simulation:
         steps: The recorded generation.
         width: Longest age.
         spacings: Those that are run, ascending.
+        sketch: Makes vectors of errors short.
         true: For the latest steps the kept values of each call.
         ends: By step, a sample that an interval which ends there led to.
     """
@@ -111,28 +121,39 @@ class _Simulation:
     steps: Sequence[RecordedStep]
     width: int
     spacings: Sequence[int]
+    sketch: Sketch
     true: dict[int, tuple[Kept, ...]] = field(default_factory=dict)
     ends: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    def run(self) -> Floats:
-        """Return the squared errors, float64 [samples, orders, steps, spacings, lengths]; NaN where there is none."""
+    def run(self) -> tuple[Floats, Vector]:
+        """Return what intervals leave in the last sample; NaN where there is none.
+
+        Returns:
+            The squared errors, float64 [samples, orders, steps, spacings, lengths], and sketches of the errors, float32
+            [samples, orders, steps, spacings that are run, lengths, K].
+        """
         count, size = len(self.steps), self.width + 2
         samples = len(self.steps[0].scheduler.sample)
         table = np.full((samples, ORDERS, count, size, size), np.nan)
-        table[..., 1] = 0.0
+        shape = (samples, ORDERS, count, len(self.spacings), size, self.sketch.length)
+        vectors = np.full(shape, np.nan, dtype=np.float32)
+        table[..., 1], vectors[..., 1, :] = 0.0, 0.0
         reach = 2 * self.spacings[-1]
         for anchor in range(count - 1):
             self.true[anchor] = self._computed(anchor)
             self.true.pop(anchor - reach - 1, None)
             for order, spacing in self._served(anchor):
-                errors = self._interval(order, anchor, spacing)
-                table[:, order, anchor, spacing, 2 : 2 + len(errors)] = np.stack(errors, axis=1)
+                place = self.spacings.index(spacing) if order else 0
+                for length, off in enumerate(self._interval(order, anchor, spacing), 2):
+                    table[:, order, anchor, spacing, length] = norms(off)
+                    vectors[:, order, anchor, place, length] = self.sketch(off)
         growth = self._growth()
         for anchor in range(count):
-            ends = np.minimum(anchor + np.arange(size), count)
-            table[:, :, anchor] *= growth[ends]
+            ends = growth[np.minimum(anchor + np.arange(size), count)]
+            table[:, :, anchor] *= ends
+            vectors[:, :, anchor] *= ends[:, None]
         squares: Floats = np.square(table)
-        return squares
+        return squares, vectors
 
     def _served(self, anchor: int) -> list[tuple[int, int]]:
         """Return the orders and spacings whose values lie in the generation."""
@@ -154,21 +175,21 @@ class _Simulation:
             kept.append(own)
         return tuple(kept)
 
-    def _interval(self, order: int, anchor: int, spacing: int) -> list[Floats]:
-        """Return what the sample is off after 1, 2, ... stale steps, over its norm, each float64 [samples]."""
+    def _interval(self, order: int, anchor: int, spacing: int) -> list[torch.Tensor]:
+        """Return what the sample is off after 1, 2, ... stale steps, over its norm, each float64 [samples, values]."""
         kept = self._history(order, anchor, spacing)
         first = self.steps[anchor + 1].scheduler
-        sample, scheduler, errors = first.sample, first.fresh_sampler(), []
+        sample, scheduler, found = first.sample, first.fresh_sampler(), []
         sources = [anchor - age * spacing for age in range(order + 1)]
         for step in range(anchor + 1, min(anchor + 1 + self.width, len(self.steps))):
             recorded = self.steps[step]
             weights = {order: OPERATORS[order].coefficients(sources, step)} if order else {}
             output = self.player.outputs(self.plan, _NEWEST + 1 + order, kept, recorded, sample, weights)
             sample = recorded.scheduler.take(scheduler, output, sample)
-            errors.append(norms(relative_deviation(sample, recorded.scheduler.following)))
+            found.append(relative_deviation(sample, recorded.scheduler.following))
             if step - anchor == min(3, self.width) and order <= 1:
                 self.ends[step] = sample
-        return errors
+        return found
 
     def _history(self, order: int, anchor: int, spacing: int) -> list[Kept]:
         """Return for each call registers in which the kept values of some anchors are in place."""

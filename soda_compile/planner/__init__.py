@@ -7,6 +7,7 @@ from soda_compile.planner.explain import explain
 from soda_compile.planner.goal import Goal
 from soda_compile.planner.make import fixed_interval_plan, flop_ratio, plan, slot_memory_bytes
 from soda_compile.planner.problem import Strategy
+from soda_compile.planner.searched import SearchedSchedule
 from soda_compile.planner.simulated import SimulatedSchedule
 from soda_compile.planner.stale_errors import OPERATOR_CHOICES
 from soda_compile.planner.strategies import AnchorSchedule, FixedInterval, PaperSchedule, PaperUnified, Unified
@@ -18,6 +19,7 @@ __all__ = [
     "Goal",
     "PaperSchedule",
     "PaperUnified",
+    "SearchedSchedule",
     "SimulatedSchedule",
     "Strategy",
     "Unified",

@@ -44,15 +44,17 @@ class IntervalCosts:
 
     def total(self, anchors: tuple[int, ...]) -> float:
         """Return the error of a whole schedule; infinite where an interval is not measured."""
-        steps, longest = len(self.table), self.table.shape[2] - 1
+        steps = len(self.table)
         total, spacing = 0.0, 0
         for anchor, end in zip(anchors, (*anchors[1:], steps), strict=True):
-            length = end - anchor
-            if length > longest:
-                return math.inf
-            total += float(self.table[anchor, spacing, length])
-            spacing = length
+            total += self.total_of(anchor, spacing, end - anchor)
+            spacing = end - anchor
         return total
+
+    def total_of(self, anchor: int, spacing: int, length: int) -> float:
+        """Return the error of one interval; infinite where it is not measured."""
+        longest = self.table.shape[2] - 1
+        return float(self.table[anchor, spacing, length]) if max(spacing, length) <= longest else math.inf
 
 
 @dataclass(frozen=True)

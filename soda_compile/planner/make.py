@@ -118,6 +118,8 @@ def _finish(problem: Problem, draft: Draft) -> Plan:
         "samples": info.samples,
         **draft.method,
     }
+    if strategy.over_samples != "mean":
+        method["over_samples"] = strategy.over_samples
     method |= {name: value for name, value in goal.numbers().items() if name in (*goal.budgets, "max_error")}
     if info.derived_from is not None:
         method["derived_from"] = info.derived_from

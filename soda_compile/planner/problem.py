@@ -11,7 +11,7 @@ from soda_compile.errors import OptionError
 from soda_compile.planner.anchors import IntervalCosts
 from soda_compile.planner.costs import Costs
 from soda_compile.planner.goal import Goal
-from soda_compile.planner.stale_errors import Floats, StaleErrors
+from soda_compile.planner.stale_errors import Floats, OverSamples, StaleErrors
 from soda_compile.plans.actions import Action
 from soda_compile.plans.plan_file import Scalar
 from soda_compile.plans.profile import Profile
@@ -48,6 +48,7 @@ class Strategy(ABC):
         objective: Metric that is summed: "residual", "relative" or "cosine".
         step_weights: Weight each step by how far an error there moves the sample. Off by default: on the digits
             model (benchmarks/results) unweighted residual errors came closer to the original in every comparison.
+        over_samples: What counts of the errors of samples: their mean, or the worst, their 90th percentile.
         pruning: How pruned regions pick their tokens; None for no pruning.
         inherited_error: Share of a stale value's error that remains in what is computed between anchors.
     """
@@ -58,6 +59,7 @@ class Strategy(ABC):
     operator: str
     objective: Metric
     step_weights: bool = False
+    over_samples: OverSamples = "mean"
     pruning: Pruning | None = None
     inherited_error: float = 0.0
 
@@ -134,7 +136,7 @@ class Problem:
                 f"the profile measured pruning by {profile.score!r} but the plan is to prune by {pruning.score!r}; "
                 "measure it with soda_compile.profile(..., pruning=...) of the same score"
             )
-        errors = StaleErrors.read(sensitivity, strategy.operator, strategy.objective)
+        errors = StaleErrors.read(sensitivity, strategy.operator, strategy.objective, strategy.over_samples)
         weights = sensitivity.step_weights if strategy.step_weights else np.ones(sensitivity.info.steps)
         return cls(sensitivity, goal, strategy, errors, weights, Costs.read(sensitivity, profile), profile)
 
@@ -162,7 +164,8 @@ class Problem:
         """
         if self.strategy.pruning is None:
             return None
-        table = self.sensitivity.table(self.strategy.objective, f"prune.{self.strategy.pruning.score}")
+        read = self.sensitivity.table if self.strategy.over_samples == "mean" else self.sensitivity.worst_table
+        table = read(self.strategy.objective, f"prune.{self.strategy.pruning.score}")
         return table.astype(np.float64)
 
     def restricted(self, order: int) -> "Problem":

@@ -11,7 +11,7 @@ from soda_compile.errors import SensitivityError
 from soda_compile.planner.anchor_count import best_anchors, draft
 from soda_compile.planner.anchors import IntervalCosts
 from soda_compile.planner.problem import Draft, Problem, Strategy
-from soda_compile.planner.stale_errors import Floats
+from soda_compile.planner.stale_errors import Floats, OverSamples
 from soda_compile.plans.actions import STALE, Action
 from soda_compile.plans.interval_errors import IntervalErrors
 from soda_compile.plans.sensitivity import Metric
@@ -28,11 +28,13 @@ class SimulatedSchedule(Strategy):
     Attributes:
         operator: The highest order that may serve; "auto" for all that were simulated.
         objective: Metric whose tables ``explain`` shows; the error that is minimised is the sample's.
+        over_samples: What counts of an interval's errors of all samples.
     """
 
     name: ClassVar[str] = "simulated intervals"
     operator: str = "auto"
     objective: Metric = "residual"
+    over_samples: OverSamples = "mean"
 
     def solve(self, problem: Problem) -> Draft:
         """Return the plan with the best anchors.
@@ -44,18 +46,37 @@ class SimulatedSchedule(Strategy):
 
     def intervals(self, problem: Problem) -> IntervalCosts:
         """Return the cost of every interval under the best operator."""
-        costs, _ = _best(_simulated(problem), _orders(problem), problem.sensitivity.info.max_interval)
-        return IntervalCosts(costs)
+        return IntervalCosts(self._best(problem)[0])
+
+    def order_of(self, problem: Problem, anchor: int, spacing: int, length: int) -> int:
+        """Return the order of the operator of an interval."""
+        orders = self._best(problem)[1]
+        longest = orders.shape[2] - 1
+        return int(orders[anchor, spacing, length]) if max(spacing, length) <= longest else 0
 
     def stale_actions(self, problem: Problem, step: int, anchor: int, spacing: int, length: int) -> tuple[Action, ...]:
         """Return the operator of an interval, for all regions alike."""
-        _, orders = _best(_simulated(problem), _orders(problem), problem.sensitivity.info.max_interval)
-        longest = orders.shape[2] - 1
-        order = int(orders[anchor, spacing, length]) if max(spacing, length) <= longest else 0
+        order = self.order_of(problem, anchor, spacing, length)
         return (STALE[order],) * len(problem.sensitivity.info.regions)
 
+    def _best(self, problem: Problem) -> tuple[Floats, NDArray[np.int64]]:
+        found = simulated_intervals(problem)
+        table = found.squares if self.over_samples == "mean" else found.worst
+        if table is None:
+            raise SensitivityError(
+                "the worst errors of intervals were not measured; run soda_compile.simulate(recording, sensitivity) "
+                'again, or take over_samples="mean"'
+            )
+        orders = tuple(action.order for action in problem.errors.menu if action.order < len(table))
+        return _best(found, self.over_samples, orders, problem.sensitivity.info.max_interval)
 
-def _simulated(problem: Problem) -> IntervalErrors:
+
+def simulated_intervals(problem: Problem) -> IntervalErrors:
+    """Return what was simulated.
+
+    Raises:
+        SensitivityError: If nothing was.
+    """
     found = problem.sensitivity.intervals
     if found is None:
         raise SensitivityError(
@@ -65,14 +86,14 @@ def _simulated(problem: Problem) -> IntervalErrors:
     return found
 
 
-def _orders(problem: Problem) -> tuple[int, ...]:
-    return tuple(action.order for action in problem.errors.menu if action.order < len(_simulated(problem).squares))
-
-
 @lru_cache(maxsize=4)
-def _best(errors: IntervalErrors, orders: tuple[int, ...], width: int) -> tuple[Floats, NDArray[np.int64]]:
+def _best(
+    errors: IntervalErrors, over_samples: OverSamples, orders: tuple[int, ...], width: int
+) -> tuple[Floats, NDArray[np.int64]]:
     """Return the least cost over orders and the order that has it, [anchor, spacing, length]; infinite beyond."""
-    squares = errors.squares[list(orders)].astype(np.float64)
+    table = errors.squares if over_samples == "mean" else errors.worst
+    assert table is not None
+    squares = table[list(orders)].astype(np.float64)
     squares[0] = squares[0][:, :1]  # reuse reads one value, whatever the spacing
     known = np.where(np.isnan(squares), np.inf, squares)
     beyond = width - errors.width

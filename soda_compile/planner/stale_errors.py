@@ -1,6 +1,7 @@
 """The operator that serves a stale region at a step, and its error there."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from soda_compile.plans.sensitivity import METRICS, Sensitivity
 
 OPERATOR_CHOICES = (*(operator.name for operator in OPERATORS), "auto")
 Floats = NDArray[np.float64]
+OverSamples = Literal["mean", "worst"]
+"""What counts of the errors of samples: their mean, or their 90th percentile."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class StaleErrors:
     auto: bool
 
     @classmethod
-    def read(cls, sensitivity: Sensitivity, operator: str, objective: str) -> "StaleErrors":
+    def read(
+        cls, sensitivity: Sensitivity, operator: str, objective: str, over_samples: OverSamples = "mean"
+    ) -> "StaleErrors":
         """Take the tables that `operator` needs, under the metric `objective`; "auto" offers what was measured.
 
         Raises:
@@ -47,11 +52,15 @@ class StaleErrors:
             raise OptionError(f"operator {operator!r} is not known; use one of {', '.join(OPERATOR_CHOICES)}")
         if objective not in METRICS:
             raise OptionError(f"objective {objective!r} is not known; use one of {', '.join(METRICS)}")
+        if over_samples not in get_args(OverSamples):
+            choices = ", ".join(get_args(OverSamples))
+            raise OptionError(f"over_samples {over_samples!r} is not known; use one of {choices}")
         menu = STALE[: OPERATOR_CHOICES.index(operator) + 1]
         if auto := operator == "auto":
             measured = [action for action in DEFAULT_ACTIONS[2:] if f"{objective}.{action}" in sensitivity.mean]
             menu = (STALE[0], *measured)
-        reuse, *forecasts = (sensitivity.table(objective, str(action)).astype(np.float64) for action in menu)
+        read = sensitivity.table if over_samples == "mean" else sensitivity.worst_table
+        reuse, *forecasts = (read(objective, str(action)).astype(np.float64) for action in menu)
         width = sensitivity.info.max_interval
         padding = ((0, 0), (0, 0), (0, 0), (0, 1))
         padded = (np.pad(table, padding, constant_values=np.nan) for table in forecasts)

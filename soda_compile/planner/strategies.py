@@ -11,6 +11,7 @@ from soda_compile.planner.choices import Choices
 from soda_compile.planner.goal import Goal
 from soda_compile.planner.paper import PaperStrategy
 from soda_compile.planner.problem import Draft, Problem, Strategy
+from soda_compile.planner.stale_errors import OverSamples
 from soda_compile.planner.unified import Limit, solve_unified
 from soda_compile.plans.actions import COMPUTE
 from soda_compile.plans.pruning import Pruning
@@ -29,6 +30,7 @@ class AnchorSchedule(Strategy):
     operator: str = "forecast1"
     objective: Metric = "residual"
     step_weights: bool = False
+    over_samples: OverSamples = "mean"
 
     def solve(self, problem: Problem) -> Draft:
         """Return the plan with the best anchors."""
@@ -90,6 +92,7 @@ class Unified(Strategy):
     operator: str = "auto"
     objective: Metric = "residual"
     step_weights: bool = False
+    over_samples: OverSamples = "mean"
     inherited_error: float = 0.4
 
     def check(self, goal: Goal, steps: int) -> None:

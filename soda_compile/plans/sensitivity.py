@@ -31,6 +31,7 @@ from soda_compile.storage.json_reader import read_json
 __all__ = ["METRICS", "PRUNE_OPERATORS", "Metric", "Sensitivity", "SensitivityInfo", "merge"]
 
 _OPERATORS = {operator.name: operator for operator in OPERATORS}
+_NINE_IN_TEN = 1.2816  # standard deviations above the mean that nine in ten normally distributed numbers stay below
 _SUMMED = ("generations", "samples", "seeds")
 _FREE_TO_DIFFER = ("versions", "notes", "noise_levels")
 
@@ -165,6 +166,15 @@ class Sensitivity:
                 f"measured are {', '.join(sorted(self.mean))}{way_out}"
             )
         return table
+
+    def worst_table(self, metric: str, operator: str) -> NDArray[np.float32]:
+        """Return about the 90th percentile of the errors over samples, as if these were normally distributed.
+
+        Raises:
+            SensitivityError: it was not measured.
+        """
+        mean = self.table(metric, operator)
+        return (mean + _NINE_IN_TEN * np.sqrt(self.variance[f"{metric}.{operator}"])).astype(np.float32)
 
     def error(
         self,

@@ -14,8 +14,13 @@ from tracing import eager_graphs
 
 import soda_compile
 from soda_compile.errors import OptionError, SensitivityError
+from soda_compile.measure.closest import strategies_for
+from soda_compile.measure.planned_run import PlannedRun
+from soda_compile.measure.player import playing
+from soda_compile.planner.stale_errors import OverSamples
 from soda_compile.plans.derived import derive, schedule_of
 from soda_compile.plans.interval_errors import IntervalErrors
+from soda_compile.plans.interval_vectors import IntervalVectors
 from soda_compile.plans.sensitivity import Sensitivity
 
 WIDTH = 4
@@ -104,6 +109,80 @@ def test_the_schedule_is_the_best_of_all(simulated: Sensitivity) -> None:
     assert set("".join(lower.rows)) == {"C", "r"}
 
 
+def test_vectors_are_as_long_as_the_errors_and_point_where_the_samples_go(loop: Loop, simulated: Sensitivity) -> None:
+    """The samples of this model are short enough to be kept as they are."""
+    found = simulated.intervals
+    assert found is not None
+    assert found.worst is not None
+    assert found.vectors is not None
+    for order, anchor, spacing, length in ((0, 6, 0, 2), (0, 4, 0, 4), (1, 4, 1, 4), (2, 5, 1, 3)):
+        squares = np.square(found.vectors.of(order, anchor, spacing, length)).sum(axis=1)
+        assert squares.mean() == pytest.approx(found.squares[order, anchor, spacing, length], rel=1e-2)
+        assert np.quantile(squares, 0.9) == pytest.approx(found.worst[order, anchor, spacing, length], rel=1e-2)
+    recording = recorded(loop)
+    with playing(recording) as player:
+        run = PlannedRun.begin(player, recording, plan_of("CCCCCCCr"))
+        for _ in range(STEPS - 1):
+            run.take_step()
+        off = run.deviations(run.try_step()).numpy()
+    vectors = found.vectors.of(0, 6, 0, 2)[:, : off.shape[1]]
+    cosine = (off * vectors).sum(axis=1) / np.linalg.norm(off, axis=1) / np.linalg.norm(vectors, axis=1)
+    assert (cosine > 0.99).all()
+
+
+def test_between_spacings_vectors_are_mixed(simulated: Sensitivity) -> None:
+    assert simulated.intervals is not None
+    vectors = simulated.intervals.vectors
+    assert vectors is not None
+    assert vectors.spacings == (1, 2, 3, 5)
+    mixed = (vectors.of(1, 6, 3, 2) + vectors.of(1, 6, 5, 2)) / 2
+    np.testing.assert_allclose(vectors.of(1, 6, 4, 2), mixed, rtol=1e-5)
+    np.testing.assert_array_equal(vectors.of(1, 4, 4, 2), vectors.of(1, 4, 3, 2))  # 5 steps before there is none
+    np.testing.assert_array_equal(vectors.of(0, 4, 4, 2), vectors.of(0, 4, 0, 2))
+
+
+@pytest.mark.parametrize("over_samples", ["mean", "worst"])
+def test_the_search_finds_the_best_of_all(simulated: Sensitivity, over_samples: OverSamples) -> None:
+    found = simulated.intervals
+    assert found is not None
+    assert found.vectors is not None
+    assert found.worst is not None
+    table = (found.squares if over_samples == "mean" else found.worst).astype(np.float64)
+    table[0] = table[0][:, :1]
+
+    def cost(anchors: tuple[int, ...]) -> float:
+        parts, spacing = [np.zeros((4, 1))], 0
+        for anchor, end in zip(anchors, (*anchors[1:], STEPS), strict=True):
+            length = end - anchor
+            if length > WIDTH + 1 or np.isnan(options := table[:, anchor, spacing, length]).all():
+                return np.inf
+            parts.append(found.vectors.of(int(np.nanargmin(options)), anchor, spacing, length))  # type: ignore[union-attr]
+            spacing = length
+        squares = np.square(sum(parts)).sum(axis=1)
+        return float(squares.mean() if over_samples == "mean" else np.quantile(squares, 0.9))
+
+    for count in (3, 4, 5):
+        strategy = soda_compile.SearchedSchedule(over_samples=over_samples)
+        plan = soda_compile.plan(simulated, anchors=count, strategy=strategy)
+        best = min(cost((0, *others)) for others in itertools.combinations(range(1, STEPS), count - 1))
+        assert cost(plan.anchors) == pytest.approx(best, rel=1e-5)
+        assert plan.predicted_error == pytest.approx(best, rel=1e-5)
+        assert dict(plan.method).get("over_samples", "mean") == over_samples
+
+
+def test_the_worst_of_samples_is_another_objective(measured: Sensitivity, simulated: Sensitivity) -> None:
+    for strategy in (soda_compile.AnchorSchedule, soda_compile.SimulatedSchedule):
+        mean, worst = (
+            soda_compile.plan(simulated, anchors=4, strategy=strategy(over_samples=over))  # type: ignore[arg-type]
+            for over in ("mean", "worst")
+        )
+        assert mean.predicted_error is not None
+        assert worst.predicted_error is not None
+        assert worst.predicted_error > mean.predicted_error
+    table = measured.worst_table("residual", "reuse")
+    assert (table >= measured.table("residual", "reuse"))[~np.isnan(table)].all()
+
+
 def test_the_file_gives_them_back(simulated: Sensitivity, measured: Sensitivity, tmp_path: Path) -> None:
     simulated.save(tmp_path / "with.safetensors")
     measured.save(tmp_path / "without.safetensors")
@@ -111,6 +190,11 @@ def test_the_file_gives_them_back(simulated: Sensitivity, measured: Sensitivity,
     assert loaded is not None
     assert simulated.intervals is not None
     np.testing.assert_array_equal(loaded.squares, simulated.intervals.squares)
+    np.testing.assert_array_equal(loaded.worst, simulated.intervals.worst)
+    assert loaded.vectors is not None
+    assert simulated.intervals.vectors is not None
+    np.testing.assert_array_equal(loaded.vectors.values, simulated.intervals.vectors.values)
+    assert (loaded.vectors.spacings, loaded.vectors.unit) == ((1, 2, 3, 5), simulated.intervals.vectors.unit)
     assert loaded.samples == 4
     assert Sensitivity.load(tmp_path / "without.safetensors").intervals is None
 
@@ -123,6 +207,34 @@ def test_measurements_are_merged_by_samples(simulated: Sensitivity) -> None:
     assert merged is not None
     assert merged.samples == 16
     np.testing.assert_allclose(merged.squares, simulated.intervals.squares * 3.25, rtol=1e-6)
+
+
+def test_vectors_of_all_samples_lie_side_by_side(simulated: Sensitivity) -> None:
+    assert simulated.intervals is not None
+    other = replace(simulated, info=replace(simulated.info, seeds=(7,)))
+    merged = soda_compile.merge(simulated, other).intervals
+    assert merged is not None
+    assert merged.vectors is not None
+    assert simulated.intervals.vectors is not None
+    once = simulated.intervals.vectors.of(1, 4, 2, 3)
+    np.testing.assert_allclose(merged.vectors.of(1, 4, 2, 3), np.concatenate([once, once]), rtol=1e-3)
+
+
+def test_files_without_vectors_are_read_and_say_what_is_missing(simulated: Sensitivity, tmp_path: Path) -> None:
+    assert simulated.intervals is not None
+    older = IntervalErrors(simulated.intervals.squares, simulated.intervals.samples)
+    replace(simulated, intervals=older).save(tmp_path / "older.safetensors")
+    loaded = Sensitivity.load(tmp_path / "older.safetensors")
+    assert soda_compile.plan(loaded, anchors=4, strategy=soda_compile.SimulatedSchedule()).anchors
+    for strategy, missing in (
+        (soda_compile.SearchedSchedule(), "directions"),
+        (soda_compile.SimulatedSchedule(over_samples="worst"), "worst errors"),
+    ):
+        with pytest.raises(SensitivityError, match=rf"{missing}.*simulate\(recording, sensitivity\) again"):
+            soda_compile.plan(loaded, anchors=4, strategy=strategy)
+    assert set(strategies_for(loaded)) >= {"simulated"}
+    assert set(strategies_for(simulated)) - set(strategies_for(loaded)) == {"searched"}
+    assert "simulated" not in strategies_for(loaded, "worst")
 
 
 def test_another_schedule_has_none(simulated: Sensitivity) -> None:
@@ -139,4 +251,15 @@ def test_errors_name_the_way_out(loop: Loop, measured: Sensitivity) -> None:
         IntervalErrors(np.zeros((3, 8, 4, 5), dtype=np.float32), 1)
     with pytest.raises(SensitivityError, match="of 9 steps"):
         replace(measured, intervals=IntervalErrors(np.zeros((3, 9, 4, 4), dtype=np.float32), 1))
+    squares, vectors = np.zeros((3, 8, 4, 4), dtype=np.float32), np.zeros((3, 8, 2, 4, 1, 16), dtype=np.float16)
+    with pytest.raises(SensitivityError, match="worst"):
+        IntervalErrors(squares, 1, squares[:2])
+    with pytest.raises(SensitivityError, match="beside"):
+        IntervalErrors(squares, 2, None, IntervalVectors(vectors, (1, 2), 1.0))
+    with pytest.raises(SensitivityError, match="spacings"):
+        IntervalVectors(vectors, (2, 1), 1.0)
+    with pytest.raises(SensitivityError, match="float16"):
+        IntervalVectors(vectors, (1, 2, 3), 1.0)
+    with pytest.raises(OptionError, match="'median' is not known; use one of mean, worst"):
+        soda_compile.plan(measured, anchors=4, strategy=soda_compile.AnchorSchedule(over_samples="median"))  # type: ignore[arg-type]
     assert len(small.REGIONS) == len(measured.info.regions)

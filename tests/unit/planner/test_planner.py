@@ -47,6 +47,20 @@ def test_schedule_is_the_best_of_all(operator, weighted, steps, width, holes):
 
 
 @pytest.mark.parametrize("operator", OPERATOR_CHOICES)
+def test_the_worst_of_samples_are_mean_and_deviation(operator):
+    sensitivity = make_sensitivity(5, steps=8, regions=3, width=5)
+    tables = {
+        key: (table + 1.2816 * np.sqrt(sensitivity.variance[key])).astype(np.float32)
+        for key, table in sensitivity.mean.items()
+    }
+    worst = replace(sensitivity, mean=tables)
+    for count in (2, 4):
+        made = plan(sensitivity, anchors=count, strategy=AnchorSchedule(operator=operator, over_samples="worst"))
+        wanted = plan(worst, anchors=count, strategy=AnchorSchedule(operator=operator))
+        assert (made.actions, made.predicted_error) == (wanted.actions, pytest.approx(wanted.predicted_error))
+
+
+@pytest.mark.parametrize("operator", OPERATOR_CHOICES)
 @pytest.mark.parametrize("holes", [0.0, 0.1])
 def test_actions_have_the_predicted_error(operator, holes):
     """The error read off the plan's actions, region by region, is the one the planner minimised."""
