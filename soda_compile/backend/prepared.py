@@ -16,6 +16,7 @@ from soda_compile.compiler.constant_stage import ConstantStage, take_constants
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program, build_program
 from soda_compile.compiler.slot_samples import slot_samples
+from soda_compile.compiler.whole_stack import with_slots
 from soda_compile.errors import CaptureError, OptionError
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.plan import Plan
@@ -33,7 +34,7 @@ class PreparedDenoiser:
     """What a denoiser is compiled to; its code is shared by the calls of all sizes.
 
     Attributes:
-        structure: The denoiser, whole.
+        structure: The denoiser, whole, with a region for each of its slots.
         plan: The plan.
         options: Options of the backend.
         program: The compiled plan.
@@ -119,8 +120,9 @@ def prepare(structure: Structure, plan: Plan, options: Options, lowering: Loweri
 
     program = build(plan)
     remember(plan, structure)
+    slotted, _ = with_slots(structure, plan)
     return PreparedDenoiser(
-        structure, plan, options, program, build, constants, stage, steps.parameters, time.perf_counter() - started
+        slotted, plan, options, program, build, constants, stage, steps.parameters, time.perf_counter() - started
     )
 
 

@@ -19,6 +19,7 @@ from soda_compile.compiler.schedule import schedule_region
 from soda_compile.compiler.steps import Granularity, StepBuilder, StepSubgraphs
 from soda_compile.compiler.symbolic_code import SymbolicCode
 from soda_compile.compiler.variants import CallRole
+from soda_compile.compiler.whole_stack import with_slots
 from soda_compile.ir.aten_operators import counts_collective, graph_flops
 from soda_compile.ir.graphs import results_of
 from soda_compile.ir.roles import Size
@@ -186,6 +187,7 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering, granular
         lowering: Store of compiled subgraphs.
         granularity: Unit that is compiled as one graph: ``block`` or ``step``.
     """
+    structure, plan = with_slots(structure, plan)
     require_token_axes(structure, plan)
     sharing = share_indices(structure, plan)
     weights = {(each.step, each.order): each.values for each in plan.weights}

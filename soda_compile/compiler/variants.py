@@ -15,11 +15,12 @@ from soda_compile.ir.aten_operators import tensor_of
 from soda_compile.ir.graphs import add_sizes, copy_graph, output_of, results_of
 from soda_compile.ir.meta import meta_of
 from soda_compile.ir.roles import Role, Size
-from soda_compile.ir.structure import BlockCall, BlockGraph, Note, Region
+from soda_compile.ir.structure import STACK, BlockCall, BlockGraph, Note, Region
 from soda_compile.passes.base import Pass
 from soda_compile.passes.dead_code import DeadCode
 from soda_compile.passes.insert_forecast import InsertForecast
 from soda_compile.passes.insert_reuse import InsertReuse
+from soda_compile.passes.keep_stream import KeepStream
 from soda_compile.passes.manager import Pipeline
 from soda_compile.passes.narrow_linear import NarrowLinear
 from soda_compile.passes.prune_tokens import PruneTokens
@@ -112,6 +113,8 @@ def pipeline(block: BlockGraph, modes: Sequence[RegionMode]) -> Pipeline:
 
 
 def _rewrites(block: BlockGraph, index: int, region: Region, mode: RegionMode) -> Iterable[Pass]:
+    if mode.computes and region.kind == STACK:
+        yield KeepStream(region)
     if mode.action.kind == "forecast" or mode.weighted:
         yield InsertForecast(index, region, mode.action.order)
     elif mode.action.kind == "reuse":

@@ -17,6 +17,8 @@ from soda_compile.torch_internals.size_expressions import size_hint, value_at
 from soda_compile.torch_internals.symbolic_export import SymbolicSizes
 
 Made = TypeVar("Made")
+STACK = "stack"
+"""Kind of the region that has what all others add to the residual streams."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Region:
 
     Attributes:
         name: Module path inside the block, such as ``attn1``; made unique within the block.
-        kind: ``attention``, ``mlp``, ``convolution`` or ``attention+mlp``.
+        kind: ``attention``, ``mlp``, ``convolution`` or ``attention+mlp``; ``STACK`` for all regions together.
         cuts: Tensors to store. A joint attention has one for each of its residual streams.
         branches: Nodes that are added to the residual stream, in graph order; then skip outputs, which leave beside it.
         carries: For each branch, what it is added to; for a skip output that is not added here, the residual stream.

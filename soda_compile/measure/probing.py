@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from soda_compile.compiler.prune_flops import prune_flops
+from soda_compile.compiler.whole_stack import stack_bytes
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.gram import Floats
 from soda_compile.measure.profile_store import versions
@@ -123,6 +124,7 @@ class Probing:
             base_us=base_us,
             cost_us=cost_us,
             memory_bytes=memory,
+            stack_bytes=stack_bytes(self.structure),
             score=self.pruning.score if self.pruning else None,
             spread=float(np.diff(quartiles)[0]) / full_us,
             versions=versions(),

@@ -1,5 +1,6 @@
 """From sensitivity data to a plan."""
 
+import math
 from dataclasses import fields, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from soda_compile.planner.problem import Actions, Draft, Problem, Strategy
 from soda_compile.planner.strategies import AnchorSchedule, FixedInterval
 from soda_compile.planner.watch import watched_region
 from soda_compile.plans.plan import Plan
-from soda_compile.plans.plan_file import Scalar
+from soda_compile.plans.plan_file import Scalar, Slots
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.sensitivity import Metric, Sensitivity
 
@@ -72,10 +73,26 @@ def flop_ratio(sensitivity: Sensitivity, actions: Actions) -> float:
     return Costs.read(sensitivity).of(actions) / (sensitivity.total_flops * sensitivity.info.steps)
 
 
-def slot_memory_bytes(profile: Profile, actions: Actions) -> int:
-    """Return the memory of kept values of one branch of guidance: one copy for each value an action reads at once."""
+def slot_memory_bytes(profile: Profile, actions: Actions, slots: Slots = "region") -> int:
+    """Return the memory of kept values of one branch of guidance: one copy for each value an action reads at once.
+
+    Args:
+        profile: Has the sizes.
+        actions: Indexed [region][step].
+        slots: What is kept.
+
+    Raises:
+        PlanError: If the model cannot keep one value for all regions, or the profile does not know its size.
+    """
     copies = [max(action.history for action in row) for row in actions]
-    return round(float(profile.memory_bytes @ np.array(copies)))
+    if slots == "region":
+        return round(float(profile.memory_bytes @ np.array(copies)))
+    if profile.stack_bytes is None:
+        raise PlanError(
+            'slots is "stack", but the profile has no size for it: the model does work between its blocks that stale '
+            'steps would have to do, or the profile is of an older version; take slots="region", or profile anew'
+        )
+    return round(profile.stack_bytes * max(copies))
 
 
 def _goal(goal: Goal | None, numbers: dict[str, Any]) -> Goal:
@@ -92,18 +109,34 @@ def _goal(goal: Goal | None, numbers: dict[str, Any]) -> Goal:
 
 
 def _within_memory(problem: Problem) -> Draft:
-    """Return what the strategy finds with forecasts of the highest order that fits."""
-    most = problem.goal.memory_bytes
+    """Return what the strategy finds with what is likely to be closest of what fits."""
+    most, profile, slots = problem.goal.memory_bytes, problem.profile, problem.strategy.slots
     if most is None:
-        return problem.strategy.solve(problem)
-    if problem.profile is None:
+        return replace(problem.strategy.solve(problem), slots=slots)
+    if profile is None:
         raise OptionError("memory_bytes needs to know the regions' sizes; pass profile=soda_compile.profile(...) too")
-    for order in reversed([action.order for action in problem.errors.menu]):
-        draft = problem.strategy.solve(problem.restricted(order))
-        least = slot_memory_bytes(problem.profile, draft.actions)
+    least = math.inf
+    for kept, order in _by_closeness(problem, profile):
+        found = problem.strategy.solve(problem.restricted(order))
+        if kept == "stack" and len(set(found.actions)) > 1:
+            continue
+        least = min(least, slot_memory_bytes(profile, found.actions, kept))
         if least <= most:
-            return draft
+            return replace(found, slots=kept)
     raise PlanError(f"memory_bytes is {most}, but even a plan without forecasts keeps {least} bytes")
+
+
+def _by_closeness(problem: Problem, profile: Profile) -> list[tuple[Slots, int]]:
+    """Return what can be kept and up to which order it is forecast: what hurts least comes first.
+
+    Forecasts of what all regions add are closer than plain reuse of each (benchmarks/results/closeness.md).
+    """
+    orders = [action.order for action in reversed(problem.errors.menu)]
+    forecasts, reuse = [order for order in orders if order], [0]
+    kinds: tuple[Slots, ...] = ("stack",) if problem.strategy.slots == "stack" else ("region", "stack")
+    if profile.stack_bytes is None:
+        kinds = tuple(kind for kind in kinds if kind == problem.strategy.slots)
+    return [(kind, order) for part in (forecasts, reuse) for kind in kinds for order in part]
 
 
 def _finish(problem: Problem, draft: Draft) -> Plan:
@@ -146,5 +179,5 @@ def _finish(problem: Problem, draft: Draft) -> Plan:
         predicted_error=draft.error,
         pruning=strategy.pruning if any(action.kind == "prune" for row in actions for action in row) else None,
     )
-    watched = watched_region(problem.sensitivity, made)
-    return replace(made, method=tuple({**method, "anchors": len(made.anchors)}.items()), watched=watched)
+    done = replace(made, method=tuple({**method, "anchors": len(made.anchors)}.items()), slots=draft.slots)
+    return done if draft.slots == "stack" else replace(done, watched=watched_region(problem.sensitivity, made))

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from soda_compile.planner.costs import Costs
 from soda_compile.planner.goal import Goal
 from soda_compile.planner.stale_errors import Floats, OverSamples, StaleErrors
 from soda_compile.plans.actions import Action
-from soda_compile.plans.plan_file import Scalar
+from soda_compile.plans.plan_file import Scalar, Slots
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.pruning import Pruning
 from soda_compile.plans.sensitivity import Metric, Sensitivity
@@ -29,11 +29,13 @@ class Draft:
         actions: Indexed [region][step].
         error: Value of the objective; None where an entry was not measured.
         method: Further facts for the plan's file.
+        slots: What is kept.
     """
 
     actions: Actions
     error: float | None
     method: dict[str, Scalar] = field(default_factory=dict)
+    slots: Slots = "region"
 
 
 class Strategy(ABC):
@@ -41,6 +43,7 @@ class Strategy(ABC):
 
     Attributes:
         name: What the plan's file calls it.
+        alike: Whether all regions do the same at a stale step, even where the operator is "auto".
         one_of: Numbers of a goal of which exactly one decides; "budget" stands for all that bound the cost.
         optional: Numbers that a goal may have on top.
         operator: What stale regions do: a name of ``plans.operators.OPERATORS``, or "auto" for the one with the
@@ -49,17 +52,21 @@ class Strategy(ABC):
         step_weights: Weight each step by how far an error there moves the sample. Off by default: on the digits
             model (benchmarks/results) unweighted residual errors came closer to the original in every comparison.
         over_samples: What counts of the errors of samples: their mean, or the worst, their 90th percentile.
+        slots: What is kept: the outputs of each region, or one value for all of them together, which takes a small part
+            of the memory. Where ``memory_bytes`` asks for it, that is chosen without being named.
         pruning: How pruned regions pick their tokens; None for no pruning.
         inherited_error: Share of a stale value's error that remains in what is computed between anchors.
     """
 
     name: ClassVar[str]
+    alike: ClassVar[bool] = False
     one_of: ClassVar[tuple[str, ...]] = ("anchors", "budget", "max_error")
     optional: ClassVar[tuple[str, ...]] = ()
     operator: str
     objective: Metric
     step_weights: bool = False
     over_samples: OverSamples = "mean"
+    slots: Slots = "region"
     pruning: Pruning | None = None
     inherited_error: float = 0.0
 
@@ -71,6 +78,12 @@ class Strategy(ABC):
             PlanError: If a number is impossible.
         """
         goal.check(steps, self.one_of, self.optional)
+        if self.slots not in get_args(Slots):
+            raise OptionError(f"slots {self.slots!r} is not known; use one of {', '.join(get_args(Slots))}")
+        if self.slots == "stack" and self.operator == "auto" and not self.alike:
+            raise OptionError(
+                "slots='stack' keeps one value for all regions, and operator='auto' chooses for each; name an operator"
+            )
 
     def intervals(self, problem: "Problem") -> IntervalCosts:
         """Return the error of every interval between anchors, where the operator serves all stale steps."""

@@ -14,6 +14,7 @@ from soda_compile.planner.problem import Draft, Problem, Strategy
 from soda_compile.planner.stale_errors import Floats, OverSamples
 from soda_compile.plans.actions import STALE, Action
 from soda_compile.plans.interval_errors import IntervalErrors
+from soda_compile.plans.plan_file import Slots
 from soda_compile.plans.sensitivity import Metric
 
 
@@ -29,12 +30,15 @@ class SimulatedSchedule(Strategy):
         operator: The highest order that may serve; "auto" for all that were simulated.
         objective: Metric whose tables ``explain`` shows; the error that is minimised is the sample's.
         over_samples: What counts of an interval's errors of all samples.
+        slots: What is kept; intervals were simulated with what each region keeps.
     """
 
     name: ClassVar[str] = "simulated intervals"
+    alike: ClassVar[bool] = True
     operator: str = "auto"
     objective: Metric = "residual"
     over_samples: OverSamples = "mean"
+    slots: Slots = "region"
 
     def solve(self, problem: Problem) -> Draft:
         """Return the plan with the best anchors.

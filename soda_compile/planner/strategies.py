@@ -14,6 +14,7 @@ from soda_compile.planner.problem import Draft, Problem, Strategy
 from soda_compile.planner.stale_errors import OverSamples
 from soda_compile.planner.unified import Limit, solve_unified
 from soda_compile.plans.actions import COMPUTE
+from soda_compile.plans.plan_file import Slots
 from soda_compile.plans.pruning import Pruning
 from soda_compile.plans.sensitivity import Metric
 
@@ -31,6 +32,7 @@ class AnchorSchedule(Strategy):
     objective: Metric = "residual"
     step_weights: bool = False
     over_samples: OverSamples = "mean"
+    slots: Slots = "region"
 
     def solve(self, problem: Problem) -> Draft:
         """Return the plan with the best anchors."""

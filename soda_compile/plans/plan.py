@@ -16,7 +16,7 @@ from soda_compile.plans.fitted_weights import FittedWeights, check_weights
 from soda_compile.plans.fitted_weights import from_json as weights_from_json
 from soda_compile.plans.fitted_weights import to_json as weights_to_json
 from soda_compile.plans.notebook import picture_or_text
-from soda_compile.plans.plan_file import Scalar
+from soda_compile.plans.plan_file import Scalar, Slots
 from soda_compile.plans.pruning import Pruning
 from soda_compile.plans.watched_region import WatchedRegion
 from soda_compile.plans.watched_region import from_json as watched_from_json
@@ -48,6 +48,8 @@ class Plan:
         method: how the plan was made, as (key, value) pairs sorted by key; a mapping is accepted too.
         weights: fitted weights of kept values, sorted by step and order; where there are none, forecasts follow their
             polynomial and reuse takes values as they are.
+        slots: "stack" if one value is kept for all regions together, what they add to the residual stream, so that all
+            of them do the same at each step; "region" if each has its own.
         watched: the region whose forecasts are compared with what is computed at anchors, with the errors that the
             calibration expects; None where it is not known.
 
@@ -70,6 +72,7 @@ class Plan:
     method: tuple[tuple[str, Scalar], ...] = ()
     weights: tuple[FittedWeights, ...] = ()
     watched: WatchedRegion | None = None
+    slots: Slots = "region"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "regions", tuple(self.regions))
@@ -86,6 +89,8 @@ class Plan:
         for region, row in zip(self.regions, self.actions, strict=True):
             _check_row(region, row)
         check_weights(self.weights, self.actions)
+        if self.slots == "stack":
+            self._check_stack()
         if self.watched is not None:
             self.watched.check(self.regions, self.actions, self.anchors)
         if self.pruning is None and (
@@ -117,6 +122,14 @@ class Plan:
         bad = [number for number in numbers if number is not None and not math.isfinite(number)]
         if bad:
             raise PlanError(f"a plan holds the number {bad[0]}; all its numbers must be finite")
+
+    def _check_stack(self) -> None:
+        for region, row in zip(self.regions, self.actions, strict=True):
+            if row != self.actions[0] or _prunes(row):
+                raise PlanError(
+                    f'slots is "stack", where all regions do the same and none prunes, but {region!r} has {row}; '
+                    'take slots="region"'
+                )
 
     @property
     def steps(self) -> int:
@@ -189,6 +202,7 @@ class Plan:
             "method": dict(self.method),
             "legend": {symbol: entry for symbol, entry in legend.items() if symbol in used},
             "actions": dict(zip(self.regions, self.rows, strict=True)),
+            **({"slots": self.slots} if self.slots != "region" else {}),
             **({"weights": weights_to_json(self.weights)} if self.weights else {}),
             **({"watched": watched_to_json(self.watched)} if self.watched else {}),
         }
@@ -214,6 +228,7 @@ class Plan:
                 timesteps=None if data.timesteps is None else tuple(data.timesteps),
                 pruning=data.pruning,
                 method=tuple(data.method.items()),
+                slots=data.slots,
                 weights=weights_from_json(data.weights),
                 watched=None if data.watched is None else watched_from_json(data.watched.region, data.watched.errors),
                 **data.model_dump(exclude=set(plan_file.DECODED)),

@@ -11,6 +11,8 @@ from soda_compile.storage.json_reader import read_json
 
 SCHEMA = "soda-plan/1"
 Scalar = str | int | float | bool | None
+Slots = Literal["region", "stack"]
+"""What is kept: the outputs of each region, or what all of them together add to the residual stream."""
 
 
 class WatchedEntry(BaseModel):
@@ -26,7 +28,8 @@ class PlanFile(BaseModel):
     """The keys of a plan file.
 
     `actions` has one string per region with one symbol of `legend` per step. `weights` is by step and by operator, and
-    left out where nothing was fitted; `watched` is left out where nothing is expected of forecasts at anchors.
+    left out where nothing was fitted; `watched` is left out where nothing is expected of forecasts at anchors, and
+    `slots` where each region has its own.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -46,12 +49,13 @@ class PlanFile(BaseModel):
     method: dict[str, Scalar] = Field(default_factory=dict)
     legend: dict[str, Action]
     actions: dict[str, str]
+    slots: Slots = "region"
     weights: dict[str, dict[str, list[float]]] = Field(default_factory=dict)
     watched: WatchedEntry | None = None
 
 
 DECODED = frozenset(
-    {"schema_version", "steps", "timesteps", "pruning", "method", "legend", "actions", "weights", "watched"}
+    {"schema_version", "steps", "timesteps", "pruning", "method", "legend", "actions", "slots", "weights", "watched"}
 )
 """Keys that become a plan's field in another form, or none."""
 PLAIN = tuple(name for name in PlanFile.model_fields if name in ("steps", "timesteps") or name not in DECODED)

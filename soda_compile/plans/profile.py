@@ -34,6 +34,7 @@ class Profile:
         cost_us: [R, A] float64, what each action of PROFILED adds to ``base_us``; NaN where it was not measured,
             0 for reuse.
         memory_bytes: [R] float64, size of one kept copy of each region's cuts.
+        stack_bytes: size of one kept copy of what all regions add together; None where the model cannot keep that.
         score: how pruned regions picked their tokens; None where pruning was not measured.
         spread: interquartile range of the time of a full call over its median.
         versions: versions of the packages used.
@@ -50,6 +51,7 @@ class Profile:
     base_us: float
     cost_us: NDArray[np.float64]
     memory_bytes: NDArray[np.float64]
+    stack_bytes: float | None = None
     score: str | None = None
     spread: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)

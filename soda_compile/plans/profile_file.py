@@ -9,7 +9,7 @@ from soda_compile.errors import ProfileError
 from soda_compile.storage.json_reader import read_json
 
 SCHEMA = "soda-profile/1"
-SCALARS = ("fingerprint", "device", "key", "full_us", "base_us", "score", "spread", "versions")
+SCALARS = ("fingerprint", "device", "key", "full_us", "base_us", "stack_bytes", "score", "spread", "versions")
 
 
 class RegionEntry(BaseModel):
@@ -32,6 +32,7 @@ class ProfileFile(BaseModel):
     key: str
     full_us: float
     base_us: float
+    stack_bytes: float | None = None
     score: str | None
     spread: float
     versions: dict[str, str]

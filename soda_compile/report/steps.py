@@ -33,7 +33,7 @@ def step_costs(subject: Subject, plan: Plan) -> StepCosts:
     costs = Costs.read(subject.sensitivity, subject.profile)
     scale, unit = (1000.0, "ms") if costs.unit == "us" else _readable(costs.full)
     steps = tuple(costs.of([(row[step],) for row in plan.actions]) / scale for step in range(plan.steps))
-    memory = None if subject.profile is None else slot_memory_bytes(subject.profile, plan.actions)
+    memory = None if subject.profile is None else slot_memory_bytes(subject.profile, plan.actions, plan.slots)
     return StepCosts(unit, costs.full / scale, steps, memory)
 
 

@@ -55,8 +55,8 @@ def watchpoints(program: Program, plan: Plan) -> dict[int, Watchpoint]:
     """Return the comparisons of a plan by anchor step; none where the program does not say what its slots keep."""
     registers = {key: register for register, key in program.slot_keys.items()}
     number, steps = _watched(plan)
+    row = schedule_region(plan.actions[min(number, len(plan.regions) - 1)])
     expected = dict(plan.watched.errors) if plan.watched is not None else {}
-    row = schedule_region(plan.actions[number])
     found = {}
     for step, read in steps.items():
         sources, written = [], []
@@ -82,8 +82,11 @@ def keeps_between(plan: Plan) -> dict[int, bool]:
 def _watched(plan: Plan) -> tuple[int, dict[int, tuple[int, ...]]]:
     """Return the number of the watched region, and what its forecasts are made of by step.
 
-    Where the plan names none it is the last one that has any forecast at an anchor.
+    Where the plan names none it is the last one that has any forecast at an anchor. What a stack keeps has the number
+    after the regions'.
     """
+    if plan.slots == "stack":
+        return len(plan.regions), forecasts_at_anchors(plan.actions[0], plan.anchors)
     if plan.watched is not None:
         number = plan.regions.index(plan.watched.region)
         return number, forecasts_at_anchors(plan.actions[number], plan.anchors)

@@ -164,6 +164,33 @@ def test_memory_is_kept_by_lower_orders(sensitivity):
     assert slot_memory_bytes(profile, made.actions) <= 900
 
 
+def test_one_value_for_all_regions_where_memory_asks_for_it(sensitivity):
+    """Forecasts of what all regions add come before plain reuse of each."""
+    profile = make_profile(sensitivity, stack_bytes=50.0)
+    wanted = ((1200, "region", "1"), (1199, "stack", "1"), (100, "stack", "1"), (99, "stack", "r"), (50, "stack", "r"))
+    for most, slots, symbol in wanted:
+        made = plan(sensitivity, anchors=6, memory_bytes=most, profile=profile)
+        assert (made.slots, symbol in made.rows[0]) == (slots, True)
+        assert slot_memory_bytes(profile, made.actions, made.slots) <= most
+        assert (made.watched is None) == (slots == "stack")
+    with pytest.raises(PlanError, match="memory_bytes is 49, but even a plan without forecasts keeps 50 bytes"):
+        plan(sensitivity, anchors=6, memory_bytes=49, profile=profile)
+    asked = plan(sensitivity, anchors=6, strategy=AnchorSchedule(slots="stack"))
+    assert (asked.slots, asked.actions) == ("stack", plan(sensitivity, anchors=6).actions)
+    with pytest.raises(PlanError, match='slots is "stack", but the profile has no size for it'):
+        slot_memory_bytes(make_profile(sensitivity), asked.actions, "stack")
+    with pytest.raises(OptionError, match="operator='auto' chooses for each"):
+        plan(sensitivity, anchors=6, strategy=AnchorSchedule(operator="auto", slots="stack"))
+    with pytest.raises(OptionError, match="slots 'all' is not known; use one of region, stack"):
+        plan(sensitivity, anchors=6, strategy=AnchorSchedule(slots="all"))
+
+
+def test_the_size_of_the_one_value_is_in_the_file(sensitivity, tmp_path):
+    for size in (50.0, None):
+        make_profile(sensitivity, stack_bytes=size).save(tmp_path / "profile.json")
+        assert Profile.load(tmp_path / "profile.json").stack_bytes == size
+
+
 def test_a_profile_of_something_else_is_refused(sensitivity):
     with pytest.raises(PlanError, match="profile is for another model"):
         plan(sensitivity, anchors=3, profile=replace(make_profile(sensitivity), fingerprint="other"))
