@@ -46,6 +46,12 @@ def plan(
         str | None, typer.Option(help=f"Error to minimise: {', '.join(METRICS)}. By default residual.")
     ] = None,
     step_weights: Annotated[bool, typer.Option(help="Weight each step by how far it moves the sample.")] = False,
+    worst: Annotated[
+        bool, typer.Option("--worst", help="Minimise the 90th percentile over samples, not the mean.")
+    ] = False,
+    slots: Annotated[
+        str | None, typer.Option(help="What is kept: region, each one's outputs, or stack, one value of all together.")
+    ] = None,
     pruning: Annotated[str | None, typer.Option(help=f"Prune tokens by this score: {', '.join(SCORES)}.")] = None,
     unified: Annotated[
         bool, typer.Option("--unified", help="Let each region choose at every step; --pruning implies it.")
@@ -73,7 +79,13 @@ def plan(
         derived = derive(measured, steps=steps)
         measured, loss = derived.sensitivity, derived.loss
     costs = None if profile is None else Profile.load(profile)
-    settings = {"operator": operator, "objective": objective, "step_weights": step_weights}
+    settings = {
+        "operator": operator,
+        "objective": objective,
+        "step_weights": step_weights,
+        "over_samples": "worst" if worst else None,
+        "slots": slots,
+    }
     strategy = _strategy(
         {key: value for key, value in settings.items() if value}, pruning, unified, paper, paper_lambda
     )
@@ -98,8 +110,10 @@ def _strategy(
     score = None if pruning is None else Pruning(pruning)  # type: ignore[arg-type]
     if paper:
         if settings or unified:
-            raise OptionError("--paper fixes operator, objective, step weights and --unified; leave them out")
+            raise OptionError("--paper fixes how errors are summed, what is kept and --unified; leave them out")
         return PaperSchedule() if score is None else PaperUnified(score, paper_lambda)
+    if (unified or score is not None) and "slots" in settings:
+        raise OptionError("--slots is for regions that all do the same; leave out --unified and --pruning")
     return Unified(pruning=score, **settings) if unified or score is not None else AnchorSchedule(**settings)
 
 

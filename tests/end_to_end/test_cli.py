@@ -167,6 +167,8 @@ def test_a_bad_target_is_one_line(folder, target, named):
         (["plan", "s.safetensors", "--anchors", 3, "--operator", "guess"], "'guess'"),
         (["plan", "s.safetensors", "--anchors", 3, "--objective", "beauty"], "'beauty'"),
         (["plan", "s.safetensors", "--anchors", 3, "--operator", "reuse", "--paper"], "paper"),
+        (["plan", "s.safetensors", "--anchors", 3, "--slots", "all"], "slots 'all' is not known"),
+        (["plan", "s.safetensors", "--speedup", 2, "--slots", "stack", "--unified"], "leave out --unified"),
         (["plan", "s.safetensors", "--anchors", 3, "--out", "absent/plan.json"], "no folder absent"),
         (["plan", "absent.safetensors", "--anchors", 3], "absent.safetensors"),
         (["plan", "target.py", "--anchors", 3], "target.py"),
@@ -206,12 +208,14 @@ def test_plan_passes_every_option_on(folder):
     for name, options, strategy in (
         ("cosine", {"operator": "forecast2", "objective": "cosine"}, AnchorSchedule("forecast2", "cosine")),
         ("unweighted", {"operator": "auto", "step_weights": False}, AnchorSchedule("auto")),
+        ("stack", {"slots": "stack"}, AnchorSchedule(slots="stack")),
+        ("worst", {"worst": True}, AnchorSchedule(over_samples="worst")),
         ("unified", {"unified": True}, Unified()),
         ("paper", {"paper": True}, PaperSchedule()),
     ):
         flags = {key: value for key, value in options.items() if not isinstance(value, bool)}
         words = [word for key, value in flags.items() for word in (f"--{key}", value)]
-        words += [f"--{key}" for key in ("paper", "unified") if key in options]
+        words += [f"--{key}" for key in ("paper", "unified", "worst") if key in options]
         words += ["--no-step-weights"] * ("step_weights" in options)
         goal = {"speedup": 2.0} if "unified" in options else {"anchors": 3}
         words += [word for key, value in goal.items() for word in (f"--{key}", value)]
