@@ -30,7 +30,8 @@ def deep_structure(config: Config) -> Structure:
     counts = layer_counts(config)
     few = {name: min(count, CAPTURED) for name, count in counts.items()}
     structure = structure_on_gpu(replace(config, arguments={**config.arguments, **few}))
-    first = next(name.split(".")[0] for name in structure.region_names)
+    paths = (name.split(".") for name in structure.region_names)
+    first = next(path[0] for path in paths if path[1].isdigit())  # others, as of a text refiner, lie deeper
     return deepened(structure, {LISTS.get(name, first): count for name, count in counts.items()})
 
 

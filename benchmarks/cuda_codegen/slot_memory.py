@@ -10,9 +10,11 @@ from benchmarks.cuda_codegen.variants import STALE
 from soda_compile.compiler.bind import prunable_regions
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import build_program
+from soda_compile.compiler.whole_stack import stack_bytes
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.actions import COMPUTE, REUSE, Action, prune
 from soda_compile.plans.plan import Plan
+from soda_compile.plans.plan_file import Slots
 from soda_compile.plans.pruning import Pruning
 
 Row = tuple[Action, ...]
@@ -32,18 +34,28 @@ def slot_memory(name: str) -> list[dict[str, Any]]:
             "branch_bytes": kept,
             "bytes": kept * subject.branches,
         }
-        for policy, row in policies(structure).items()
-        if (kept := policy_bytes(structure, row))
+        for policy, (row, slots) in policies(structure).items()
+        if (kept := policy_bytes(structure, row, slots))
     ]
 
 
-def policies(structure: Structure) -> dict[str, Callable[[int], Row]]:
-    """What plans do, by region."""
-    kinds = [region.kind for region in structure.regions]
-    made: dict[str, Callable[[int], Row]] = {
+def policies(structure: Structure) -> dict[str, tuple[Callable[[int], Row], Slots]]:
+    """What plans do, by region, and what they keep."""
+    stale: dict[str, Callable[[int], Row]] = {
         str(action): lambda number, row=(*[COMPUTE] * history, action): row  # type: ignore[misc]
         for history, action in enumerate(STALE, 1)
     }
+    made: dict[str, tuple[Callable[[int], Row], Slots]] = {name: (row, "region") for name, row in stale.items()}
+    made |= {name: (row, "region") for name, row in by_kind(structure).items()}
+    if stack_bytes(structure) is not None:
+        made |= {f"{name}, one slot for all regions": (row, "stack") for name, row in stale.items()}
+    return made
+
+
+def by_kind(structure: Structure) -> dict[str, Callable[[int], Row]]:
+    """What plans do that treat regions of one kind unlike others."""
+    made: dict[str, Callable[[int], Row]] = {}
+    kinds = [region.kind for region in structure.regions]
     for wanted in ("attention", "mlp"):
         if wanted in kinds:
             made[f"reuse of {wanted} alone"] = lambda number, wanted=wanted: (  # type: ignore[misc]
@@ -55,11 +67,12 @@ def policies(structure: Structure) -> dict[str, Callable[[int], Row]]:
     return made
 
 
-def policy_bytes(structure: Structure, row: Callable[[int], Row]) -> int:
+def policy_bytes(structure: Structure, row: Callable[[int], Row], slots: Slots) -> int:
     """Memory of a policy in one branch of guidance."""
     rows = tuple(map(row, range(len(structure.regions))))
     prunes = any(action.kind == "prune" for one in rows for action in one)
-    plan = Plan("", structure.region_names, rows, pruning=Pruning("drift", share="block") if prunes else None)
+    pruning = Pruning("drift", share="block") if prunes else None
+    plan = Plan("", structure.region_names, rows, pruning=pruning, slots=slots)
     with constants_stood_in():
         program = build_program(structure, plan, Lowering(target=lambda subgraph: NoCode(subgraph.key)))
     return program.slot_memory_bytes
