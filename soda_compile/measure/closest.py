@@ -101,8 +101,8 @@ def closest_plan(
 def strategies_for(sensitivity: Sensitivity, objective: Objective = "mean") -> dict[str, Strategy]:
     """Return the built-in strategies, by name, that a sensitivity has the tables for.
 
-    Those by intervals are tried for the mean and for the worst of samples whatever the objective: plans for the worst
-    of a few samples came as close to others in the mean (benchmarks/results/closeness.md).
+    Those by intervals are tried for the mean and for the worst of samples whatever the objective: made for the worst of
+    a few samples, plans came closer in the mean to others too (benchmarks/results/closeness.md).
 
     Args:
         sensitivity: What was measured.

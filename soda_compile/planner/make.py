@@ -129,7 +129,8 @@ def _within_memory(problem: Problem) -> Draft:
 def _by_closeness(problem: Problem, profile: Profile) -> list[tuple[Slots, int]]:
     """Return what can be kept and up to which order it is forecast: what hurts least comes first.
 
-    Forecasts of what all regions add are closer than plain reuse of each (benchmarks/results/closeness.md).
+    Forecasts of what all regions add are closer than plain reuse of each: .94 to 1.29 of the default's error against
+    1.56 to 1.62 on the digits model (benchmarks/results/closeness.md).
     """
     orders = [action.order for action in reversed(problem.errors.menu)]
     forecasts, reuse = [order for order in orders if order], [0]

@@ -161,7 +161,7 @@ def generate(seed):
 try:
     soda_compile.calibrate(model, generate, seeds=range(2), max_interval=1, process_group=dist.group.WORLD)
 except soda_compile.DistributedError as error:
-    print("refused:", error)
+    print("refused:", error, flush=True)
     os._exit(3)
 """
 
