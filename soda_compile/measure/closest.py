@@ -4,18 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import numpy as np
-
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.measure.fitting import Fit
 from soda_compile.measure.fitting import fit as fit_weights
-from soda_compile.measure.gram import Floats
 from soda_compile.measure.planned_run import Compared, compare
 from soda_compile.measure.recording import Recording
 from soda_compile.planner import AnchorSchedule, FixedInterval, Goal, SearchedSchedule, SimulatedSchedule, Strategy
 from soda_compile.planner import plan as make_plan
-from soda_compile.planner.stale_errors import OverSamples
-from soda_compile.plans.interval_errors import WORST
+from soda_compile.plans.over_samples import OverSamples, over
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.sensitivity import Sensitivity
@@ -91,9 +87,9 @@ def closest_plan(
     if not plans:
         raise PlanError("; ".join(f"{name}: {reason}" for name, reason in unreached.items()))
     compared = compare(recording, plans)
-    name = min(plans, key=lambda each: _size(compared.errors[each], objective))
+    name = min(plans, key=lambda each: over(compared.errors[each], objective))
     fitted = fit_weights(recording, plans[name]) if fit else None
-    if fitted is not None and _size(fitted.after, objective) > _size(fitted.before, objective):
+    if fitted is not None and over(fitted.after, objective) > over(fitted.before, objective):
         fitted = None  # the mean falls, but what was asked for rises
     return Closest(fitted.plan if fitted else plans[name], name, compared, fitted, unreached)
 
@@ -124,7 +120,3 @@ def strategies_for(sensitivity: Sensitivity, objective: Objective = "mean") -> d
     if intervals.worst is not None:
         by_interval |= {f"{name}, worst": each(over_samples="worst") for name, each in made.items()}
     return by_interval | found
-
-
-def _size(errors: Floats, objective: Objective) -> float:
-    return float(np.mean(errors) if objective == "mean" else np.quantile(errors, WORST))

@@ -18,9 +18,10 @@ from soda_compile.measure.recording import RecordedStep, Recording
 from soda_compile.measure.sketch import Sketch, sketch_for
 from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, REUSE
 from soda_compile.plans.fitted_weights import FittedWeights
-from soda_compile.plans.interval_errors import WORST, IntervalErrors
+from soda_compile.plans.interval_errors import IntervalErrors
 from soda_compile.plans.interval_vectors import IntervalVectors, Vector
 from soda_compile.plans.operators import OPERATORS
+from soda_compile.plans.over_samples import WORST
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.sensitivity import Sensitivity
 from soda_compile.storage.progress import progress_bar

@@ -11,8 +11,9 @@ from soda_compile.errors import OptionError
 from soda_compile.planner.anchors import IntervalCosts
 from soda_compile.planner.costs import Costs
 from soda_compile.planner.goal import Goal
-from soda_compile.planner.stale_errors import Floats, OverSamples, StaleErrors
+from soda_compile.planner.stale_errors import Floats, StaleErrors
 from soda_compile.plans.actions import Action
+from soda_compile.plans.over_samples import OverSamples
 from soda_compile.plans.plan_file import Scalar, Slots
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.pruning import Pruning
@@ -177,8 +178,8 @@ class Problem:
         """
         if self.strategy.pruning is None:
             return None
-        read = self.sensitivity.table if self.strategy.over_samples == "mean" else self.sensitivity.worst_table
-        table = read(self.strategy.objective, f"prune.{self.strategy.pruning.score}")
+        strategy, score = self.strategy, f"prune.{self.strategy.pruning.score}"
+        table = self.sensitivity.table_over(strategy.over_samples, strategy.objective, score)
         return table.astype(np.float64)
 
     def restricted(self, order: int) -> "Problem":

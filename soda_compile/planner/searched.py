@@ -10,8 +10,8 @@ from soda_compile.errors import SensitivityError
 from soda_compile.planner.anchor_count import Anchors, anchor_actions, best_anchors
 from soda_compile.planner.problem import Draft, Problem
 from soda_compile.planner.simulated import SimulatedSchedule, simulated_intervals
-from soda_compile.plans.interval_errors import WORST
 from soda_compile.plans.interval_vectors import IntervalVectors, Vector
+from soda_compile.plans.over_samples import over
 
 STARTS = 12
 KICK = 3
@@ -115,7 +115,7 @@ class _Search:
         if not parts:
             return 0.0
         squares = np.square(np.sum(parts, axis=0)).sum(axis=-1, dtype=np.float64)
-        return float(squares.mean() if self.strategy.over_samples == "mean" else np.quantile(squares, WORST))
+        return over(squares, self.strategy.over_samples)
 
     def _vector(self, anchor: int, spacing: int, length: int) -> Vector | None:
         key = anchor, spacing, length

@@ -11,9 +11,10 @@ from soda_compile.errors import SensitivityError
 from soda_compile.planner.anchor_count import best_anchors, draft
 from soda_compile.planner.anchors import IntervalCosts
 from soda_compile.planner.problem import Draft, Problem, Strategy
-from soda_compile.planner.stale_errors import Floats, OverSamples
+from soda_compile.planner.stale_errors import Floats
 from soda_compile.plans.actions import STALE, Action
 from soda_compile.plans.interval_errors import IntervalErrors
+from soda_compile.plans.over_samples import OverSamples
 from soda_compile.plans.plan_file import Slots
 from soda_compile.plans.sensitivity import Metric
 
@@ -65,13 +66,7 @@ class SimulatedSchedule(Strategy):
 
     def _best(self, problem: Problem) -> tuple[Floats, NDArray[np.int64]]:
         found = simulated_intervals(problem)
-        table = found.squares if self.over_samples == "mean" else found.worst
-        if table is None:
-            raise SensitivityError(
-                "the worst errors of intervals were not measured; run soda_compile.simulate(recording, sensitivity) "
-                'again, or take over_samples="mean"'
-            )
-        orders = tuple(action.order for action in problem.errors.menu if action.order < len(table))
+        orders = tuple(action.order for action in problem.errors.menu if action.order < len(found.squares))
         return _best(found, self.over_samples, orders, problem.sensitivity.info.max_interval)
 
 
@@ -95,9 +90,7 @@ def _best(
     errors: IntervalErrors, over_samples: OverSamples, orders: tuple[int, ...], width: int
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Return the least cost over orders and the order that has it, [anchor, spacing, length]; infinite beyond."""
-    table = errors.squares if over_samples == "mean" else errors.worst
-    assert table is not None
-    squares = table[list(orders)].astype(np.float64)
+    squares = errors.table_over(over_samples)[list(orders)].astype(np.float64)
     squares[0] = squares[0][:, :1]  # reuse reads one value, whatever the spacing
     known = np.where(np.isnan(squares), np.inf, squares)
     beyond = width - errors.width

@@ -1,7 +1,7 @@
 """The operator that serves a stale region at a step, and its error there."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 from soda_compile.errors import OptionError
 from soda_compile.plans.actions import DEFAULT_ACTIONS, STALE, Action
 from soda_compile.plans.operators import OPERATORS
+from soda_compile.plans.over_samples import OverSamples
 from soda_compile.plans.sensitivity import METRICS, Sensitivity
 
 OPERATOR_CHOICES = (*(operator.name for operator in OPERATORS), "auto")
 Floats = NDArray[np.float64]
-OverSamples = Literal["mean", "worst"]
-"""What counts of the errors of samples: their mean, or their 90th percentile."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ class StaleErrors:
         if auto := operator == "auto":
             measured = [action for action in DEFAULT_ACTIONS[2:] if f"{objective}.{action}" in sensitivity.mean]
             menu = (STALE[0], *measured)
-        read = sensitivity.table if over_samples == "mean" else sensitivity.worst_table
-        reuse, *forecasts = (read(objective, str(action)).astype(np.float64) for action in menu)
+        tables = (sensitivity.table_over(over_samples, objective, str(action)) for action in menu)
+        reuse, *forecasts = (table.astype(np.float64) for table in tables)
         width = sensitivity.info.max_interval
         padding = ((0, 0), (0, 0), (0, 0), (0, 1))
         padded = (np.pad(table, padding, constant_values=np.nan) for table in forecasts)

@@ -11,9 +11,9 @@ from soda_compile.planner.choices import Choices
 from soda_compile.planner.goal import Goal
 from soda_compile.planner.paper import PaperStrategy
 from soda_compile.planner.problem import Draft, Problem, Strategy
-from soda_compile.planner.stale_errors import OverSamples
 from soda_compile.planner.unified import Limit, solve_unified
 from soda_compile.plans.actions import COMPUTE
+from soda_compile.plans.over_samples import OverSamples
 from soda_compile.plans.plan_file import Slots
 from soda_compile.plans.pruning import Pruning
 from soda_compile.plans.sensitivity import Metric

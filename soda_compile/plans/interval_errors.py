@@ -10,12 +10,11 @@ from soda_compile.errors import SensitivityError
 from soda_compile.plans.interval_vectors import ARRAYS as VECTOR_ARRAYS
 from soda_compile.plans.interval_vectors import IntervalVectors, merge_vectors
 from soda_compile.plans.operators import OPERATORS
+from soda_compile.plans.over_samples import OverSamples
 
 Table = NDArray[np.float32]
 ARRAYS = ("intervals.squares", "intervals.samples", "intervals.worst", *VECTOR_ARRAYS)
 """Names of what a file holds; older ones end after the second."""
-WORST = 0.9
-"""Quantile over samples that is called the worst: one in ten is worse."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +61,20 @@ class IntervalErrors:
     def width(self) -> int:
         """Return W, the largest age in steps that was measured."""
         return int(self.squares.shape[3]) - 2
+
+    def table_over(self, over_samples: OverSamples) -> Table:
+        """Return what counts of the squared errors of samples.
+
+        Raises:
+            SensitivityError: it was not measured.
+        """
+        table = self.squares if over_samples == "mean" else self.worst
+        if table is None:
+            raise SensitivityError(
+                "the worst errors of intervals were not measured; run soda_compile.simulate(recording, sensitivity) "
+                'again, or take over_samples="mean"'
+            )
+        return table
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return what a file holds."""

@@ -53,11 +53,6 @@ class IntervalVectors:
         unit = largest / LARGEST
         return cls(np.ascontiguousarray(vectors / unit, dtype=np.float16), spacings, unit)
 
-    @property
-    def samples(self) -> int:
-        """Return the number of samples that it was measured on."""
-        return int(self.values.shape[4])
-
     def of(self, order: int, anchor: int, spacing: int, length: int) -> Vector:
         """Return the vectors of an interval, float32 [samples, K]; between spacings that were run they are mixed."""
         row: Vector = self.values[order, anchor, :, length].astype(np.float32) * np.float32(self.unit)

@@ -24,6 +24,7 @@ from soda_compile.plans.interval_errors import ARRAYS as INTERVAL_ARRAYS
 from soda_compile.plans.interval_errors import IntervalErrors, merge_intervals
 from soda_compile.plans.notebook import picture_or_text
 from soda_compile.plans.operators import OPERATORS
+from soda_compile.plans.over_samples import OverSamples
 from soda_compile.plans.sensitivity_info import METRICS, PRUNE_OPERATORS, Metric, SensitivityInfo
 from soda_compile.storage.files import named_errors, write_atomic
 from soda_compile.storage.json_reader import read_json
@@ -167,13 +168,15 @@ class Sensitivity:
             )
         return table
 
-    def worst_table(self, metric: str, operator: str) -> NDArray[np.float32]:
-        """Return about the 90th percentile of the errors over samples, as if these were normally distributed.
+    def table_over(self, over_samples: OverSamples, metric: str, operator: str) -> NDArray[np.float32]:
+        """Return what counts of the errors of samples: of the worst about what a normal distribution has.
 
         Raises:
             SensitivityError: it was not measured.
         """
         mean = self.table(metric, operator)
+        if over_samples == "mean":
+            return mean
         return (mean + _NINE_IN_TEN * np.sqrt(self.variance[f"{metric}.{operator}"])).astype(np.float32)
 
     def error(

@@ -10,6 +10,7 @@ import torch
 
 from soda_compile.compiler.program import Program
 from soda_compile.compiler.schedule import schedule_region
+from soda_compile.plans.actions import Action
 from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.watched_region import forecasts_at_anchors
@@ -54,8 +55,8 @@ class Watchpoint:
 def watchpoints(program: Program, plan: Plan) -> dict[int, Watchpoint]:
     """Return the comparisons of a plan by anchor step; none where the program does not say what its slots keep."""
     registers = {key: register for register, key in program.slot_keys.items()}
-    number, steps = _watched(plan)
-    row = schedule_region(plan.actions[min(number, len(plan.regions) - 1)])
+    number, actions, steps = _watched(plan)
+    row = schedule_region(actions)
     expected = dict(plan.watched.errors) if plan.watched is not None else {}
     found = {}
     for step, read in steps.items():
@@ -79,22 +80,22 @@ def keeps_between(plan: Plan) -> dict[int, bool]:
     return {step: any(row[step].mode.writes for row in rows) for step in between}
 
 
-def _watched(plan: Plan) -> tuple[int, dict[int, tuple[int, ...]]]:
-    """Return the number of the watched region, and what its forecasts are made of by step.
+def _watched(plan: Plan) -> tuple[int, Sequence[Action], dict[int, tuple[int, ...]]]:
+    """Return the number of the watched region, what it does, and what its forecasts are made of by step.
 
     Where the plan names none it is the last one that has any forecast at an anchor. What a stack keeps has the number
-    after the regions'.
+    after the regions', all of which do the same.
     """
     if plan.slots == "stack":
-        return len(plan.regions), forecasts_at_anchors(plan.actions[0], plan.anchors)
+        return len(plan.regions), plan.actions[0], forecasts_at_anchors(plan.actions[0], plan.anchors)
     if plan.watched is not None:
         number = plan.regions.index(plan.watched.region)
-        return number, forecasts_at_anchors(plan.actions[number], plan.anchors)
+        return number, plan.actions[number], forecasts_at_anchors(plan.actions[number], plan.anchors)
     for number in reversed(range(len(plan.regions))):
         steps = forecasts_at_anchors(plan.actions[number], plan.anchors)
         if steps:
-            return number, steps
-    return 0, {}
+            return number, plan.actions[number], steps
+    return 0, plan.actions[0], {}
 
 
 def _norm(values: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -17,10 +17,10 @@ from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.measure.closest import strategies_for
 from soda_compile.measure.planned_run import PlannedRun
 from soda_compile.measure.player import playing
-from soda_compile.planner.stale_errors import OverSamples
 from soda_compile.plans.derived import derive, schedule_of
 from soda_compile.plans.interval_errors import IntervalErrors
 from soda_compile.plans.interval_vectors import IntervalVectors
+from soda_compile.plans.over_samples import OverSamples
 from soda_compile.plans.sensitivity import Sensitivity
 
 WIDTH = 4
@@ -179,7 +179,7 @@ def test_the_worst_of_samples_is_another_objective(measured: Sensitivity, simula
         assert mean.predicted_error is not None
         assert worst.predicted_error is not None
         assert worst.predicted_error > mean.predicted_error
-    table = measured.worst_table("residual", "reuse")
+    table = measured.table_over("worst", "residual", "reuse")
     assert (table >= measured.table("residual", "reuse"))[~np.isnan(table)].all()
 
 

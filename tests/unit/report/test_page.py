@@ -132,9 +132,8 @@ def test_a_browser_shows_the_plan_the_chosen_map_and_the_samples(browser: str, t
     bare = screenshot(page(Subject(SENSITIVITY)), browser, tmp_path)
     assert share(bare, "#ff0000") == 0
     hidden = page(Subject(SENSITIVITY)).replace(" checked", "")
-    assert (screenshot(hidden, browser, tmp_path) < 1).mean() < 0.8 * (
-        bare < 1
-    ).mean()  # no map is shown without a choice
+    # no map is shown without a choice
+    assert (screenshot(hidden, browser, tmp_path) < 1).mean() < 0.8 * (bare < 1).mean()
 
 
 def screenshot(text: str, browser: str, folder: Path) -> np.ndarray:
