@@ -1,9 +1,9 @@
-"""How close plans stay to the original at equal FLOPs, on the digits model: all strategies, slots, fitted weights.
+"""How close plans stay to the original at equal FLOPs, on trained models: all strategies, slots, fitted weights.
 
-python -m benchmarks.closeness
+python -m benchmarks.closeness --model digits
 
 Plans are made and fitted on calibration seeds, and scored on others. Rewritten graphs run operator by operator, without
-Inductor, which differs by rounding.
+Inductor, which differs by rounding. The results of other models and budgets in the file are kept.
 """
 
 import json
@@ -21,22 +21,21 @@ import typer
 os.environ.setdefault("SODA_COMPILE_LOWERING", "eager")
 
 import soda_compile
-from soda_compile.digits.pipeline import DigitsPipeline, load
+from benchmarks.leaderboard.models import MODELS
+from benchmarks.leaderboard.subject import CALIBRATION, Subject
 from soda_compile.measure.closest import strategies_for
 from soda_compile.measure.fitting import RIDGES
 from soda_compile.measure.simulation import SPACINGS
 from soda_compile.storage.files import write_atomic
 
-HELD_OUT = 1_000_000  # calibration seeds lie far from the scored ones
-STEPS, DIGITS = 50, 10
+BATCH, GENERATIONS = 10, 2  # of the sensitivity
 TODAY = "today's default"
+CHOSEN = " (best on calibration)"
 
 
-def generate(pipe: DigitsPipeline, first: int, count: int) -> torch.Tensor:
-    """Latents [count, 1, 8, 8], one label and one noise for each seed."""
-    generators = [torch.Generator().manual_seed(first + number) for number in range(count)]
-    labels = [(first + number) % 10 for number in range(count)]
-    return pipe(class_labels=labels, generator=generators, output_type="latent").images
+def generate(subject: Subject, first: int, count: int) -> torch.Tensor:
+    """Latents of that many samples, one label and one noise for each seed."""
+    return subject.run(subject.pipe, range(first, first + count), subject.steps)
 
 
 def plans(sensitivity: soda_compile.Sensitivity, anchors: int) -> dict[str, soda_compile.Plan]:
@@ -50,11 +49,11 @@ def on_stack(made: dict[str, soda_compile.Plan]) -> dict[str, soda_compile.Plan]
     return {f"{name}, one slot": replace(each, slots="stack", watched=None) for name, each in made.items()}
 
 
-def measured(pipe: DigitsPipeline, keep: Path | None) -> soda_compile.Sensitivity:
+def measured(subject: Subject, keep: Path | None) -> soda_compile.Sensitivity:
     if keep is not None and keep.exists():
         return soda_compile.Sensitivity.load(keep)
     sensitivity = soda_compile.calibrate(
-        pipe, lambda seed: generate(pipe, HELD_OUT + DIGITS * seed, DIGITS), generations=2
+        subject.pipe, lambda seed: generate(subject, CALIBRATION + BATCH * seed, BATCH), generations=GENERATIONS
     )
     if keep is not None:
         sensitivity.save(keep)
@@ -62,6 +61,7 @@ def measured(pipe: DigitsPipeline, keep: Path | None) -> soda_compile.Sensitivit
 
 
 def main(
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = "digits",
     out: Path = Path("benchmarks/results/closeness.json"),
     samples: int = 100,
     calibration_samples: Annotated[int, typer.Option(help="For simulated intervals and fitted weights.")] = 16,
@@ -70,32 +70,41 @@ def main(
     keep: Annotated[Path | None, typer.Option(help="Where the sensitivity is kept for the next run.")] = None,
 ) -> None:
     torch.set_num_threads(1)
-    pipe = load()
-    sensitivity = measured(pipe, keep)
-    calibration = soda_compile.record(pipe, lambda seed: generate(pipe, seed, calibration_samples), generations=1,
-                                      first_seed=HELD_OUT)  # fmt: skip
+    if model not in MODELS:
+        raise typer.BadParameter(f"{model!r} is none of {', '.join(MODELS)}", param_hint="--model")
+    subject = MODELS[model]("cpu")
+    sensitivity = measured(subject, keep)
+    calibration = soda_compile.record(subject.pipe, lambda seed: generate(subject, seed, calibration_samples),
+                                      generations=1, first_seed=CALIBRATION)  # fmt: skip
     if sensitivity.intervals is None:
         sensitivity = soda_compile.simulate(calibration, sensitivity, spacings=spacings or SPACINGS)
         if keep is not None:
             sensitivity.save(keep)
-    fresh = soda_compile.record(pipe, lambda seed: generate(pipe, seed, samples), generations=1)
-    report: dict[str, Any] = {
-        "model": f"digits, DDIM, {STEPS} steps, guidance 1.5; graphs run without Inductor",
+    fresh = soda_compile.record(subject.pipe, lambda seed: generate(subject, seed, samples), generations=1)
+    about = {
+        "title": f"{subject.title}; graphs run without Inductor",
         "fresh_seeds": f"0 to {samples - 1} in one batch",
         "calibration": {
-            "seeds": f"{HELD_OUT} to {HELD_OUT + DIGITS * sensitivity.info.generations - 1} for the sensitivity, "
+            "seeds": f"{CALIBRATION} to {CALIBRATION + BATCH * sensitivity.info.generations - 1} for the sensitivity, "
             f"the first {calibration_samples} for simulating and fitting",
             "sensitivity_seconds": float(sensitivity.info.notes["seconds"]),
             "intervals": sensitivity.info.notes["intervals"],
         },
         "fit_ridges": list(RIDGES),
         "torch": torch.__version__,
-        "rows": [],
     }
     for count in anchors or [12, 8, 18]:
-        report["rows"] += rows(calibration, fresh, plans(sensitivity, count), count)
+        found = rows(calibration, fresh, plans(sensitivity, count), count)
+        report = with_rows(json.loads(out.read_text()) if out.exists() else {}, model, about, found)
         write_atomic(out, json.dumps(report, indent=1).encode())
-        write_atomic(out.with_suffix(".md"), table(report).encode())
+        write_atomic(out.with_suffix(".md"), text(report).encode())
+
+
+def with_rows(report: dict[str, Any], model: str, about: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the report with what was found for a model, instead of its rows for the same number of anchors."""
+    counts = {row["anchors"] for row in found}
+    others = [row for row in report.get(model, {}).get("rows", []) if row["anchors"] not in counts]
+    return {**report, model: {**about, "rows": sorted(others + found, key=lambda row: float(row["anchors"]))}}
 
 
 def rows(
@@ -140,34 +149,68 @@ def score(error: np.ndarray, errors: Mapping[str, np.ndarray]) -> dict[str, floa
     }
 
 
-def table(report: dict[str, Any]) -> str:
-    calibration = report["calibration"]
+def text(report: Mapping[str, Any]) -> str:
+    """Return the tables of all models, and what is chosen over all of them."""
+    return "\n".join(
+        [
+            "# Closeness to the original at equal FLOPs",
+            "",
+            "Relative L2 of the last sample; ratios are to today's default, paired by sample (geometric mean, one",
+            "standard error). With one slot, what all regions add is kept together. The best on calibration of both",
+            "kinds are fitted; where no weights come closer on calibration, the plan stays as it is. Calls of",
+            "simulating and fitting are in batches of the calibration's size, and seconds those of a busy machine.",
+            "",
+            *summary(report),
+            *(line for name, found in report.items() for line in section(name, found)),
+        ]
+    )
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """Return the lines of what is chosen on calibration, for each model and number of anchors."""
     lines = [
-        "# Closeness to the original at equal FLOPs",
+        "## Chosen on calibration, and fitted",
         "",
-        f"{report['model']}. Relative L2 of the last sample, fresh seeds {report['fresh_seeds']}; ratios are to",
-        "today's default, paired by sample (geometric mean, one standard error). With one slot, what all regions add",
-        "is kept together, in a twelfth of the memory; the best on calibration of both kinds are fitted.",
-        f"Calibration seeds: {calibration['seeds']}. Simulating took {calibration['intervals']}; calls are",
-        "in batches of the calibration's size, and seconds those of a busy machine. Ridges of fits: "
-        f"{', '.join(map(str, report['fit_ridges']))};",
-        "where no weights come closer on calibration, the plan stays as it is.",
+        "| model | anchors | plan | paired ratio |",
+        "|---|---|---|---|",
+    ]
+    ratios = []
+    for name, found in report.items():
+        for row in found["rows"]:
+            if row["chosen_on_calibration"] and "one slot" not in row["plan"]:
+                ratios.append(row["paired_ratio"])
+                lines.append(f"| {name} | {row['anchors']} | {row['plan']} | {ratio(row)} |")
+    mean, worst = float(np.exp(np.log(ratios).mean())), max(ratios)
+    return [*lines, "", f"Geometric mean {mean:.2f}, largest {worst:.2f}.", ""]
+
+
+def section(name: str, found: Mapping[str, Any]) -> list[str]:
+    calibration = found["calibration"]
+    lines = [
+        f"## {name}",
+        "",
+        f"{found['title']}. Fresh seeds {found['fresh_seeds']}. Calibration seeds: {calibration['seeds']}.",
+        f"Simulating took {calibration['intervals']}. Ridges of fits: {', '.join(map(str, found['fit_ridges']))}.",
         "",
         "| anchors | plan | mean | 95th percentile | ratio of means | paired ratio | fit: calls, seconds |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in report["rows"]:
+    for row in found["rows"]:
         cells = [
             row["anchors"],
-            row["plan"] + (" (best on calibration)" if row["chosen_on_calibration"] else ""),
+            row["plan"] + (CHOSEN if row["chosen_on_calibration"] else ""),
             f"{row['relative_l2_mean']:.2%}",
             f"{row['relative_l2_p95']:.2%}",
             f"{row['ratio_of_means']:.2f}",
-            f"{row['paired_ratio']:.2f} ± {row['paired_ratio_standard_error']:.2f}",
+            ratio(row),
             f"{row['fit_denoiser_calls']:.0f}, {row['fit_seconds']:.0f}" if row["fit_seconds"] else "",
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+    return [*lines, ""]
+
+
+def ratio(row: Mapping[str, Any]) -> str:
+    return f"{row['paired_ratio']:.2f} ± {row['paired_ratio_standard_error']:.2f}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Runs a test file's checks in several processes: one start of them for all checks of a file.
+"""Runs checks in several processes: one start of them for all.
 
-A file has functions ``check_...`` that every rank runs, in order, and calls ``run_checks`` where it is the main
-module. ``launch`` starts it under torchrun, on loopback alone, and gives what became of each check on each rank.
+Modules of ``tests/distributed`` have functions ``check_...`` that every rank runs, in order. ``launch`` starts this
+file under torchrun, on loopback alone, and gives what became of each check on each rank.
 """
 
+import importlib
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,18 +32,19 @@ FOLDER = "SODA_TEST_FOLDER"
 TIMEOUT = timedelta(seconds=120)  # of process groups: longer than a slow machine compiles a tiny model
 
 
-def names_of(namespace: Mapping[str, Any]) -> list[str]:
-    return [name for name in namespace if name.startswith("check_")]
+def names_of(module: ModuleType) -> list[str]:
+    return [f"{module.__name__}:{name}" for name in vars(module) if name.startswith("check_")]
 
 
-def run_checks(namespace: Mapping[str, Any]) -> None:
-    """Runs the checks named on the command line, or all, and writes what became of each; none after one that fails."""
+def run_checks(names: list[str]) -> None:
+    """Runs checks, named as ``names_of`` does, and writes what became of each; none after one that fails."""
     dist.init_process_group("gloo", timeout=TIMEOUT)
     found: dict[str, str] = {}
-    for name in sys.argv[1:] or names_of(namespace):
+    for name in names:
+        module, check = name.split(":")
         torch._dynamo.reset()  # plans are compared where graphs are compiled, which equal models share
         try:
-            namespace[name]()
+            getattr(importlib.import_module(module), check)()
             found[name] = "ok"
         except BaseException:
             found[name] = traceback.format_exc()
@@ -90,7 +93,7 @@ def by_hand(
 
 
 def environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/distributed")))
     own = {FOLDER: str(folder), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return {**os.environ, **own, "SODA_COMPILE_LOWERING": "eager", **more}
 
@@ -98,9 +101,9 @@ def environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
 def launch(
     request: pytest.FixtureRequest, folder: Path, processes: int = 2, seconds: int = 300, **variables: str
 ) -> Callable[[str], list[str]]:
-    """Runs those checks of a test file that pytest runs, and returns what gives the outcomes of one of them by rank."""
+    """Runs the checks that pytest runs, and returns what gives the outcomes of one of them by rank."""
     names = [item.callspec.params["name"] for item in request.session.items if _is_check(item, request.path)]
-    ran = torchrun(request.path, folder, processes, seconds, *names, **variables)
+    ran = torchrun(__file__, folder, processes, seconds, *names, **variables)
 
     def outcomes(name: str) -> list[str]:
         files = [folder / f"{rank}.json" for rank in range(processes)]
@@ -145,3 +148,7 @@ def sent_in(run: Callable[[], object]) -> Counter[str]:
     names = (event.name for event in recorded.events())
     functional = [name.partition("::")[2] for name in names if name.startswith("_c10d_functional::")]
     return Counter(name for name in functional if name not in ("wait_tensor", "_wrap_tensor_autograd"))
+
+
+if __name__ == "__main__":
+    run_checks(sys.argv[1:])

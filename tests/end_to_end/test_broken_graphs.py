@@ -47,6 +47,7 @@ def test_a_plan_for_the_whole_model_is_not_followed(name: str, compiled: Callabl
     assert "group offloading: accelerate(pipe, plan)" in counted["reasons"]["structure"]
 
 
+@pytest.mark.thorough
 def test_the_only_block_of_a_model_is_still_a_part_of_it() -> None:
     """It has as many regions as the plan, under other names."""
     family = FAMILIES["wan"]

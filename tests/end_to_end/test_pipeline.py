@@ -1,10 +1,11 @@
 """A diffusers pipeline, calibrated, planned, accelerated and restored: the digits model over six steps.
 
-Inductor compiles what is compared with the original model; the other tests run their graphs as they are.
+Graphs run as they are, except where the thorough run compares a plan through Inductor with hooks on the original; the
+gate has that in the demo, and for small models in test_families.py.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ pytest.importorskip("diffusers")
 from diffusers import DPMSolverMultistepScheduler
 from eager_reference import EagerReference
 from families import Region
+from thorough import gated
 
 import soda_compile
 from soda_compile.backend.options import LOWERING
@@ -119,8 +121,11 @@ def test_computing_everything_is_the_original(pipe: DigitsPipeline, original: Te
     torch.testing.assert_close(draw(pipe), original, **ROUNDING)
 
 
-def test_a_cached_plan_does_what_hooks_do(pipe: DigitsPipeline, plan: Plan, original: Tensor) -> None:
-    with compiled_by_inductor():
+@pytest.mark.parametrize("lowering", gated(nullcontext, others=[compiled_by_inductor]))
+def test_a_cached_plan_does_what_hooks_do(
+    lowering: Callable[[], AbstractContextManager[None]], pipe: DigitsPipeline, plan: Plan, original: Tensor
+) -> None:
+    with lowering():
         fast = draw(soda_compile.accelerate(load(), plan))
     reference = EagerReference(pipe.transformer, REGIONS, plan)
     steps = iter(range(STEPS))

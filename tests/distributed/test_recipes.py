@@ -41,15 +41,11 @@ def run_alone(script: Path, *arguments: str, **variables: str) -> str:
     return ran.stdout
 
 
-def test_four_processes_measure_together(tmp_path: Path):
-    shared = of_four_processes(tmp_path)
-    assert shared.info.seeds == (0, 1, 2, 3)
-    assert Plan.load(tmp_path / "plan.json").fingerprint == shared.info.fingerprint
-
-
 @pytest.mark.thorough
 def test_four_processes_measure_what_two_jobs_do(tmp_path: Path):
     shared = of_four_processes(tmp_path)
+    assert shared.info.seeds == (0, 1, 2, 3)
+    assert Plan.load(tmp_path / "plan.json").fingerprint == shared.info.fingerprint
     (tmp_path / "jobs").mkdir()
     for start, stop in ((0, 2), (2, 4)):
         run_alone(recipe("job", tmp_path / "jobs"), str(start), str(stop))

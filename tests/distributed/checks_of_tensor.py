@@ -4,12 +4,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
-from distributed_checks import assert_close, error_of, everyones, launch, names_of, relative, run_checks, sent_in
+from distributed_checks import assert_close, error_of, everyones, relative, sent_in
 from random_plans import random_plan
-from thorough import all_but
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -250,25 +248,11 @@ def check_guidance_on_two_ranks() -> None:
     assert relative(torch.stack(steps), torch.stack(expected)) < 1e-6
 
 
-@pytest.fixture(scope="module")
-def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
-    return launch(request, tmp_path_factory.mktemp("ranks"), seconds=900)
-
-
 LATER = [
+    "check_tensor_parallel_is_calibrated",
     "check_fully_sharded_blocks_follow_plans_of_their_own",
     "check_tensor_parallel_ranks_with_different_plans_refuse_together",
     "check_a_goal_instead_of_a_plan_is_refused",
     "check_inductor_compiles_what_is_sent",
     "check_fully_sharded_root",
 ]
-
-
-@pytest.mark.parametrize("name", all_but(LATER, names_of(globals())))
-def test_two_ranks(outcomes: Callable[[str], list[str]], name: str):
-    for rank, outcome in enumerate(outcomes(name)):
-        assert outcome == "ok", f"rank {rank}: {outcome}"
-
-
-if __name__ == "__main__":
-    run_checks(globals())

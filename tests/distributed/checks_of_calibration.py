@@ -2,14 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.distributed as dist
-from distributed_checks import assert_close, by_hand, error_of, everyones, launch, names_of, run_checks
+from distributed_checks import assert_close, error_of, everyones
 from small_denoiser import TOKENS, Denoiser, calls
 from torch import Tensor
 
@@ -134,69 +132,3 @@ def check_what_is_no_group() -> None:
     alone = dist.new_group([0])
     if dist.get_rank():
         assert "rank 1 is not in that process group" in error_of(OptionError, lambda: measured(process_group=alone))
-
-
-@pytest.fixture(scope="module")
-def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
-    return launch(request, tmp_path_factory.mktemp("ranks"), seconds=600)
-
-
-@pytest.mark.parametrize("name", names_of(globals()))
-def test_two_ranks(outcomes: Callable[[str], list[str]], name: str):
-    for rank, outcome in enumerate(outcomes(name)):
-        assert outcome == "ok", f"rank {rank}: {outcome}"
-
-
-DYING = """
-import os, sys, datetime
-import torch.distributed as dist, soda_compile
-from small_denoiser import Denoiser, calls
-dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=20))
-model = Denoiser()
-def generate(seed):
-    if seed == 1:
-        os._exit(9)
-    for call in calls(seed):
-        model(*call)
-try:
-    soda_compile.calibrate(model, generate, seeds=range(2), max_interval=1, process_group=dist.group.WORLD)
-except soda_compile.DistributedError as error:
-    print("refused:", error, flush=True)
-    os._exit(3)
-"""
-
-
-def test_a_rank_that_dies_is_named(tmp_path: Path):
-    """Without torchrun, which would end the others: here they find out themselves."""
-    script = tmp_path / "dying.py"
-    script.write_text(DYING)
-    survivor, dead = by_hand(script, tmp_path, processes=2, seconds=300)
-    assert dead.returncode == 9
-    assert survivor.returncode == 3, survivor.stderr
-    assert "refused: calibration: a rank of [0, 1] has ended, or gave no answer" in survivor.stdout
-    assert "1" in survivor.stdout.partition("init_process_group:")[2]
-
-
-def test_without_a_process_group_it_is_said_how_to_get_one(monkeypatch: pytest.MonkeyPatch):
-    assert "start the processes with torchrun" in error_of(OptionError, lambda: measured(process_group=object()))
-    monkeypatch.setattr(dist, "is_available", lambda: False)
-    assert "this build of torch has no torch.distributed" in error_of(
-        OptionError, lambda: measured(process_group=object())
-    )
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"generations": 3}, "give generations=3 or seeds, not both"),
-        ({"seeds": [1, 1]}, r"seeds is (1, 1); it must be integers that are all different"),
-        ({"seeds": ["a"]}, "it must be integers"),
-        ({"seeds": []}, "generations is 0; it must be at least 1"),
-    ],
-)
-def test_seeds_that_make_no_sense(options: dict[str, Any], message: str):
-    assert message in error_of(OptionError, lambda: measured(**{"seeds": SEEDS, **options}))
-
-
-if __name__ == "__main__":
-    run_checks(globals())

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_checks import assert_close, error_of, everyones, launch, names_of, relative, run_checks, sent_in
+from distributed_checks import assert_close, error_of, everyones, relative, sent_in
 from families import FAMILIES, Family
 from pipelines import PIPELINES
 from pipelines import STEPS as PIPELINE_STEPS
 from random_plans import random_plan
-from thorough import all_but
 from torch import Tensor, nn
 
 import soda_compile
@@ -238,12 +237,6 @@ def check_replicas_with_one_store_measure_once() -> None:
     assert (counted["calls"], counted["misses"]) == (PIPELINE_STEPS, {})
 
 
-@pytest.fixture(scope="module")
-def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    return launch(request, folder, seconds=900, SODA_COMPILE_CACHE=str(folder / "cache"))
-
-
 LATER = [
     "check_so_it_does_with_joint_attention",
     "check_so_it_does_with_ring_attention",
@@ -259,13 +252,3 @@ LATER = [
     "check_packages_are_refused",
     "check_replicas_with_one_store_measure_once",
 ]
-
-
-@pytest.mark.parametrize("name", all_but(LATER, names_of(globals())))
-def test_two_ranks(outcomes: Callable[[str], list[str]], name: str):
-    for rank, outcome in enumerate(outcomes(name)):
-        assert outcome == "ok", f"rank {rank}: {outcome}"
-
-
-if __name__ == "__main__":
-    run_checks(globals())
