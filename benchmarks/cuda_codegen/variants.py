@@ -1,9 +1,11 @@
 """Every kind of step that a plan can ask for, each as one step of a small plan."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from soda_compile.compiler.bind import prunable_regions
+from soda_compile.compiler.whole_stack import stack_bytes
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, REUSE, Action, prune
 from soda_compile.plans.fitted_weights import FittedWeights
@@ -53,11 +55,21 @@ def variants(structure: Structure) -> list[Variant]:
     ]
     if any("attention" not in region.kind for region in structure.regions):
         made.append(Variant("attention reused, rest computed", plan(attention_kept), 1))
+    made += on_stack(structure, {"reuse": plan(reused), "forecast 1": plan(first)})
     prunable = prunable_regions(structure)
     if any(prunable):
         half = plan(lambda number: (COMPUTE, _half(prunable, number), REUSE), pruning=Pruning("drift", share="block"))
         made += [Variant("compute, kept for pruning", half, 0), Variant("prune half", half, 1)]
     return made
+
+
+def on_stack(structure: Structure, plans: Mapping[str, Plan]) -> list[Variant]:
+    """The last steps of plans, and what they keep, with one slot for all regions; none where that does not go."""
+    if stack_bytes(structure) is None:
+        return []
+    kept = {f"{name}, one slot": dataclasses.replace(plan, slots="stack") for name, plan in plans.items()}
+    stale = [Variant(name, plan, len(plan.actions[0]) - 1) for name, plan in kept.items()]
+    return [Variant("compute, kept, one slot", stale[0].plan, 0), *stale]
 
 
 STALE = (REUSE, FORECAST1, FORECAST2)

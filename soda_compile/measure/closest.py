@@ -1,6 +1,6 @@
 """The closest of several plans for one goal, run on recorded generations, with fitted weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -11,6 +11,7 @@ from soda_compile.measure.planned_run import Compared, compare
 from soda_compile.measure.recording import Recording
 from soda_compile.planner import AnchorSchedule, FixedInterval, Goal, SearchedSchedule, SimulatedSchedule, Strategy
 from soda_compile.planner import plan as make_plan
+from soda_compile.plans.actions import Action
 from soda_compile.plans.over_samples import OverSamples, over
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import Profile
@@ -26,8 +27,8 @@ class Closest:
     Attributes:
         plan: The plan, with fitted weights where these bring it closer.
         name: Of the candidate that it is.
-        compared: How far each candidate takes the recorded generations.
-        fit: How its weights were fitted; None where nothing was to be.
+        compared: How far each candidate takes the recorded generations, with the weights of the polynomial.
+        fit: How its weights were fitted; None where none were, or they bring it no closer.
         unreached: Candidates that cannot reach the goal, and why.
     """
 
@@ -48,12 +49,12 @@ def closest_plan(
     goal: Goal | None = None,
     *,
     objective: Objective = "mean",
-    fit: bool = True,
+    fit: int = 3,
     strategies: Mapping[str, Strategy] | None = None,
     profile: Profile | None = None,
     **numbers: Any,
 ) -> Closest:
-    """Make a plan by each of several strategies, run all on recorded generations, and fit weights for the closest.
+    """Make a plan by each of several strategies, run all on recorded generations, and fit weights for the closest few.
 
     A fixed interval with plain reuse is among them, so that a plan which loses to it on these generations, as a
     forecast may where the sampler adds noise, is not chosen. With too few generations the choice is left to chance:
@@ -65,7 +66,8 @@ def closest_plan(
         goal: Numbers to reach.
         objective: What shall be small over the samples: the ``mean`` of the last samples' relative errors, or the
             ``worst``, their 90th percentile.
-        fit: Whether weights are fitted for the closest plan; see ``soda_compile.fit``.
+        fit: For how many of the closest plans weights are fitted, see ``soda_compile.fit``; the one that is closest
+            then is taken. Fitting takes back more of what one plan gets wrong than of another. 0 for none.
         strategies: What to try, by name, instead of the built-in ones.
         profile: As for ``plan``.
         **numbers: The fields of ``Goal``, instead of one.
@@ -87,11 +89,20 @@ def closest_plan(
     if not plans:
         raise PlanError("; ".join(f"{name}: {reason}" for name, reason in unreached.items()))
     compared = compare(recording, plans)
-    name = min(plans, key=lambda each: over(compared.errors[each], objective))
-    fitted = fit_weights(recording, plans[name]) if fit else None
-    if fitted is not None and over(fitted.after, objective) > over(fitted.before, objective):
-        fitted = None  # the mean falls, but what was asked for rises
-    return Closest(fitted.plan if fitted else plans[name], name, compared, fitted, unreached)
+    nearest = sorted(plans, key=lambda each: over(compared.errors[each], objective))
+    fits = {name: fit_weights(recording, plans[name]) for name in _distinct(nearest, plans)[:fit]}
+    name = min(fits, key=lambda each: over(fits[each].after, objective), default=nearest[0])
+    if not fits or over(fits[name].after, objective) > over(compared.errors[nearest[0]], objective):
+        return Closest(plans[nearest[0]], nearest[0], compared, None, unreached)  # weights are fitted to the mean
+    return Closest(fits[name].plan, name, compared, fits[name], unreached)
+
+
+def _distinct(names: Sequence[str], plans: Mapping[str, Plan]) -> list[str]:
+    """Leave out plans that do the same as one before."""
+    first: dict[tuple[tuple[Action, ...], ...], str] = {}
+    for name in names:
+        first.setdefault(plans[name].actions, name)
+    return list(first.values())
 
 
 def strategies_for(sensitivity: Sensitivity, objective: Objective = "mean") -> dict[str, Strategy]:

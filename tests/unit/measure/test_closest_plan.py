@@ -39,15 +39,35 @@ def test_no_candidate_is_closer(setting: tuple[Recording, Sensitivity], objectiv
     size = np.mean if objective == "mean" else lambda errors: np.quantile(errors, 0.9)
     by_interval = {"simulated", "simulated, worst", "searched", "searched, worst"}
     assert set(found.compared.errors) == by_interval | {"forecast1", "forecast2", "reuse", "fixed interval, reuse"}
-    assert found.name == min(found.compared.errors, key=lambda name: size(found.compared.errors[name]))
+    assert found.fit is not None
+    assert found.plan == found.fit.plan
     after = soda_compile.compare(recording, {"chosen": found.plan}).errors["chosen"]
     assert all(size(after) <= size(errors) * 1.001 for errors in found.compared.errors.values())
     assert str(found).startswith(found.name)
 
 
+def test_it_is_the_closest_of_the_few_that_are_fitted(setting: tuple[Recording, Sensitivity]) -> None:
+    recording, sensitivity = setting
+    strategies = {
+        "forecast1": soda_compile.AnchorSchedule(),
+        "the same": soda_compile.AnchorSchedule(),
+        "reuse": soda_compile.AnchorSchedule(operator="reuse"),
+        "forecast2": soda_compile.AnchorSchedule(operator="forecast2"),
+        "even": soda_compile.FixedInterval(operator="reuse"),
+    }
+    found = soda_compile.closest_plan(recording, sensitivity, anchors=4, strategies=strategies)
+    off = {name: float(errors.mean()) for name, errors in found.compared.errors.items() if name != "the same"}
+    fits = {
+        name: soda_compile.fit(recording, soda_compile.plan(sensitivity, anchors=4, strategy=strategies[name]))
+        for name in sorted(off, key=lambda name: off[name])[:3]
+    }
+    best = min(fits, key=lambda name: float(fits[name].after.mean()))
+    assert (found.name, found.plan) == (best, fits[best].plan)
+
+
 def test_without_fitting_the_plan_is_the_candidate(setting: tuple[Recording, Sensitivity]) -> None:
     recording, sensitivity = setting
-    found = soda_compile.closest_plan(recording, sensitivity, speedup=1.5, fit=False)
+    found = soda_compile.closest_plan(recording, sensitivity, speedup=1.5, fit=0)
     assert found.fit is None
     assert found.plan.weights == ()
     assert "simulated" not in found.compared.errors
@@ -55,7 +75,7 @@ def test_without_fitting_the_plan_is_the_candidate(setting: tuple[Recording, Sen
 
 def test_what_cannot_reach_the_goal_is_left_out(setting: tuple[Recording, Sensitivity]) -> None:
     recording, sensitivity = setting
-    found = soda_compile.closest_plan(recording, sensitivity, anchors=1, fit=False)
+    found = soda_compile.closest_plan(recording, sensitivity, anchors=1, fit=0)
     assert found.name == "fixed interval, reuse"  # the others need more than one anchor for 8 steps
     assert set(found.unreached) == {"forecast1", "forecast2", "reuse"}
     with pytest.raises(PlanError, match="out of reach"):
