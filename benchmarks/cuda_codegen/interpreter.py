@@ -67,9 +67,14 @@ def _floor(x):  # type: ignore[no-untyped-def]
     return tl.floor(x)
 
 
+@triton.jit
+def _pow(x, y):  # type: ignore[no-untyped-def]
+    return tl.exp2(y * tl.log2(x))  # of positive numbers: frequencies of rotary embeddings
+
+
 LIBDEVICE = SimpleNamespace(
     tanh=_tanh, rsqrt=_rsqrt, sqrt=_sqrt, exp=_exp, exp2=_exp2, log=_log, sin=_sin, cos=_cos, abs=_abs, erf=_erf,
-    floor=_floor,
+    floor=_floor, pow=_pow,
 )  # fmt: skip
 """Functions of CUDA's device library, in operations that the interpreter knows."""
 
