@@ -38,7 +38,8 @@ def read_cubin(kernel: str, result: Any, capability: int) -> Cubin:
     compiled, config = result.kernel, result.config
     code = compiled.asm["cubin"]
     usage = resources(_run("cuobjdump", code, "--dump-resource-usage"))
-    assembled = ("ptxas", compiled.asm["ptx"].encode(), "-v", *_target(compiled, capability))
+    assembler = "ptxas-blackwell" if capability >= 100 else "ptxas"  # Triton brings one of each age
+    assembled = (assembler, compiled.asm["ptx"].encode(), "-v", *_target(compiled, capability))
     spilled = spills(_run(*assembled)) if usage["STACK"] else 0
     return Cubin(
         kernel=kernel,
@@ -74,7 +75,7 @@ def _run(tool: str, content: bytes, *options: str) -> str:
     import triton.backends.nvidia
 
     tools = Path(triton.backends.nvidia.__file__).parent / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".ptx" if tool == "ptxas" else ".cubin") as file:
+    with tempfile.NamedTemporaryFile(suffix=".cubin" if tool == "cuobjdump" else ".ptx") as file:
         file.write(content)
         file.flush()
         done = subprocess.run([tools / tool, *options, file.name], capture_output=True, text=True, check=True)
