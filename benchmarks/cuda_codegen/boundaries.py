@@ -104,8 +104,8 @@ def _generated_kernel(graph: Any, node: Any) -> Kernel:
         touched: dict[str, set[Any]] = defaultdict(set)
         for each in dependencies:
             if isinstance(each, MemoryDep) and each.name not in skipped:
-                touched[each.name].add(each.normalize())
-        return {aliases.get(name, name): _bytes(graph, name, found) for name, found in touched.items()}
+                touched[aliases.get(each.name, each.name)].add(each.normalize())
+        return {name: _bytes(graph, name, found) for name, found in touched.items()}
 
     gone = graph.removed_buffers | graph.inplaced_to_remove
     return Kernel(
@@ -140,11 +140,14 @@ def _library_kernel(node: Any) -> Iterator[Kernel]:
     reads: dict[str, int] = defaultdict(int)
     for each in _flat(node.inputs):
         reads[each.get_name()] = max(reads[each.get_name()], _layout_bytes(each))
+    changed = node.get_mutation_names()
+    given = {name: size for name, size in reads.items() if name not in changed}
+    in_place = dict.fromkeys(changed, max(given.values(), default=0))  # as index_put: what is put, not all of it
     yield Kernel(
         name=str(origin.target) if origin is not None else type(node).__name__,
         library=True,
-        reads=dict(reads),
-        writes={node.get_name(): _output_bytes(node, origin)},
+        reads=given,
+        writes=in_place or {node.get_name(): _output_bytes(node, origin)},
         work=Arithmetic(tensor=tensor_flops(origin) if origin is not None else 0),
     )
 
