@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cuda_codegen.attention import fused_attention
 from benchmarks.cuda_codegen.datasheets import Gpu
@@ -43,6 +44,7 @@ def gpu_stood_in(gpu: Gpu, compiled: Listener | None) -> Iterator[None]:
         stack.enter_context(_interface(gpu))
         stack.enter_context(_driver(gpu))
         stack.enter_context(_kernels_kept(compiled))
+        stack.enter_context(_constants_on_cpu())
         stack.enter_context(fused_attention())
         stack.enter_context(torch._inductor.config.patch(SETTINGS))
         stack.enter_context(torch._functorch.config.patch(enable_autograd_cache=False))
@@ -182,4 +184,27 @@ def _kernels_kept(compiled: Listener | None) -> Iterator[None]:
         compiled(tuner.inductor_meta.get("kernel_name", tuner.fn.__name__), tuner.compile_results)
 
     with mock.patch.object(CachingAutotuner, "precompile", precompile):
+        yield
+
+
+class _OnCpu(TorchDispatchMode):
+    """Makes tensors on the CPU, whatever device is asked for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asked = kwargs or {}
+        return func(*args, **({**asked, "device": torch.device("cpu")} if asked.get("device") is not None else asked))
+
+
+@contextmanager
+def _constants_on_cpu() -> Iterator[None]:
+    """Have Inductor compute there what it folds: it fills tensors of one element on the device to see their value."""
+    from torch._inductor.fx_passes.joint_graph import UniformValueConstantFolder
+
+    deduce = UniformValueConstantFolder._deduce_value
+
+    def on_cpu(folder: Any, node: Any) -> Any:
+        with _OnCpu():
+            return deduce(folder, node)
+
+    with mock.patch.object(UniformValueConstantFolder, "_deduce_value", on_cpu):
         yield
