@@ -22,14 +22,13 @@ os.environ.setdefault("SODA_COMPILE_LOWERING", "eager")
 import soda_compile
 from benchmarks.leaderboard.models import MODELS
 from benchmarks.leaderboard.subject import CALIBRATION, Subject
-from soda_compile.measure.closest import strategies_for
+from soda_compile.measure.closest import nearest_first, strategies_for
 from soda_compile.measure.fitting import RIDGES
 from soda_compile.measure.simulation import SPACINGS
 from soda_compile.storage.files import write_atomic
 
 BATCH, GENERATIONS = 10, 2  # of the sensitivity
 TODAY = "today's default"
-CHOSEN = " (best on calibration)"
 
 
 def generate(subject: Subject, first: int, count: int) -> torch.Tensor:
@@ -111,12 +110,10 @@ def rows(
 ) -> list[dict[str, Any]]:
     tried = soda_compile.compare(calibration, made)
     whole = on_stack(made)
-    fits = {
-        **fitted(calibration, made, tried.errors, 3),
-        **fitted(calibration, whole, soda_compile.compare(calibration, whole).errors, 1),
-    }
+    fits = fitted(calibration, made, tried, 3)
+    chosen = min(fits, key=lambda name: float(fits[name].after.mean()))
+    fits |= fitted(calibration, whole, soda_compile.compare(calibration, whole), 1)
     made = {**made, **whole, **{name: fit.plan for name, fit in fits.items()}}
-    chosen = min((name for name in fits if "one slot" not in name), key=lambda name: fits[name].after.mean())
     errors = soda_compile.compare(fresh, made).errors
     return [
         {
@@ -137,14 +134,12 @@ def rows(
 def fitted(
     calibration: soda_compile.Recording,
     made: Mapping[str, soda_compile.Plan],
-    errors: Mapping[str, np.ndarray],
+    tried: soda_compile.Compared,
     count: int,
 ) -> dict[str, soda_compile.Fit]:
     """Fit the plans that are closest on calibration, as ``closest_plan`` does."""
-    nearest: dict[Any, str] = {}
-    for name in sorted(made, key=lambda name: float(errors[name].mean())):
-        nearest.setdefault(made[name].actions, name)  # strategies may find the same
-    return {f"{name}, fitted": soda_compile.fit(calibration, made[name]) for name in list(nearest.values())[:count]}
+    nearest = nearest_first(made, tried)[:count]
+    return {f"{name}, fitted": soda_compile.fit(calibration, made[name]) for name in nearest}
 
 
 def score(error: np.ndarray, errors: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -209,7 +204,7 @@ def section(name: str, found: Mapping[str, Any]) -> list[str]:
     for row in found["rows"]:
         cells = [
             row["anchors"],
-            row["plan"] + (CHOSEN if row["chosen_on_calibration"] else ""),
+            row["plan"] + (" (best on calibration)" if row["chosen_on_calibration"] else ""),
             f"{row['relative_l2_mean']:.2%}",
             f"{row['relative_l2_p95']:.2%}",
             f"{row['ratio_of_means']:.2f}",

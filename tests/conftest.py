@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, and by processes that tests start
-os.environ.setdefault(
-    "TORCHINDUCTOR_COMPILE_THREADS", "1"
-)  # pytest's workers fill the machine; more have to be started
+# pytest's workers fill the machine; those of Inductor would have to be started, and import torch each.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # What calls the kernels of a package takes g++ half as long without optimisation; the kernels stay optimised.
 os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
 sys.path.insert(0, str(Path(__file__).parent))

@@ -1,8 +1,7 @@
 """Every kind of step that a plan can ask for, each as one step of a small plan."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from soda_compile.compiler.bind import prunable_regions
 from soda_compile.compiler.whole_stack import stack_bytes
@@ -67,7 +66,7 @@ def on_stack(structure: Structure, plans: Mapping[str, Plan]) -> list[Variant]:
     """The last steps of plans, and what they keep, with one slot for all regions; none where that does not go."""
     if stack_bytes(structure) is None:
         return []
-    kept = {f"{name}, one slot": dataclasses.replace(plan, slots="stack") for name, plan in plans.items()}
+    kept = {f"{name}, one slot": replace(plan, slots="stack") for name, plan in plans.items()}
     stale = [Variant(name, plan, len(plan.actions[0]) - 1) for name, plan in kept.items()]
     return [Variant("compute, kept, one slot", stale[0].plan, 0), *stale]
 

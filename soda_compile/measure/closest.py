@@ -1,6 +1,6 @@
 """The closest of several plans for one goal, run on recorded generations, with fitted weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -89,18 +89,24 @@ def closest_plan(
     if not plans:
         raise PlanError("; ".join(f"{name}: {reason}" for name, reason in unreached.items()))
     compared = compare(recording, plans)
-    nearest = sorted(plans, key=lambda each: over(compared.errors[each], objective))
-    fits = {name: fit_weights(recording, plans[name]) for name in _distinct(nearest, plans)[:fit]}
+    nearest = nearest_first(plans, compared, objective)
+    fits = {name: fit_weights(recording, plans[name]) for name in nearest[:fit]}
     name = min(fits, key=lambda each: over(fits[each].after, objective), default=nearest[0])
     if not fits or over(fits[name].after, objective) > over(compared.errors[nearest[0]], objective):
         return Closest(plans[nearest[0]], nearest[0], compared, None, unreached)  # weights are fitted to the mean
     return Closest(fits[name].plan, name, compared, fits[name], unreached)
 
 
-def _distinct(names: Sequence[str], plans: Mapping[str, Plan]) -> list[str]:
-    """Leave out plans that do the same as one before."""
+def nearest_first(plans: Mapping[str, Plan], compared: Compared, objective: Objective = "mean") -> list[str]:
+    """Return the names of plans, the closest first, without those that do the same as one before.
+
+    Args:
+        plans: Plans without fitted weights, by name.
+        compared: How far they take recorded generations.
+        objective: What shall be small over the samples.
+    """
     first: dict[tuple[tuple[Action, ...], ...], str] = {}
-    for name in names:
+    for name in sorted(plans, key=lambda each: over(compared.errors[each], objective)):
         first.setdefault(plans[name].actions, name)
     return list(first.values())
 

@@ -43,7 +43,9 @@ def run_alone(script: Path, *arguments: str, **variables: str) -> str:
 
 @pytest.mark.thorough
 def test_four_processes_measure_what_two_jobs_do(tmp_path: Path):
-    shared = of_four_processes(tmp_path)
+    ran = torchrun(recipe("torchrun", tmp_path), tmp_path, processes=4, seconds=400)
+    assert ran.returncode == 0, ran.stderr
+    shared = Sensitivity.load(tmp_path / "sensitivity.safetensors")
     assert shared.info.seeds == (0, 1, 2, 3)
     assert Plan.load(tmp_path / "plan.json").fingerprint == shared.info.fingerprint
     (tmp_path / "jobs").mkdir()
@@ -64,9 +66,3 @@ def test_workers_of_ray_measure_what_one_job_does(tmp_path: Path):
     alone = Sensitivity.load(tmp_path / "alone" / "sensitivity-0.safetensors")
     for key, table in alone.mean.items():
         np.testing.assert_allclose(table, merged.mean[key], rtol=1e-4, atol=1e-6, err_msg=key)
-
-
-def of_four_processes(folder: Path) -> Sensitivity:
-    ran = torchrun(recipe("torchrun", folder), folder, processes=4, seconds=400)
-    assert ran.returncode == 0, ran.stderr
-    return Sensitivity.load(folder / "sensitivity.safetensors")

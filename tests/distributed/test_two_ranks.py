@@ -9,8 +9,9 @@ import pytest
 from distributed_checks import launch, names_of
 from thorough import all_but
 
-LATER = [f"{each.__name__}:{name}" for each in (checks_of_context, checks_of_tensor) for name in each.LATER]
-NAMES = [name for each in (checks_of_calibration, checks_of_context, checks_of_tensor) for name in names_of(each)]
+MODULES = (checks_of_calibration, checks_of_context, checks_of_tensor)
+LATER = [f"{each.__name__}:{name}" for each in MODULES for name in getattr(each, "LATER", ())]
+NAMES = [name for each in MODULES for name in names_of(each)]
 
 
 @pytest.fixture(scope="module")
