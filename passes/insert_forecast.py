@@ -59,16 +59,16 @@ class InsertForecast(Pass):
                 for age in range(self.order + 1)
             ]
             with graph.inserting_before(node):
-                forecast = _extrapolate(graph, coefficients, history, node.meta["val"].dtype)
+                forecast = weighted_sum(graph, coefficients, history, node.meta["val"].dtype)
             forecast.meta["paths"] = meta_of(node).get("paths", ())
             node.replace_all_uses_with(forecast)
         return PassResult(changed=(f"{self.region.name} (order {self.order})",))
 
 
-def _extrapolate(graph: fx.Graph, coefficients: fx.Node, history: list[fx.Node], dtype: torch.dtype) -> fx.Node:
-    """Add ``sum(coefficients[k] * history[k])``, rounded once when the slots are narrower than float32."""
+def weighted_sum(graph: fx.Graph, coefficients: fx.Node, values: list[fx.Node], dtype: torch.dtype) -> fx.Node:
+    """Add ``sum(coefficients[k] * values[k])``, rounded once when the values are narrower than float32."""
     terms = []
-    for age, value in enumerate(history):
+    for age, value in enumerate(values):
         factor = add_call(graph, aten.select.int, coefficients, 0, age)
         point = add_call(graph, aten._to_copy.default, value, dtype=torch.float32) if _is_narrow(dtype) else value
         terms.append(add_call(graph, aten.mul.Tensor, point, factor))

@@ -53,7 +53,7 @@ class WriteSlots(Pass):
             role = Slot("cut", self.index, number, "write")
             if _is_part(node) or node in output_of(graph).all_input_nodes:
                 slot = add_input(graph, f"slot_{cut.node}", node.meta["val"], role)
-                with graph.inserting_after(node):
+                with graph.inserting_after(slot if node.op == "placeholder" else node):
                     graph.call_function(aten.copy_.default, (slot, node)).meta = {"val": slot.meta["val"]}
             else:
                 add_output(graph, node, role)

@@ -6,7 +6,7 @@ computation the output of a region's cut modules is replaced by what the plan wa
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import torch
 from families import Region
 from torch import Tensor, nn
 
+from soda_compile.plans.fitted_weights import OUTPUT
 from soda_compile.plans.pruning import random_scores
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class EagerReference:
         family_regions: Region name to its cut modules; ``path@2`` is the second call of a module in each step.
         pickers: Number of a region to the number of the region whose choice of tokens it takes; itself by default.
         plan: Actions per region and step. Regions that the plan does not name are computed at every step.
+        keep: What becomes of a computed value that is kept.
 
     Raises:
         ValueError: If the plan names a region that the family does not have.
@@ -43,6 +45,7 @@ class EagerReference:
     family_regions: Mapping[str, Region]
     plan: "Plan"
     pickers: Mapping[int, int] = field(default_factory=dict)
+    keep: Callable[[Tensor], Tensor] = lambda value: value
     _computed: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict, init=False)
     _newest: dict[str, Tensor] = field(default_factory=dict, init=False)
 
@@ -61,12 +64,22 @@ class EagerReference:
         """
         if len(inputs_by_step) != self.plan.steps:
             raise ValueError(f"the plan has {self.plan.steps} steps, got inputs for {len(inputs_by_step)}")
-        outputs = []
+        outputs: list[tuple[Tensor, ...]] = []
         for step, inputs in enumerate(inputs_by_step):
             with self.step(step), torch.no_grad():
                 output = self.model(**inputs)
-            outputs.append(tensors(output))
+            outputs.append(self._mixed(step, tensors(output), outputs))
         return outputs
+
+    def _mixed(self, step: int, output: tuple[Tensor, ...], before: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """The output of a step, mixed with those of the anchors before it where the plan has weights for that."""
+        for weights in [each.values for each in self.plan.weights if (each.step, each.order) == (step, OUTPUT)]:
+            anchors = [anchor for anchor in self.plan.anchors if anchor < step]
+            values = [output[0], *(before[anchor][0] for anchor in anchors[::-1])]
+            mixed = sum(weight * value.float() for weight, value in zip(weights, values, strict=False))
+            assert isinstance(mixed, Tensor)
+            return (mixed.to(output[0].dtype),)
+        return output
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -101,7 +114,7 @@ class EagerReference:
             fired.append(path)
             points = self._computed.setdefault(path, [])
             if action.kind == "compute":
-                points.append((step, output.detach().clone()))
+                points.append((step, self.keep(output.detach().clone())))
                 self._newest[path] = points[-1][1]
                 return output
             wanted = action.order + 1  # reuse has order 0
@@ -116,7 +129,9 @@ class EagerReference:
                 return extrapolate(points[-wanted:], step).to(output.dtype)
             if action.kind == "prune":
                 rate = action.rate if self._is_longest(path, number) else action.side_rate
-                self._newest[path] = mixture(self._newest[path], output, rate, step, self.pickers.get(number, number))
+                mixed = mixture(self._newest[path], output, rate, step, self.pickers.get(number, number))
+                self._newest[path] = self.keep(mixed)
+                return mixed
             return self._newest[path]
 
         return hook

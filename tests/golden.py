@@ -11,6 +11,8 @@ _SHORT = {
     torch.bfloat16: "bf16",
     torch.float64: "f64",
     torch.float16: "f16",
+    torch.float8_e4m3fn: "f8",
+    torch.int8: "i8",
     torch.int64: "i64",
     torch.bool: "bool",
 }

@@ -94,7 +94,7 @@ def slots_of(subgraph: Subgraph) -> dict[str, int]:
         zip(subgraph.graph.find_nodes(op="placeholder"), subgraph.inputs, strict=True)
     ):
         role = getattr(end, "role", None)
-        if isinstance(role, Slot) and role.kind == "cut":
+        if isinstance(role, Slot) and role.kind in ("cut", "scale"):
             value = node.meta["val"]
             found[f"arg{number}_1"] = value.numel() * value.element_size()
     return found

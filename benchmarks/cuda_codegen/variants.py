@@ -7,8 +7,9 @@ from soda_compile.compiler.bind import prunable_regions
 from soda_compile.compiler.whole_stack import stack_bytes
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, REUSE, Action, prune
-from soda_compile.plans.fitted_weights import FittedWeights
+from soda_compile.plans.fitted_weights import OUTPUT, FittedWeights
 from soda_compile.plans.plan import Plan
+from soda_compile.plans.plan_file import SlotDtype
 from soda_compile.plans.pruning import Pruning
 
 Row = tuple[Action, ...]
@@ -54,7 +55,12 @@ def variants(structure: Structure) -> list[Variant]:
     ]
     if any("attention" not in region.kind for region in structure.regions):
         made.append(Variant("attention reused, rest computed", plan(attention_kept), 1))
-    made += on_stack(structure, {"reuse": plan(reused), "forecast 1": plan(first)})
+    made.append(
+        Variant("forecast 1, outputs kept", plan(first, weights=(FittedWeights(2, OUTPUT, (1.1, -0.2, 0.1)),)), 2)
+    )
+    made += rounded({"reuse": plan(reused), "forecast 1": plan(first)}, "int8")
+    whole = on_stack(structure, {"reuse": plan(reused), "forecast 1": plan(first)})
+    made += [*whole, *rounded({each.name: each.plan for each in whole[1:]}, "float8")]
     prunable = prunable_regions(structure)
     if any(prunable):
         half = plan(lambda number: (COMPUTE, _half(prunable, number), REUSE), pruning=Pruning("drift", share="block"))
@@ -69,6 +75,13 @@ def on_stack(structure: Structure, plans: Mapping[str, Plan]) -> list[Variant]:
     kept = {f"{name}, one slot": replace(plan, slots="stack") for name, plan in plans.items()}
     stale = [Variant(name, plan, len(plan.actions[0]) - 1) for name, plan in kept.items()]
     return [Variant("compute, kept, one slot", stale[0].plan, 0), *stale]
+
+
+def rounded(plans: Mapping[str, Plan], slot_dtype: SlotDtype) -> list[Variant]:
+    """The last steps of plans, and what the first keeps, with slots in fewer bits."""
+    kept = {name: replace(plan, slot_dtype=slot_dtype) for name, plan in plans.items()}
+    stale = [Variant(f"{name}, {slot_dtype}", plan, len(plan.actions[0]) - 1) for name, plan in kept.items()]
+    return [Variant(f"compute, kept, {slot_dtype}", stale[0].plan, 0), *stale] if stale else []
 
 
 STALE = (REUSE, FORECAST1, FORECAST2)

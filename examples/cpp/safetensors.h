@@ -26,6 +26,7 @@ inline const std::vector<DtypeName>& dtypes() {
       {at::kDouble, "F64", "float64"}, {at::kFloat, "F32", "float32"}, {at::kHalf, "F16", "float16"},
       {at::kBFloat16, "BF16", "bfloat16"}, {at::kComplexFloat, "C64", "complex64"}, {at::kLong, "I64", "int64"},
       {at::kInt, "I32", "int32"}, {at::kShort, "I16", "int16"}, {at::kChar, "I8", "int8"},
+      {at::kFloat8_e4m3fn, "F8_E4M3", "float8_e4m3fn"},
       {at::kByte, "U8", "uint8"}, {at::kBool, "BOOL", "bool"},
   };
   return names;

@@ -13,10 +13,10 @@ from soda_compile.compiler.bind import require_fit
 from soda_compile.compiler.conditioning import separate_conditioning
 from soda_compile.compiler.conditioning_stage import ConditioningStage, build_stage
 from soda_compile.compiler.constant_stage import ConstantStage, take_constants
+from soda_compile.compiler.kept_values import with_slots
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import Program, build_program
 from soda_compile.compiler.slot_samples import slot_samples
-from soda_compile.compiler.whole_stack import with_slots
 from soda_compile.errors import CaptureError, OptionError
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.plan import Plan

@@ -1,7 +1,7 @@
 """The commands that choose: ``plan``, and ``profile``, which measures the costs that it chooses by."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import typer
@@ -20,6 +20,7 @@ from soda_compile.planner import (
     explain,
 )
 from soda_compile.planner import plan as make_plan
+from soda_compile.plans.plan_file import SlotDtype
 from soda_compile.plans.plan_grid import collapse
 from soda_compile.plans.profile import PROFILED, Profile
 from soda_compile.plans.pruning import SCORES, Pruning
@@ -51,6 +52,9 @@ def plan(
     ] = False,
     slots: Annotated[
         str | None, typer.Option(help="What is kept: region, each one's outputs, or stack, one value of all together.")
+    ] = None,
+    slot_dtype: Annotated[
+        str | None, typer.Option(help=f"What kept values are rounded to: {', '.join(get_args(SlotDtype))}.")
     ] = None,
     pruning: Annotated[str | None, typer.Option(help=f"Prune tokens by this score: {', '.join(SCORES)}.")] = None,
     unified: Annotated[
@@ -85,6 +89,7 @@ def plan(
         "step_weights": step_weights,
         "over_samples": "worst" if worst else None,
         "slots": slots,
+        "slot_dtype": slot_dtype,
     }
     strategy = _strategy(
         {key: value for key, value in settings.items() if value}, pruning, unified, paper, paper_lambda

@@ -13,18 +13,20 @@ from torch import fx
 
 from soda_compile.compiler.bind import require_token_axes
 from soda_compile.compiler.index_sharing import share_indices
+from soda_compile.compiler.kept_output import NAME as OUTPUT_NAME
+from soda_compile.compiler.kept_values import with_slots
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.registers import Registers
-from soda_compile.compiler.schedule import schedule_region
+from soda_compile.compiler.schedule import Access, schedule_output, schedule_region
 from soda_compile.compiler.steps import Granularity, StepBuilder, StepSubgraphs
 from soda_compile.compiler.symbolic_code import SymbolicCode
 from soda_compile.compiler.variants import CallRole
-from soda_compile.compiler.whole_stack import with_slots
 from soda_compile.ir.aten_operators import counts_collective, graph_flops
 from soda_compile.ir.graphs import results_of
 from soda_compile.ir.roles import Size
 from soda_compile.ir.structure import Cut, Note, Structure
 from soda_compile.plans.plan import Plan
+from soda_compile.plans.pruning import IndexUse
 from soda_compile.torch_internals.inductor_patches import Compiled
 from soda_compile.torch_internals.size_expressions import keys_at, value_at
 
@@ -97,7 +99,7 @@ class Program:
         notes: Parts that the analysis and the passes left alone, and why.
         sizes: Sizes that differ between calls, by register; a program that has such runs at none but ``at`` them.
         numbers: The same as numbers, where it is ``at`` them.
-        weights: Registers of fitted weights, by step and order.
+        weights: Registers of fitted weights, by step and order, or ``OUTPUT``.
         shared_memory: By distinct step, filled at its first run.
     """
 
@@ -190,11 +192,7 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering, granular
     structure, plan = with_slots(structure, plan)
     require_token_axes(structure, plan)
     sharing = share_indices(structure, plan)
-    weights = {(each.step, each.order): each.values for each in plan.weights}
-    rows = [
-        schedule_region(actions, plan.pruning, uses, weights)
-        for actions, uses in zip(plan.actions, sharing.uses, strict=True)
-    ]
+    rows = _rows(plan, sharing.uses)
     starts = [0, *itertools.accumulate(len(call.block.regions) for call in structure.calls)]
     builder = StepBuilder(structure, granularity)
     steps = []
@@ -204,6 +202,18 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering, granular
         steps.append(StepSubgraphs(subgraphs, accesses))
     program = assemble(structure, steps, Registers(structure, starts, sharing), lowering)
     return dataclasses.replace(program, notes=(*structure.notes, *builder.notes))
+
+
+def _rows(plan: Plan, uses: Sequence[Sequence[IndexUse]]) -> list[tuple[Access, ...]]:
+    """Lay out the slot traffic of all regions, [region][step]."""
+    weights = {(each.step, each.order): each.values for each in plan.weights}
+    rows = []
+    for name, actions, own in zip(plan.regions, plan.actions, uses, strict=True):
+        if name == OUTPUT_NAME:
+            rows.append(schedule_output(actions, weights))
+        else:
+            rows.append(schedule_region(actions, plan.pruning, own, weights, plan.slot_dtype))
+    return rows
 
 
 def assemble(structure: Structure, steps: Sequence[StepSubgraphs], registers: Registers, lowering: Lowering) -> Program:

@@ -1,6 +1,7 @@
 """Allocation of a register to every value, slot and per-step constant of a program."""
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -20,7 +21,7 @@ class Registers:
         slots: Layouts of slots, by register.
         slot_keys: What each slot keeps, by register.
         sizes: Sizes that differ between calls, by register.
-        weights: Registers of fitted weights, by step and order; each set has one of its own.
+        weights: Registers of fitted weights, by step and order, or ``OUTPUT``; each set has one of its own.
     """
 
     def __init__(self, structure: Structure, starts: Sequence[int], sharing: IndexSharing) -> None:
@@ -72,8 +73,8 @@ class Registers:
         if isinstance(role, Slot):
             return self._slot(role, number, access, layout)
         match role.kind:
-            case "coefficients" if access.fitted:
-                place = (step, access.mode.action.order)
+            case "coefficients" if access.fitted is not None:
+                place = (step, access.fitted)
                 self.weights[place] = self._constant(("weights", *place), access.coefficients, layout)
                 return self.weights[place]
             case "coefficients":
@@ -88,7 +89,7 @@ class Registers:
         key: Hashable
         region = self.structure.regions[number]
         match role.kind:
-            case "cut":
+            case "cut" | "scale":
                 key = (role.kind, number, role.cut, access.places[-1 if role.access == "write" else role.age])
             case "index":
                 key = (role.kind, *self.sharing.key(number, region, role.cut, layout.shape[1]))
@@ -96,7 +97,7 @@ class Registers:
                 key = (role.kind, number, role.cut)
         register = self.value(key)
         self.slot_keys[register] = key
-        self.slots.setdefault(register, region.cuts[role.cut] if role.kind == "cut" else Cut.like(role.kind, layout))
+        self.slots.setdefault(register, _layout(region.cuts[role.cut] if role.kind == "cut" else None, role, layout))
         return register
 
     def _constant(self, key: Hashable, value: object, layout: torch.Tensor) -> int:
@@ -106,3 +107,12 @@ class Registers:
             with torch.inference_mode(False):
                 self.tensors[register] = torch.as_tensor(value, dtype=torch.float32).to(layout.device)
         return register
+
+
+def _layout(cut: Cut | None, role: Slot, value: torch.Tensor) -> Cut:
+    """Return the layout of a slot: that of the cut it keeps, in the dtype that the graph takes, or that of a value."""
+    if cut is None:
+        return Cut.like(role.kind, value)
+    if cut.dtype == value.dtype:
+        return cut
+    return replace(cut, dtype=value.dtype, memory_bytes=cut.memory_bytes // cut.dtype.itemsize * value.dtype.itemsize)

@@ -1,10 +1,12 @@
 """Slot traffic of a plan's rows: what is stored where, what is read, with which coefficients."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from soda_compile.plans.actions import Action
+from soda_compile.plans.fitted_weights import OUTPUT
 from soda_compile.plans.operators import OPERATORS
+from soda_compile.plans.plan_file import SlotDtype
 from soda_compile.plans.pruning import IndexUse, Pruning
 from soda_compile.plans.reads import reads
 
@@ -21,6 +23,7 @@ class RegionMode:
         use: For a prune, where the choice of tokens comes from.
         track: Whether a later prune scores tokens against this step.
         weighted: For a reuse, whether the value read is multiplied by a weight.
+        slot_dtype: What its slots are rounded to; None where they are not, or it touches none.
     """
 
     action: Action
@@ -30,6 +33,7 @@ class RegionMode:
     use: IndexUse = "own"
     track: bool = False
     weighted: bool = False
+    slot_dtype: SlotDtype | None = None
 
     @property
     def computes(self) -> bool:
@@ -57,13 +61,13 @@ class Access:
             stored; those to read, newest first, for reuse and forecast; for a prune the one to read, and the one to
             write where that is another.
         coefficients: Weights of the values read, for a forecast or a weighted reuse.
-        fitted: Whether they are the plan's own, not those of the polynomial.
+        fitted: Where they are the plan's own, and not those of the polynomial, the order that the plan knows them by.
     """
 
     mode: RegionMode
     places: tuple[int, ...] = ()
     coefficients: tuple[float, ...] = ()
-    fitted: bool = False
+    fitted: int | None = None
 
 
 def schedule_region(
@@ -71,6 +75,7 @@ def schedule_region(
     pruning: Pruning | None = None,
     uses: Sequence[IndexUse] | None = None,
     weights: Mapping[tuple[int, int], tuple[float, ...]] | None = None,
+    slot_dtype: SlotDtype | None = None,
 ) -> tuple[Access, ...]:
     """Lay out one region's row of a plan.
 
@@ -85,6 +90,7 @@ def schedule_region(
         uses: For each step where a prune's choice of tokens comes from; "own" everywhere by default.
         weights: Fitted weights by step and order; elsewhere forecasts follow their polynomial, and reuse reads a value
             as it is.
+        slot_dtype: What the slots are rounded to; None for no rounding.
     """
     sources_of = reads(actions)
     stored = {source for sources in sources_of for source in sources}
@@ -111,8 +117,32 @@ def schedule_region(
             forecast = OPERATORS[action.order].coefficients(sources_of[step], step) if action.kind == "forecast" else ()
             mode = RegionMode(action, weighted=own is not None and action.kind == "reuse")
             places = tuple(place[source] for source in sources_of[step])
-            row.append(Access(mode, places, forecast if own is None else own, fitted=own is not None))
+            row.append(
+                Access(mode, places, forecast if own is None else own, fitted=None if own is None else action.order)
+            )
+    return tuple(_rounded(access, slot_dtype) for access in row)
+
+
+def schedule_output(
+    actions: Sequence[Action], weights: Mapping[tuple[int, int], tuple[float, ...]]
+) -> tuple[Access, ...]:
+    """Lay out the row of the denoiser's output: at stale steps it is mixed with what anchors gave, never rounded.
+
+    Args:
+        actions: The row.
+        weights: Of the plan; where it has none for the output, that is left as it is.
+    """
+    row = []
+    for step, access in enumerate(schedule_region(actions)):
+        if not access.mode.computes:
+            values = weights.get((step, OUTPUT), (1.0, *(0.0 for _ in access.places)))
+            access = Access(replace(access.mode, weighted=True), access.places, values, fitted=OUTPUT)
+        row.append(access)
     return tuple(row)
+
+
+def _rounded(access: Access, slot_dtype: SlotDtype | None) -> Access:
+    return replace(access, mode=replace(access.mode, slot_dtype=slot_dtype)) if access.places else access
 
 
 def _scored_against(actions: Sequence[Action], uses: Sequence[IndexUse], step: int) -> bool:

@@ -39,12 +39,17 @@ def slot_samples(structure: Structure, program: Program) -> Mapping[int, SampleS
         if key[0] == "index":
             kind, group, folded, *rest = key
             key = (kind, group, folded // samples, *rest)
-        elif key[0] == "cut":
+        elif key[0] in ("cut", "scale"):
             axis = regions[key[1]].cuts[key[2]]
             if axis is None and samples > 1:
                 raise CaptureError(
                     f"generations cannot share a batch, as what {structure.region_names[key[1]]} keeps cannot be "
                     f"divided: {regions[key[1]].reason}. Pass sizes=(1,) to run them one after the other"
+                )
+            if key[0] == "scale" and axis is not None and samples > 1 and axis.axis == len(cut.shape) - 1:
+                raise CaptureError(
+                    f"generations cannot share a batch, as what {structure.region_names[key[1]]} keeps is rounded "
+                    "along the axis of the samples. Pass sizes=(1,), or a plan without slot_dtype"
                 )
         found[register] = SampleSlot(key, axis if samples > 1 else None)
     return found

@@ -8,7 +8,7 @@ from typing import Literal
 
 from soda_compile.compiler.schedule import Access, RegionMode
 from soda_compile.compiler.variants import Subgraph, Variant, join, make_variant
-from soda_compile.ir.structure import Note, Structure
+from soda_compile.ir.structure import OUTPUT_KIND, BlockCall, Note, Structure
 
 Granularity = Literal["block", "step"]
 
@@ -65,7 +65,7 @@ class StepBuilder:
             if variant is not None:
                 live[index] = variant
                 needed |= {calls[index].inputs[source] for source in variant.inputs if isinstance(source, int)}
-        light = [_is_light(mode) for mode in modes]
+        light = [_is_light(call, mode) for call, mode in zip(calls, modes, strict=True)]
         runs = _runs(sorted(live), light) if self.granularity == "block" else filter(None, [sorted(live)])
         return tuple(join([(index, calls[index], live[index]) for index in run], reads[run[-1]]) for run in runs)
 
@@ -80,8 +80,9 @@ class StepBuilder:
         return self._variants[key]
 
 
-def _is_light(modes: Sequence[RegionMode]) -> bool:
-    return not any(mode.works for mode in modes)
+def _is_light(call: BlockCall, modes: Sequence[RegionMode]) -> bool:
+    regions = zip(call.block.regions, modes, strict=True)
+    return not any(mode.works and region.kind != OUTPUT_KIND for region, mode in regions)
 
 
 def _runs(calls: Sequence[int], light: Sequence[bool]) -> list[list[int]]:

@@ -15,14 +15,17 @@ from soda_compile.ir.aten_operators import tensor_of
 from soda_compile.ir.graphs import add_sizes, copy_graph, output_of, results_of
 from soda_compile.ir.meta import meta_of
 from soda_compile.ir.roles import Role, Size
-from soda_compile.ir.structure import STACK, BlockCall, BlockGraph, Note, Region
+from soda_compile.ir.slot_formats import FORMATS
+from soda_compile.ir.structure import OUTPUT_KIND, STACK, BlockCall, BlockGraph, Note, Region
 from soda_compile.passes.base import Pass
 from soda_compile.passes.dead_code import DeadCode
 from soda_compile.passes.insert_forecast import InsertForecast
 from soda_compile.passes.insert_reuse import InsertReuse
 from soda_compile.passes.keep_stream import KeepStream
 from soda_compile.passes.manager import Pipeline
+from soda_compile.passes.mix_output import MixOutput
 from soda_compile.passes.narrow_linear import NarrowLinear
+from soda_compile.passes.narrow_slots import NarrowSlots
 from soda_compile.passes.prune_tokens import PruneTokens
 from soda_compile.passes.sink_gathers import SinkGathers
 from soda_compile.passes.track_tokens import TrackTokens
@@ -107,16 +110,20 @@ def pipeline(block: BlockGraph, modes: Sequence[RegionMode]) -> Pipeline:
     regions = tuple(enumerate(zip(block.regions, modes, strict=True)))
     rewrites = tuple(rewrite for index, (region, mode) in regions for rewrite in _rewrites(block, index, region, mode))
     sinks = tuple(SinkGathers(region) for _, (region, mode) in regions if mode.action.kind == "prune")
+    narrow = tuple(
+        NarrowSlots(index, region, FORMATS[mode.slot_dtype]) for index, (region, mode) in regions if mode.slot_dtype
+    )
     if all(mode.computes for mode in modes):
-        return Pipeline((*rewrites, DeadCode()))
-    return Pipeline((*rewrites, *sinks, DeadCode(), NarrowLinear(), DeadCode()))
+        return Pipeline((*rewrites, DeadCode(), *narrow))
+    return Pipeline((*rewrites, *sinks, DeadCode(), NarrowLinear(), DeadCode(), *narrow))
 
 
 def _rewrites(block: BlockGraph, index: int, region: Region, mode: RegionMode) -> Iterable[Pass]:
     if mode.computes and region.kind == STACK:
         yield KeepStream(region)
     if mode.action.kind == "forecast" or mode.weighted:
-        yield InsertForecast(index, region, mode.action.order)
+        order = mode.action.order
+        yield MixOutput(index, region, order) if region.kind == OUTPUT_KIND else InsertForecast(index, region, order)
     elif mode.action.kind == "reuse":
         yield InsertReuse(index, region)
     elif mode.action.kind == "prune":

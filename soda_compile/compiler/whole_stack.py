@@ -22,7 +22,7 @@ MOST_WORK = 0.05
 """Largest share of the work that may lie between the blocks, where each stale step would do it."""
 
 
-def with_slots(structure: Structure, plan: Plan) -> tuple[Structure, Plan]:
+def with_stack(structure: Structure, plan: Plan) -> tuple[Structure, Plan]:
     """Return a structure and a plan in which every kept value is one of a region.
 
     Where a plan keeps what the whole stack adds, that becomes a region of its own, and all others only ever compute:
@@ -57,7 +57,7 @@ def whole_stack(structure: Structure) -> Structure:
     """Return a structure with one more region, after all others, that has what they add together.
 
     Raises:
-        PlanError: As for ``with_slots``.
+        PlanError: As for ``with_stack``.
     """
     places = [index for index, call in enumerate(structure.calls) if call.block.regions]
     first, end = places[0], places[-1] + 1
@@ -85,12 +85,18 @@ def whole_stack(structure: Structure) -> Structure:
     )
 
 
-def stack_bytes(structure: Structure) -> int | None:
-    """Return the size of one kept copy of what all regions add together; None where that cannot be kept."""
+def stack_region(structure: Structure) -> Region | None:
+    """Return the region of what all regions add together; None where that cannot be kept."""
     try:
-        return whole_stack(structure).regions[-1].memory_bytes
+        return whole_stack(structure).regions[-1]
     except PlanError:
         return None
+
+
+def stack_bytes(structure: Structure) -> int | None:
+    """Return the size of one kept copy of what all regions add together; None where that cannot be kept."""
+    region = stack_region(structure)
+    return region.memory_bytes if region is not None else None
 
 
 def _differing(stack: Sequence[BlockCall]) -> set[str]:

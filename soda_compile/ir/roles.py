@@ -9,7 +9,8 @@ class Slot:
     """Memory that keeps a value of a region from step to step.
 
     Attributes:
-        kind: ``cut`` for a stored copy of a cut; ``input`` for the carry as it was when each token was last computed,
+        kind: ``cut`` for a stored copy of a cut; ``scale`` for the scales of its rows where it is rounded, float32 in
+            its shape but for 1 at the end; ``input`` for the carry as it was when each token was last computed,
             in its shape and dtype; ``step`` for the step each token was last computed at, float32 [batch, tokens];
             ``index`` for the tokens chosen for a cut, int64 [batch, k], which several regions share.
         region: Index of the region in the block.
@@ -19,7 +20,7 @@ class Slot:
         age: Of several copies of a cut that are read: 0 for the newest, 1 for the one before.
     """
 
-    kind: Literal["cut", "input", "step", "index"]
+    kind: Literal["cut", "scale", "input", "step", "index"]
     region: int
     cut: int
     access: Literal["read", "write"] = "read"

@@ -19,6 +19,8 @@ from soda_compile.torch_internals.symbolic_export import SymbolicSizes
 Made = TypeVar("Made")
 STACK = "stack"
 """Kind of the region that has what all others add to the residual streams."""
+OUTPUT_KIND = "output"
+"""Kind of the region that is the denoiser's output."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Region:
 
     Attributes:
         name: Module path inside the block, such as ``attn1``; made unique within the block.
-        kind: ``attention``, ``mlp``, ``convolution`` or ``attention+mlp``; ``STACK`` for all regions together.
+        kind: ``attention``, ``mlp``, ``convolution`` or ``attention+mlp``; ``STACK`` for all regions together,
+            ``OUTPUT_KIND`` for the denoiser's output.
         cuts: Tensors to store. A joint attention has one for each of its residual streams.
         branches: Nodes that are added to the residual stream, in graph order; then skip outputs, which leave beside it.
         carries: For each branch, what it is added to; for a skip output that is not added here, the residual stream.

@@ -12,6 +12,7 @@ from soda_compile.measure.recording import Recording
 from soda_compile.planner import AnchorSchedule, FixedInterval, Goal, SearchedSchedule, SimulatedSchedule, Strategy
 from soda_compile.planner import plan as make_plan
 from soda_compile.plans.actions import Action
+from soda_compile.plans.fitted_weights import MOST_OUTPUTS
 from soda_compile.plans.over_samples import OverSamples, over
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.profile import Profile
@@ -67,7 +68,8 @@ def closest_plan(
         objective: What shall be small over the samples: the ``mean`` of the last samples' relative errors, or the
             ``worst``, their 90th percentile.
         fit: For how many of the closest plans weights are fitted, see ``soda_compile.fit``; the one that is closest
-            then is taken. Fitting takes back more of what one plan gets wrong than of another. 0 for none.
+            then is taken. Fitting takes back more of what one plan gets wrong than of another. 0 for none. Outputs are
+            kept for it unless the goal bounds the memory.
         strategies: What to try, by name, instead of the built-in ones.
         profile: As for ``plan``.
         **numbers: The fields of ``Goal``, instead of one.
@@ -90,7 +92,10 @@ def closest_plan(
         raise PlanError("; ".join(f"{name}: {reason}" for name, reason in unreached.items()))
     compared = compare(recording, plans)
     nearest = nearest_first(plans, compared, objective)
-    fits = {name: fit_weights(recording, plans[name]) for name in nearest[:fit]}
+    # A profile does not know what kept outputs take.
+    bounded = (goal.memory_bytes if goal is not None else numbers.get("memory_bytes")) is not None
+    outputs = 0 if bounded else MOST_OUTPUTS
+    fits = {name: fit_weights(recording, plans[name], outputs=outputs) for name in nearest[:fit]}
     name = min(fits, key=lambda each: over(fits[each].after, objective), default=nearest[0])
     if not fits or over(fits[name].after, objective) > over(compared.errors[nearest[0]], objective):
         return Closest(plans[nearest[0]], nearest[0], compared, None, unreached)  # weights are fitted to the mean

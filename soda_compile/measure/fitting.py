@@ -6,6 +6,7 @@ the values say little. So an error that was made is partly taken back at the nex
 time (compare L2P, which fits coefficients to outputs instead).
 """
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from soda_compile.measure.planned_run import PlannedRun, norms
 from soda_compile.measure.player import Player, playing
 from soda_compile.measure.recording import Recording
 from soda_compile.plans.actions import STALE
-from soda_compile.plans.fitted_weights import FittedWeights
+from soda_compile.plans.fitted_weights import MOST_OUTPUTS, OUTPUT, FittedWeights
 from soda_compile.plans.operators import OPERATORS
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.reads import reads
@@ -60,27 +61,33 @@ class Fit:
         )
 
 
-def fit(recording: Recording, plan: Plan) -> Fit:
-    """Fit weights of kept values to recorded generations, one to four numbers for each stale step.
+def fit(recording: Recording, plan: Plan, *, outputs: int = MOST_OUTPUTS) -> Fit:
+    """Fit weights of kept values to recorded generations, a few numbers for each stale step.
 
-    Weights are shared by all regions that an operator serves at a step. Steps that prune keep the polynomial. Where a
-    step's weights do not bring the sample closer to the original's, it stays as well. The generations are run once for
-    each of a few ridges, and the weights that bring the last samples closest are kept; none, if none does.
+    Weights are shared by all regions that an operator serves at a step. With ``outputs``, what a stale step gives is
+    mixed with what the denoiser gave at as many anchors before it: the kept outputs are as large as its input, and give
+    back what no weight before the last normalisation can. Steps that prune keep the polynomial. Where a step's weights
+    do not bring the sample closer to the original's, it stays as well. The generations are run once for each of a few
+    ridges, and the weights that bring the last samples closest are kept; none, if none does.
 
     Args:
         recording: Of ``record``.
         plan: The plan. Where it has weights already, these are where the search begins.
+        outputs: Outputs that are kept, 0 to 2; 0 for weights of the regions' values alone.
 
     Raises:
+        OptionError: For another number of outputs.
         PlanError: If the plan does not fit.
         SensitivityError: If the generations cannot be run again.
     """
+    if outputs not in range(MOST_OUTPUTS + 1):
+        raise OptionError(f"outputs is {outputs!r}; 0 to {MOST_OUTPUTS} can be kept")
     started = time.perf_counter()
     with playing(recording) as player, progress_bar() as progress:
         before = PlannedRun.begin(player, recording, replace(plan, weights=())).finish()
         least, best = before, tuple[FittedWeights, ...]()
         for ridge in progress.track(RIDGES, description="fitting"):
-            weights, after = _fit_run(player, recording, plan, ridge)
+            weights, after = _fit_run(player, recording, plan, outputs, ridge)
             if float(after.mean()) < float(least.mean()):
                 least, best = after, weights
     made = replace(plan, weights=best)
@@ -91,19 +98,19 @@ def fit(recording: Recording, plan: Plan) -> Fit:
 
 
 def _fit_run(
-    player: Player, recording: Recording, plan: Plan, ridge: float
+    player: Player, recording: Recording, plan: Plan, outputs: int, ridge: float
 ) -> tuple[tuple[FittedWeights, ...], Floats]:
     """Run the generations under a plan and fit each step as it comes; return the weights, and what is off at the end.
 
     Weights that stay those of the polynomial are left out.
     """
-    polynomial = polynomial_weights(plan)
+    polynomial = polynomial_weights(plan, outputs)
     given = {(each.step, each.order): each.values for each in plan.weights}
     run = PlannedRun.begin(player, recording, replace(plan, weights=polynomial))
     chosen: list[FittedWeights] = []
     for step in range(plan.steps):
         sets = [each for each in polynomial if each.step == step]
-        starts = [given.get((step, each.order), each.values) for each in sets]
+        starts = [_start(given.get((step, each.order)), each.values) for each in sets]
         fitted = _fit_step(run, sets, starts, ridge) if sets else []
         chosen += [each for each, start in zip(fitted, sets, strict=True) if each != start]
         if step < plan.steps - 1:
@@ -111,10 +118,18 @@ def _fit_run(
     return tuple(chosen), norms(run.deviations(run.try_step(_by_order(fitted))))
 
 
-def polynomial_weights(plan: Plan) -> tuple[FittedWeights, ...]:
+def _start(given: tuple[float, ...] | None, polynomial: tuple[float, ...]) -> tuple[float, ...]:
+    return given if given is not None and len(given) == len(polynomial) else polynomial
+
+
+def polynomial_weights(plan: Plan, outputs: int = 0) -> tuple[FittedWeights, ...]:
     """Return the weights that stale regions have without fitting, where all that an operator serves read alike.
 
     A step that prunes writes over what it reads, so it cannot be tried twice and is left out.
+
+    Args:
+        plan: The plan.
+        outputs: How many kept outputs are mixed with that of a stale step, each with a weight of zero.
     """
     rows = [reads(row) for row in plan.actions]
     found = []
@@ -127,6 +142,9 @@ def polynomial_weights(plan: Plan) -> tuple[FittedWeights, ...]:
             if len(sources) == 1:
                 values = OPERATORS[action.order].coefficients(sources.pop(), step)
                 found.append(FittedWeights(step, action.order, values))
+        kept = min(outputs, sum(anchor < step for anchor in plan.anchors))
+        if kept and found and found[-1].step == step:
+            found.append(FittedWeights(step, OUTPUT, (1.0, *(0.0 for _ in range(kept)))))
     return tuple(found)
 
 
@@ -138,15 +156,34 @@ def _fit_step(
 
     def sets(values: Floats) -> list[FittedWeights]:
         parts = zip(polynomial, bounds, bounds[1:], strict=False)
-        return [replace(each, values=tuple(values[first:last].tolist())) for each, first, last in parts]
+        return [replace(each, values=_weights(each.order, values[first:last])) for each, first, last in parts]
 
     def deviations(values: Floats) -> torch.Tensor:
         return run.deviations(run.try_step(_by_order(sets(values))))
 
     narrow = torch.finfo(run.recording.generations[0][0].calls[0].output.dtype).bits < 32
-    home = np.concatenate([each.values for each in polynomial])
-    begin = np.concatenate([np.asarray(values, dtype=np.float64) for values in start])
+    home = np.concatenate([_unknowns(each.order, each.values) for each in polynomial])
+    begin = np.concatenate([_unknowns(each.order, own) for each, own in zip(polynomial, start, strict=True)])
     return sets(least_squares(deviations, home, begin, ridge, NARROW_DIFFERENCE if narrow else DIFFERENCE))
+
+
+def _unknowns(order: int, weights: Sequence[float]) -> Floats:
+    """Return the numbers that are fitted for some weights.
+
+    For the output they are its scale, and factors of the differences from each output to the one before, as the ridge
+    weighs numbers by what they change.
+    """
+    values = np.asarray(weights, dtype=np.float64)
+    return values if order != OUTPUT else np.concatenate([[values.sum()], -values[::-1].cumsum()[::-1][1:]])
+
+
+def _weights(order: int, unknowns: Floats) -> tuple[float, ...]:
+    """Return the weights for some of the numbers of ``_unknowns``."""
+    if order != OUTPUT:
+        return tuple(unknowns.tolist())
+    scale, *factors = unknowns.tolist()
+    ends = [*factors, 0.0]
+    return (scale + ends[0], *(after - before for before, after in itertools.pairwise(ends)))
 
 
 def _by_order(sets: Sequence[FittedWeights]) -> dict[int, tuple[float, ...]]:

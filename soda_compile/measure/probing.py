@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from soda_compile.compiler.prune_flops import prune_flops
-from soda_compile.compiler.whole_stack import stack_bytes
+from soda_compile.compiler.whole_stack import stack_region
+from soda_compile.ir.slot_formats import FORMATS, SlotFormat, stored_bytes
 from soda_compile.ir.structure import Structure
 from soda_compile.measure.gram import Floats
 from soda_compile.measure.profile_store import versions
@@ -112,6 +113,7 @@ class Probing:
             left_us = saved[REUSE, kind] - (0.0 if action == REUSE else saved_us)
             column = PROFILED.index(COMPUTE if action == REUSE else action)
             cost_us[list(kind), column] = max(0.0, left_us) * scale / len(kind)
+        stack = stack_region(self.structure)
         unkept = times_us[:, -UNKEPT:]
         quartiles = np.quantile(unkept, (0.25, 0.75))
         full_us = float(np.median(unkept))
@@ -124,11 +126,16 @@ class Probing:
             base_us=base_us,
             cost_us=cost_us,
             memory_bytes=memory,
-            stack_bytes=stack_bytes(self.structure),
+            stack_bytes=stack.memory_bytes if stack is not None else None,
+            rounded_bytes={name: self._stored_bytes(kept) for name, kept in FORMATS.items()},
+            rounded_stack_bytes={name: stored_bytes(stack, kept) for name, kept in FORMATS.items()} if stack else {},
             score=self.pruning.score if self.pruning else None,
             spread=float(np.diff(quartiles)[0]) / full_us,
             versions=versions(),
         )
+
+    def _stored_bytes(self, kept: SlotFormat) -> Floats:
+        return np.array([stored_bytes(region, kept) for region in self.structure.regions], dtype=np.float64)
 
     def _median(self, times_us: Floats, action: Action) -> float:
         """Return the median time of the steps where all regions do this, and keep what they compute."""

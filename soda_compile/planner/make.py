@@ -13,7 +13,7 @@ from soda_compile.planner.problem import Actions, Draft, Problem, Strategy
 from soda_compile.planner.strategies import AnchorSchedule, FixedInterval
 from soda_compile.planner.watch import watched_region
 from soda_compile.plans.plan import Plan
-from soda_compile.plans.plan_file import Scalar, Slots
+from soda_compile.plans.plan_file import Scalar, SlotDtype, Slots
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.sensitivity import Metric, Sensitivity
 
@@ -73,26 +73,33 @@ def flop_ratio(sensitivity: Sensitivity, actions: Actions) -> float:
     return Costs.read(sensitivity).of(actions) / (sensitivity.total_flops * sensitivity.info.steps)
 
 
-def slot_memory_bytes(profile: Profile, actions: Actions, slots: Slots = "region") -> int:
+def slot_memory_bytes(
+    profile: Profile, actions: Actions, slots: Slots = "region", slot_dtype: SlotDtype | None = None
+) -> int:
     """Return the memory of kept values of one branch of guidance: one copy for each value an action reads at once.
 
     Args:
         profile: Has the sizes.
         actions: Indexed [region][step].
         slots: What is kept.
+        slot_dtype: What it is rounded to; None for no rounding.
 
     Raises:
-        PlanError: If the model cannot keep one value for all regions, or the profile does not know its size.
+        PlanError: If the model cannot keep one value for all regions, or the profile does not know a size.
     """
+    if slot_dtype is not None and slot_dtype not in profile.rounded_bytes:
+        raise PlanError(f"the profile has no sizes for slot_dtype={slot_dtype!r}, as older ones have not; profile anew")
     copies = [max(action.history for action in row) for row in actions]
     if slots == "region":
-        return round(float(profile.memory_bytes @ np.array(copies)))
+        sizes = profile.memory_bytes if slot_dtype is None else profile.rounded_bytes[slot_dtype]
+        return round(float(sizes @ np.array(copies)))
     if profile.stack_bytes is None:
         raise PlanError(
             'slots is "stack", but the profile has no size for it: the model does work between its blocks that stale '
             'steps would have to do, or the profile is of an older version; take slots="region", or profile anew'
         )
-    return round(profile.stack_bytes * max(copies))
+    size = profile.stack_bytes if slot_dtype is None else profile.rounded_stack_bytes[slot_dtype]
+    return round(size * max(copies))
 
 
 def _goal(goal: Goal | None, numbers: dict[str, Any]) -> Goal:
@@ -110,34 +117,58 @@ def _goal(goal: Goal | None, numbers: dict[str, Any]) -> Goal:
 
 def _within_memory(problem: Problem) -> Draft:
     """Return what the strategy finds with what is likely to be closest of what fits."""
-    most, profile, slots = problem.goal.memory_bytes, problem.profile, problem.strategy.slots
+    most, profile, strategy = problem.goal.memory_bytes, problem.profile, problem.strategy
     if most is None:
-        return replace(problem.strategy.solve(problem), slots=slots)
+        return replace(strategy.solve(problem), slots=strategy.slots, slot_dtype=strategy.slot_dtype)
     if profile is None:
         raise OptionError("memory_bytes needs to know the regions' sizes; pass profile=soda_compile.profile(...) too")
     least = math.inf
-    for kept, order in _by_closeness(problem, profile):
-        found = problem.strategy.solve(problem.restricted(order))
-        if kept == "stack" and len(set(found.actions)) > 1:
+    solved: dict[int, Draft] = {}
+    for slots, slot_dtype, order in _by_closeness(problem, profile):
+        if order not in solved:
+            solved[order] = strategy.solve(problem.restricted(order))
+        found = solved[order]
+        if slots == "stack" and len(set(found.actions)) > 1:
             continue
-        least = min(least, slot_memory_bytes(profile, found.actions, kept))
+        least = min(least, slot_memory_bytes(profile, found.actions, slots, slot_dtype))
         if least <= most:
-            return replace(found, slots=kept)
+            return replace(found, slots=slots, slot_dtype=slot_dtype)
     raise PlanError(f"memory_bytes is {most}, but even a plan without forecasts keeps {least} bytes")
 
 
-def _by_closeness(problem: Problem, profile: Profile) -> list[tuple[Slots, int]]:
-    """Return what can be kept and up to which order it is forecast: what hurts least comes first.
+DTYPES: dict[Slots, tuple[SlotDtype | None, ...]] = {
+    "region": (None, "bfloat16", "int8"),
+    "stack": (None, "bfloat16", "float8"),
+}
+"""What kept values are rounded to where memory asks for it, what hurts least first (benchmarks/results/closeness.md).
+
+Rows of what all regions add have outliers, which cost the other elements of int8 their precision.
+"""
+
+
+def _by_closeness(problem: Problem, profile: Profile) -> list[tuple[Slots, SlotDtype | None, int]]:
+    """Return what can be kept, what it is rounded to and the highest order of forecasts: what hurts least comes first.
 
     Forecasts of what all regions add are closer than plain reuse of each: .94 to 1.29 of the default's error against
-    1.56 to 1.62 on the digits model (benchmarks/results/closeness.md).
+    1.56 to 1.62 on the digits model (benchmarks/results/closeness.md). Rounding costs less than an order.
     """
+    strategy = problem.strategy
     orders = [action.order for action in reversed(problem.errors.menu)]
     forecasts, reuse = [order for order in orders if order], [0]
-    kinds: tuple[Slots, ...] = ("stack",) if problem.strategy.slots == "stack" else ("region", "stack")
+    kinds: tuple[Slots, ...] = ("stack",) if strategy.slots == "stack" else ("region", "stack")
     if profile.stack_bytes is None:
-        kinds = tuple(kind for kind in kinds if kind == problem.strategy.slots)
-    return [(kind, order) for part in (forecasts, reuse) for kind in kinds for order in part]
+        kinds = tuple(kind for kind in kinds if kind == strategy.slots)
+    return [
+        (kind, slot_dtype, order)
+        for part in (forecasts, reuse)
+        for kind in kinds
+        for order in part
+        for slot_dtype in ((strategy.slot_dtype,) if strategy.slot_dtype else _dtypes(profile, kind))
+    ]
+
+
+def _dtypes(profile: Profile, kind: Slots) -> list[SlotDtype | None]:
+    return [each for each in DTYPES[kind] if each is None or each in profile.rounded_bytes]
 
 
 def _finish(problem: Problem, draft: Draft) -> Plan:
@@ -180,5 +211,11 @@ def _finish(problem: Problem, draft: Draft) -> Plan:
         predicted_error=draft.error,
         pruning=strategy.pruning if any(action.kind == "prune" for row in actions for action in row) else None,
     )
-    done = replace(made, method=tuple({**method, "anchors": len(made.anchors)}.items()), slots=draft.slots)
-    return done if draft.slots == "stack" else replace(done, watched=watched_region(problem.sensitivity, made))
+    done = replace(
+        made,
+        method=tuple({**method, "anchors": len(made.anchors)}.items()),
+        slots=draft.slots,
+        slot_dtype=draft.slot_dtype,
+    )
+    unwatched = draft.slots == "stack" or draft.slot_dtype is not None
+    return done if unwatched else replace(done, watched=watched_region(problem.sensitivity, made))

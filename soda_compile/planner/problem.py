@@ -14,7 +14,7 @@ from soda_compile.planner.goal import Goal
 from soda_compile.planner.stale_errors import Floats, StaleErrors
 from soda_compile.plans.actions import Action
 from soda_compile.plans.over_samples import OverSamples
-from soda_compile.plans.plan_file import Scalar, Slots
+from soda_compile.plans.plan_file import Scalar, SlotDtype, Slots
 from soda_compile.plans.profile import Profile
 from soda_compile.plans.pruning import Pruning
 from soda_compile.plans.sensitivity import Metric, Sensitivity
@@ -31,12 +31,14 @@ class Draft:
         error: Value of the objective; None where an entry was not measured.
         method: Further facts for the plan's file.
         slots: What is kept.
+        slot_dtype: What it is rounded to; None for no rounding.
     """
 
     actions: Actions
     error: float | None
     method: dict[str, Scalar] = field(default_factory=dict)
     slots: Slots = "region"
+    slot_dtype: SlotDtype | None = None
 
 
 class Strategy(ABC):
@@ -55,6 +57,7 @@ class Strategy(ABC):
         over_samples: What counts of the errors of samples: their mean, or the worst, their 90th percentile.
         slots: What is kept: the outputs of each region, or one value for all of them together, which takes a small part
             of the memory. Where ``memory_bytes`` asks for it, that is chosen without being named.
+        slot_dtype: What kept values are rounded to, see ``Plan``; chosen likewise.
         pruning: How pruned regions pick their tokens; None for no pruning.
         inherited_error: Share of a stale value's error that remains in what is computed between anchors.
     """
@@ -68,6 +71,7 @@ class Strategy(ABC):
     step_weights: bool = False
     over_samples: OverSamples = "mean"
     slots: Slots = "region"
+    slot_dtype: SlotDtype | None = None
     pruning: Pruning | None = None
     inherited_error: float = 0.0
 
@@ -81,6 +85,10 @@ class Strategy(ABC):
         goal.check(steps, self.one_of, self.optional)
         if self.slots not in get_args(Slots):
             raise OptionError(f"slots {self.slots!r} is not known; use one of {', '.join(get_args(Slots))}")
+        if self.slot_dtype is not None and self.slot_dtype not in get_args(SlotDtype):
+            raise OptionError(
+                f"slot_dtype {self.slot_dtype!r} is not known; use None or one of {', '.join(get_args(SlotDtype))}"
+            )
         if self.slots == "stack" and self.operator == "auto" and not self.alike:
             raise OptionError(
                 "slots='stack' keeps one value for all regions, and operator='auto' chooses for each; name an operator"

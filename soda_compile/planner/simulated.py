@@ -15,7 +15,7 @@ from soda_compile.planner.stale_errors import Floats
 from soda_compile.plans.actions import STALE, Action
 from soda_compile.plans.interval_errors import IntervalErrors
 from soda_compile.plans.over_samples import OverSamples
-from soda_compile.plans.plan_file import Slots
+from soda_compile.plans.plan_file import SlotDtype, Slots
 from soda_compile.plans.sensitivity import Metric
 
 
@@ -32,6 +32,7 @@ class SimulatedSchedule(Strategy):
         objective: Metric whose tables ``explain`` shows; the error that is minimised is the sample's.
         over_samples: What counts of an interval's errors of all samples.
         slots: What is kept; intervals were simulated with what each region keeps.
+        slot_dtype: What it is rounded to; intervals were simulated without rounding.
     """
 
     name: ClassVar[str] = "simulated intervals"
@@ -40,6 +41,7 @@ class SimulatedSchedule(Strategy):
     objective: Metric = "residual"
     over_samples: OverSamples = "mean"
     slots: Slots = "region"
+    slot_dtype: SlotDtype | None = None
 
     def solve(self, problem: Problem) -> Draft:
         """Return the plan with the best anchors.

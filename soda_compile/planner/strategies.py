@@ -14,7 +14,7 @@ from soda_compile.planner.problem import Draft, Problem, Strategy
 from soda_compile.planner.unified import Limit, solve_unified
 from soda_compile.plans.actions import COMPUTE
 from soda_compile.plans.over_samples import OverSamples
-from soda_compile.plans.plan_file import Slots
+from soda_compile.plans.plan_file import SlotDtype, Slots
 from soda_compile.plans.pruning import Pruning
 from soda_compile.plans.sensitivity import Metric
 
@@ -33,6 +33,7 @@ class AnchorSchedule(Strategy):
     step_weights: bool = False
     over_samples: OverSamples = "mean"
     slots: Slots = "region"
+    slot_dtype: SlotDtype | None = None
 
     def solve(self, problem: Problem) -> Draft:
         """Return the plan with the best anchors."""
@@ -95,6 +96,7 @@ class Unified(Strategy):
     objective: Metric = "residual"
     step_weights: bool = False
     over_samples: OverSamples = "mean"
+    slot_dtype: SlotDtype | None = None
     inherited_error: float = 0.4
 
     def check(self, goal: Goal, steps: int) -> None:

@@ -16,7 +16,7 @@ from soda_compile.plans.fitted_weights import FittedWeights, check_weights
 from soda_compile.plans.fitted_weights import from_json as weights_from_json
 from soda_compile.plans.fitted_weights import to_json as weights_to_json
 from soda_compile.plans.notebook import picture_or_text
-from soda_compile.plans.plan_file import Scalar, Slots
+from soda_compile.plans.plan_file import Scalar, SlotDtype, Slots
 from soda_compile.plans.pruning import Pruning
 from soda_compile.plans.watched_region import WatchedRegion
 from soda_compile.plans.watched_region import from_json as watched_from_json
@@ -50,6 +50,8 @@ class Plan:
             polynomial and reuse takes values as they are.
         slots: "stack" if one value is kept for all regions together, what they add to the residual stream, so that all
             of them do the same at each step; "region" if each has its own.
+        slot_dtype: what kept values are rounded to: "bfloat16", or "int8" and "float8" with a scale for each row along
+            the last axis; None where they are kept as they are computed, as those are anyway that are no wider.
         watched: the region whose forecasts are compared with what is computed at anchors, with the errors that the
             calibration expects; None where it is not known.
 
@@ -73,6 +75,7 @@ class Plan:
     weights: tuple[FittedWeights, ...] = ()
     watched: WatchedRegion | None = None
     slots: Slots = "region"
+    slot_dtype: SlotDtype | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "regions", tuple(self.regions))
@@ -91,6 +94,10 @@ class Plan:
         check_weights(self.weights, self.actions)
         if self.slots == "stack":
             self._check_stack()
+        if self.slot_dtype is not None and self.watched is not None:
+            raise PlanError(
+                f"slot_dtype is {self.slot_dtype!r}, and what is rounded is not compared at anchors; pass watched=None"
+            )
         if self.watched is not None:
             self.watched.check(self.regions, self.actions, self.anchors)
         if self.pruning is None and (
@@ -203,6 +210,7 @@ class Plan:
             "legend": {symbol: entry for symbol, entry in legend.items() if symbol in used},
             "actions": dict(zip(self.regions, self.rows, strict=True)),
             **({"slots": self.slots} if self.slots != "region" else {}),
+            **({"slot_dtype": self.slot_dtype} if self.slot_dtype else {}),
             **({"weights": weights_to_json(self.weights)} if self.weights else {}),
             **({"watched": watched_to_json(self.watched)} if self.watched else {}),
         }
@@ -228,7 +236,6 @@ class Plan:
                 timesteps=None if data.timesteps is None else tuple(data.timesteps),
                 pruning=data.pruning,
                 method=tuple(data.method.items()),
-                slots=data.slots,
                 weights=weights_from_json(data.weights),
                 watched=None if data.watched is None else watched_from_json(data.watched.region, data.watched.errors),
                 **data.model_dump(exclude=set(plan_file.DECODED)),

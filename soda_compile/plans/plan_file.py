@@ -13,6 +13,8 @@ SCHEMA = "soda-plan/1"
 Scalar = str | int | float | bool | None
 Slots = Literal["region", "stack"]
 """What is kept: the outputs of each region, or what all of them together add to the residual stream."""
+SlotDtype = Literal["bfloat16", "int8", "float8"]
+"""What kept values are rounded to; of 8 bits, each row along the last axis has a scale in float32."""
 
 
 class WatchedEntry(BaseModel):
@@ -28,8 +30,8 @@ class PlanFile(BaseModel):
     """The keys of a plan file.
 
     `actions` has one string per region with one symbol of `legend` per step. `weights` is by step and by operator, and
-    left out where nothing was fitted; `watched` is left out where nothing is expected of forecasts at anchors, and
-    `slots` where each region has its own.
+    left out where nothing was fitted; `watched` is left out where nothing is expected of forecasts at anchors,
+    `slots` where each region has its own, and `slot_dtype` where values are kept as they are computed.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -50,16 +52,21 @@ class PlanFile(BaseModel):
     legend: dict[str, Action]
     actions: dict[str, str]
     slots: Slots = "region"
+    slot_dtype: SlotDtype | None = None
     weights: dict[str, dict[str, list[float]]] = Field(default_factory=dict)
     watched: WatchedEntry | None = None
 
 
 DECODED = frozenset(
-    {"schema_version", "steps", "timesteps", "pruning", "method", "legend", "actions", "slots", "weights", "watched"}
+    {"schema_version", "steps", "timesteps", "pruning", "method", "legend", "actions", "weights", "watched"}
 )
 """Keys that become a plan's field in another form, or none."""
-PLAIN = tuple(name for name in PlanFile.model_fields if name in ("steps", "timesteps") or name not in DECODED)
-"""Keys that a file holds as the plan does, in the order of the file."""
+OPTIONAL = frozenset({"slots", "slot_dtype"})
+"""Keys that are left out where they have their default."""
+PLAIN = tuple(
+    name for name in PlanFile.model_fields if name in ("steps", "timesteps") or name not in DECODED | OPTIONAL
+)
+"""Keys that every file holds as the plan does, in the order of the file."""
 
 
 def parse(text: str | bytes) -> PlanFile:

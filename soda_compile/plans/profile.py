@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from soda_compile.errors import ProfileError
 from soda_compile.plans import profile_file
 from soda_compile.plans.actions import ACTIONS, COMPUTE, PRUNE_RATES, REUSE, Action, prune
+from soda_compile.plans.plan_file import SlotDtype
 from soda_compile.storage.files import named_errors, write_atomic
 
 PROFILED: tuple[Action, ...] = (*ACTIONS, *(prune(rate) for rate in PRUNE_RATES))
@@ -35,6 +37,8 @@ class Profile:
             0 for reuse.
         memory_bytes: [R] float64, size of one kept copy of each region's cuts.
         stack_bytes: size of one kept copy of what all regions add together; None where the model cannot keep that.
+        rounded_bytes: [R] float64 by what is rounded to: ``memory_bytes`` of a copy that is rounded, with its scales.
+        rounded_stack_bytes: ``stack_bytes`` likewise.
         score: how pruned regions picked their tokens; None where pruning was not measured.
         spread: interquartile range of the time of a full call over its median.
         versions: versions of the packages used.
@@ -52,6 +56,8 @@ class Profile:
     cost_us: NDArray[np.float64]
     memory_bytes: NDArray[np.float64]
     stack_bytes: float | None = None
+    rounded_bytes: Mapping[SlotDtype, NDArray[np.float64]] = field(default_factory=dict)
+    rounded_stack_bytes: Mapping[SlotDtype, float] = field(default_factory=dict)
     score: str | None = None
     spread: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
@@ -91,10 +97,14 @@ class Profile:
 
     def to_json(self) -> str:
         """Return the JSON text of a file."""
-        rows = zip(self.regions, self.cost_us, self.memory_bytes, strict=True)
-        entries = {name: {"cost_us": _nulls(row), "memory_bytes": float(memory)} for name, row, memory in rows}
+        entries = {name: self._entry(number) for number, name in enumerate(self.regions)}
         own = {name: getattr(self, name) for name in profile_file.SCALARS}
         return profile_file.encode({**own, "actions": [str(action) for action in PROFILED], "regions": entries})
+
+    def _entry(self, region: int) -> dict[str, Any]:
+        rounded = {name: float(sizes[region]) for name, sizes in self.rounded_bytes.items()}
+        own = {"cost_us": _nulls(self.cost_us[region]), "memory_bytes": float(self.memory_bytes[region])}
+        return {**own, "rounded_bytes": rounded} if rounded else own
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Profile":
@@ -118,8 +128,16 @@ class Profile:
                 regions=tuple(data.regions),
                 cost_us=cost_us,
                 memory_bytes=np.array([entry.memory_bytes for entry in data.regions.values()], dtype=np.float64),
+                rounded_bytes=_by_dtype([entry.rounded_bytes for entry in data.regions.values()]),
                 **{name: getattr(data, name) for name in profile_file.SCALARS},
             )
+
+
+def _by_dtype(entries: Sequence[Mapping[SlotDtype, float]]) -> dict[SlotDtype, NDArray[np.float64]]:
+    names = list(entries[0]) if entries else []
+    if any(set(entry) != set(names) for entry in entries):
+        raise ProfileError("rounded_bytes must have the same keys for all regions; measure again")
+    return {name: np.array([entry[name] for entry in entries], dtype=np.float64) for name in names}
 
 
 def _nulls(row: NDArray[np.float64]) -> list[float | None]:

@@ -6,10 +6,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from soda_compile.errors import ProfileError
+from soda_compile.plans.plan_file import SlotDtype
 from soda_compile.storage.json_reader import read_json
 
 SCHEMA = "soda-profile/1"
-SCALARS = ("fingerprint", "device", "key", "full_us", "base_us", "stack_bytes", "score", "spread", "versions")
+SCALARS = (
+    "fingerprint", "device", "key", "full_us", "base_us", "stack_bytes", "rounded_stack_bytes", "score", "spread",
+    "versions",
+)  # fmt: skip
 
 
 class RegionEntry(BaseModel):
@@ -19,6 +23,7 @@ class RegionEntry(BaseModel):
 
     cost_us: list[float | None]
     memory_bytes: float
+    rounded_bytes: dict[SlotDtype, float] = Field(default_factory=dict)
 
 
 class ProfileFile(BaseModel):
@@ -33,6 +38,7 @@ class ProfileFile(BaseModel):
     full_us: float
     base_us: float
     stack_bytes: float | None = None
+    rounded_stack_bytes: dict[SlotDtype, float] = Field(default_factory=dict)
     score: str | None
     spread: float
     versions: dict[str, str]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from soda_compile.errors import PlanError
 from soda_compile.plans.actions import COMPUTE, STALE, Action
-from soda_compile.plans.fitted_weights import FittedWeights
+from soda_compile.plans.fitted_weights import OUTPUT, FittedWeights
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.reads import reads
 from soda_compile.plans.watched_region import WatchedRegion, forecasts_at_anchors
@@ -77,6 +77,11 @@ def _resumed_weights(plan: Plan, actions: Sequence[tuple[Action, ...]], start: i
 
     def stays(each: FittedWeights) -> bool:
         step, stale = each.step - start, STALE[each.order]
+        if each.order == OUTPUT:
+            later = [anchor for anchor in {start, *plan.anchors} if start <= anchor < each.step]
+            wanted = [anchor for anchor in plan.anchors if anchor < each.step]
+            read = len(each.values) - 1
+            return step > 0 and sorted(later)[-read:] == wanted[-read:]
         return step > 0 and all(
             (row[each.step] == stale) == (resumed[step] == stale)
             and (resumed[step] != stale or old[each.step] == [start + source for source in new[step]])

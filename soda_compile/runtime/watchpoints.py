@@ -53,7 +53,12 @@ class Watchpoint:
 
 
 def watchpoints(program: Program, plan: Plan) -> dict[int, Watchpoint]:
-    """Return the comparisons of a plan by anchor step; none where the program does not say what its slots keep."""
+    """Return the comparisons of a plan by anchor step; none where the program does not say what its slots keep.
+
+    None either where that is rounded: it would be told apart from what is computed by its rounding.
+    """
+    if plan.slot_dtype is not None:
+        return {}
     registers = {key: register for register, key in program.slot_keys.items()}
     number, actions, steps = _watched(plan)
     row = schedule_region(actions)

@@ -12,9 +12,10 @@ from families import structure_of
 from torch import Tensor, nn
 
 import soda_compile
+from soda_compile.compiler.kept_values import with_slots
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import build_program
-from soda_compile.compiler.whole_stack import stack_bytes, whole_stack, with_slots
+from soda_compile.compiler.whole_stack import stack_bytes, whole_stack
 from soda_compile.errors import PlanError
 from soda_compile.plans.actions import COMPUTE
 from soda_compile.plans.plan import Plan

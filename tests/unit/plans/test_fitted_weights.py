@@ -9,7 +9,7 @@ import pytest
 
 from soda_compile.errors import PlanError
 from soda_compile.plans.actions import ACTIONS
-from soda_compile.plans.fitted_weights import FittedWeights
+from soda_compile.plans.fitted_weights import OUTPUT, FittedWeights
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.resume import resume_at, within
 
@@ -55,7 +55,7 @@ def test_impossible_values(values: tuple[float, ...], reason: str) -> None:
         FittedWeights(3, 1, values)
 
 
-@pytest.mark.parametrize("order", [4, -1, True])
+@pytest.mark.parametrize("order", [4, -2, True])
 def test_impossible_orders(order: int) -> None:
     with pytest.raises(PlanError, match="use 0 to 3"):
         FittedWeights(3, order, (1.0, 2.0))
@@ -93,3 +93,41 @@ def test_what_begins_later_keeps_the_weights_of_values_that_it_still_has() -> No
 def test_a_part_of_a_longer_schedule() -> None:
     whole = within(PLAN, 2, tuple(range(9, 0, -1)))
     assert whole.weights == tuple(replace(each, step=each.step + 2) for each in WEIGHTS)
+
+
+MIXED = (FittedWeights(1, OUTPUT, (0.9, 0.1)), FittedWeights(3, OUTPUT, (1.1, -0.2, 0.1)))
+
+
+def test_weights_of_the_output_are_in_the_file() -> None:
+    plan = plan_of("CrC1C", "CrC1C", weights=(*MIXED, FittedWeights(3, 1, (1.0, 0.1))))
+    assert json.loads(plan.to_json())["weights"]["3"] == {"output": [1.1, -0.2, 0.1], "forecast1": [1.0, 0.1]}
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        (FittedWeights(2, OUTPUT, (1.0, 0.0)), "output at step 2, which computes everything"),
+        (FittedWeights(9, OUTPUT, (1.0, 0.0)), "output at step 9, which computes everything or does not exist"),
+        (FittedWeights(1, OUTPUT, (1.0, 0.0, 0.0)), "at step 1 read 2 kept outputs, but 1 steps before it"),
+    ],
+)
+def test_weights_of_an_output_that_is_not_mixed(weights: FittedWeights, reason: str) -> None:
+    with pytest.raises(PlanError, match=reason):
+        plan_of("CrC1C", "CrC1C", weights=(weights,))
+
+
+@pytest.mark.parametrize("values", [(1.0,), (1.0, 0.0, 0.0, 0.0)])
+def test_an_impossible_number_of_outputs(values: tuple[float, ...]) -> None:
+    with pytest.raises(PlanError, match="1 to 2 kept ones"):
+        FittedWeights(1, OUTPUT, values)
+
+
+def test_outputs_of_a_plan_that_begins_later_or_is_part_of_another() -> None:
+    plan = plan_of("CrC1C", "CrC1C", weights=MIXED)
+    assert resume_at(plan, 1).weights == ()  # its first step computes, so that others come before step 3
+    late = plan_of("CCC1", "CCC1", weights=(FittedWeights(3, OUTPUT, (1.0, 0.2, -0.2)),))
+    assert resume_at(late, 1).weights == (FittedWeights(2, OUTPUT, (1.0, 0.2, -0.2)),)
+    assert resume_at(late, 2).weights == ()
+    whole = within(plan, 2, tuple(range(9, 0, -1)))
+    assert whole.weights == tuple(replace(each, step=each.step + 2) for each in MIXED)

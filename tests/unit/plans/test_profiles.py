@@ -185,6 +185,48 @@ def test_one_value_for_all_regions_where_memory_asks_for_it(sensitivity):
         plan(sensitivity, anchors=6, strategy=AnchorSchedule(slots="all"))
 
 
+def test_what_is_kept_is_rounded_before_less_of_it_is_kept(sensitivity):
+    """Order before what is rounded to; what all regions add is rounded to another dtype, as its rows have outliers."""
+    sizes = make_profile(sensitivity).memory_bytes
+    rounded = {name: sizes / factor for name, factor in (("bfloat16", 2), ("int8", 4), ("float8", 4))}
+    stack = {"bfloat16": 25.0, "int8": 13.0, "float8": 13.0}
+    profile = make_profile(sensitivity, stack_bytes=50.0, rounded_bytes=rounded, rounded_stack_bytes=stack)
+    wanted = {
+        1200: ("region", None, "1"),
+        1199: ("region", "bfloat16", "1"),
+        599: ("region", "int8", "1"),
+        299: ("stack", None, "1"),
+        99: ("stack", "bfloat16", "1"),
+        49: ("stack", "float8", "1"),
+        25: ("stack", "bfloat16", "r"),
+        24: ("stack", "float8", "r"),
+    }
+    for most, (slots, slot_dtype, symbol) in wanted.items():
+        made = plan(sensitivity, anchors=6, memory_bytes=most, profile=profile)
+        assert (made.slots, made.slot_dtype, symbol in made.rows[0]) == (slots, slot_dtype, True)
+        assert slot_memory_bytes(profile, made.actions, slots, slot_dtype) <= most
+        assert (made.watched is None) == (slots == "stack" or slot_dtype is not None)
+    with pytest.raises(PlanError, match="memory_bytes is 12, but even a plan without forecasts keeps 13 bytes"):
+        plan(sensitivity, anchors=6, memory_bytes=12, profile=profile)
+    named = AnchorSchedule(slot_dtype="float8")
+    assert plan(sensitivity, anchors=6, strategy=named).slot_dtype == "float8"
+    assert plan(sensitivity, anchors=6, memory_bytes=600, profile=profile, strategy=named).slot_dtype == "float8"
+    unknown = AnchorSchedule(slot_dtype="int4")
+    with pytest.raises(OptionError, match="slot_dtype 'int4' is not known; use None or one of bfloat16, int8, float8"):
+        plan(sensitivity, anchors=6, strategy=unknown)
+    with pytest.raises(PlanError, match="the profile has no sizes for slot_dtype='int8'"):
+        slot_memory_bytes(make_profile(sensitivity), made.actions, "region", "int8")
+
+
+def test_rounded_sizes_are_in_the_file(sensitivity, tmp_path):
+    sizes = make_profile(sensitivity).memory_bytes / 4
+    profile = make_profile(sensitivity, rounded_bytes={"int8": sizes}, rounded_stack_bytes={"int8": 3.0})
+    profile.save(tmp_path / "profile.json")
+    loaded = Profile.load(tmp_path / "profile.json")
+    assert np.array_equal(loaded.rounded_bytes["int8"], sizes)
+    assert loaded.rounded_stack_bytes == {"int8": 3.0}
+
+
 def test_the_size_of_the_one_value_is_in_the_file(sensitivity, tmp_path):
     for size in (50.0, None):
         make_profile(sensitivity, stack_bytes=size).save(tmp_path / "profile.json")
