@@ -14,10 +14,11 @@ from soda_compile.compiler.whole_stack import stack_bytes
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.actions import COMPUTE, REUSE, Action, prune
 from soda_compile.plans.plan import Plan
-from soda_compile.plans.plan_file import Slots
+from soda_compile.plans.plan_file import SlotDtype, Slots
 from soda_compile.plans.pruning import Pruning
 
 Row = tuple[Action, ...]
+Policy = tuple[Callable[[int], Row], Slots, SlotDtype | None]
 
 
 def slot_memory(name: str) -> list[dict[str, Any]]:
@@ -34,21 +35,23 @@ def slot_memory(name: str) -> list[dict[str, Any]]:
             "branch_bytes": kept,
             "bytes": kept * subject.branches,
         }
-        for policy, (row, slots) in policies(structure).items()
-        if (kept := policy_bytes(structure, row, slots))
+        for policy, (row, slots, slot_dtype) in policies(structure).items()
+        if (kept := policy_bytes(structure, row, slots, slot_dtype))
     ]
 
 
-def policies(structure: Structure) -> dict[str, tuple[Callable[[int], Row], Slots]]:
-    """What plans do, by region, and what they keep."""
+def policies(structure: Structure) -> dict[str, Policy]:
+    """What plans do, by region, what they keep, and what it is rounded to."""
     stale: dict[str, Callable[[int], Row]] = {
         str(action): lambda number, row=(*[COMPUTE] * history, action): row  # type: ignore[misc]
         for history, action in enumerate(STALE, 1)
     }
-    made: dict[str, tuple[Callable[[int], Row], Slots]] = {name: (row, "region") for name, row in stale.items()}
-    made |= {name: (row, "region") for name, row in by_kind(structure).items()}
+    made: dict[str, Policy] = {name: (row, "region", None) for name, row in stale.items()}
+    made |= {f"{name}, int8": (row, "region", "int8") for name, row in stale.items()}
+    made |= {name: (row, "region", None) for name, row in by_kind(structure).items()}
     if stack_bytes(structure) is not None:
-        made |= {f"{name}, one slot for all regions": (row, "stack") for name, row in stale.items()}
+        made |= {f"{name}, one slot for all regions": (row, "stack", None) for name, row in stale.items()}
+        made |= {f"{name}, one slot, float8": (row, "stack", "float8") for name, row in stale.items()}
     return made
 
 
@@ -67,12 +70,14 @@ def by_kind(structure: Structure) -> dict[str, Callable[[int], Row]]:
     return made
 
 
-def policy_bytes(structure: Structure, row: Callable[[int], Row], slots: Slots) -> int:
+def policy_bytes(
+    structure: Structure, row: Callable[[int], Row], slots: Slots, slot_dtype: SlotDtype | None = None
+) -> int:
     """Memory of a policy in one branch of guidance."""
     rows = tuple(map(row, range(len(structure.regions))))
     prunes = any(action.kind == "prune" for one in rows for action in one)
     pruning = Pruning("drift", share="block") if prunes else None
-    plan = Plan("", structure.region_names, rows, pruning=pruning, slots=slots)
+    plan = Plan("", structure.region_names, rows, pruning=pruning, slots=slots, slot_dtype=slot_dtype)
     with constants_stood_in():
         program = build_program(structure, plan, Lowering(target=lambda subgraph: NoCode(subgraph.key)))
     return program.slot_memory_bytes
