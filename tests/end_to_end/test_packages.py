@@ -1,4 +1,4 @@
-"""One compiled package of all actions and fitted weights: against the JIT, from the command line, and from C++."""
+"""One compiled package of all that a plan can ask for: against the JIT, from the command line, and from C++."""
 
 import shutil
 import subprocess
@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 
 import soda_compile
 from soda_compile.cli import app
-from soda_compile.plans.fitted_weights import FittedWeights
+from soda_compile.ir.structure import Structure
+from soda_compile.plans.fitted_weights import OUTPUT, FittedWeights
 from soda_compile.plans.plan import Plan
+from soda_compile.plans.plan_file import SlotDtype
 from soda_compile.plans.pruning import Pruning
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +42,14 @@ def mixed() -> tuple[torch.nn.Module, Plan]:
     torch.compiler.reset()
     model = Mixed()
     structure = soda_compile.inspect(model, **mixed_calls()[0])
-    weights = (FittedWeights(2, 0, (0.9,)), FittedWeights(2, 1, (1.7, -0.6)))
+    return model, plan_with("float8", structure)
+
+
+def plan_with(slot_dtype: SlotDtype, structure: Structure) -> Plan:
+    """All actions, fitted weights, kept outputs and rounded slots."""
+    weights = FittedWeights(2, 0, (0.9,)), FittedWeights(2, 1, (1.7, -0.6)), FittedWeights(2, OUTPUT, (1.1, -0.2))
     settings = {"timesteps": toy.TIMESTEPS[:3], "timestep_input": "timestep", "pruning": Pruning("drift")}
-    return model, toy.structure_plan(["CC1", "Cpr"], structure, **settings, weights=weights)
+    return toy.structure_plan(["CC1", "Cpr"], structure, **settings, weights=weights, slot_dtype=slot_dtype)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +86,7 @@ def grid() -> tuple[torch.nn.Module, Plan]:
     torch.compiler.reset()
     model = toy.Grid()
     structure = soda_compile.inspect(model, **grid_calls(2, 4, 3)[0])
-    weights = (FittedWeights(2, 0, (0.9,)), FittedWeights(2, 1, (1.7, -0.6)))
-    settings = {"timesteps": toy.TIMESTEPS[:3], "timestep_input": "timestep", "pruning": Pruning("drift")}
-    return model, toy.structure_plan(["CC1", "Cpr"], structure, **settings, weights=weights)
+    return model, plan_with("int8", structure)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,114 @@
+"""Rounded slots and kept outputs: what they take, what they refuse, and where else they are followed."""
+
+import math
+from typing import Any
+
+import package_tools
+import pytest
+import small_denoiser as small
+import torch
+from torch import Tensor, nn
+
+import soda_compile
+from soda_compile.compiler.kept_values import with_slots
+from soda_compile.compiler.lowering import Lowering
+from soda_compile.compiler.program import build_program
+from soda_compile.compiler.whole_stack import stack_region
+from soda_compile.errors import PlanError
+from soda_compile.ir.slot_formats import FORMATS, stored_bytes
+from soda_compile.ir.structure import Region
+from soda_compile.plans.fitted_weights import OUTPUT, FittedWeights
+from soda_compile.plans.plan import Plan
+from soda_compile.plans.watched_region import WatchedRegion
+
+ROW = "CCr1C"
+OUTPUTS = (FittedWeights(2, OUTPUT, (0.9, 0.3, -0.1)), FittedWeights(3, OUTPUT, (1.2, -0.2)))
+BYTES = small.TOKENS * small.WIDTH * 4 * 2  # two samples
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+
+def plan(row: str = ROW, **changes: Any) -> Plan:
+    return small.make_plan([row] * len(small.REGIONS), **changes)
+
+
+def generate(denoiser: Any, model: nn.Module, calls: Any) -> Tensor:
+    with soda_compile.trajectory(model):
+        return small.generate(denoiser, calls)
+
+
+@pytest.mark.parametrize(("slot_dtype", "share"), [("bfloat16", 2), ("int8", 4), ("float8", 4)])
+def test_rounded_slots_are_smaller(slot_dtype: Any, share: int) -> None:
+    structure = soda_compile.inspect(small.Denoiser(), *small.calls()[0])
+    stack = stack_region(structure)
+    assert stack is not None
+    kept: tuple[tuple[Any, tuple[Region, ...]], ...] = (("region", structure.regions), ("stack", (stack,)))
+    for slots, regions in kept:
+        cuts = [cut for region in regions for cut in region.cuts]
+        rows = 0 if slot_dtype == "bfloat16" else sum(math.prod(cut.shape[:-1]) for cut in cuts)
+        wanted = sum(cut.memory_bytes for cut in cuts) // share + 4 * rows
+        assert sum(stored_bytes(region, FORMATS[slot_dtype]) for region in regions) == wanted
+        program = build_program(structure, plan(slot_dtype=slot_dtype, slots=slots), Lowering(target="eager"))
+        assert program.slot_memory_bytes == 2 * wanted
+
+
+def test_kept_outputs_cost_no_call_of_their_own() -> None:
+    structure = soda_compile.inspect(small.Denoiser(), *small.calls()[0])
+    made = build_program(structure, plan(weights=OUTPUTS), Lowering(target="eager"))
+    without = build_program(structure, plan(), Lowering(target="eager"))
+    assert made.slot_memory_bytes - without.slot_memory_bytes == 2 * BYTES
+    assert list(map(len, made.steps)) == list(map(len, without.steps))
+    assert made.flops == without.flops
+
+
+def test_a_plan_without_weights_for_the_output_stays_as_it_is() -> None:
+    structure = soda_compile.inspect(small.Denoiser(), *small.calls()[0])
+    assert with_slots(structure, plan()) == (structure, plan())
+
+
+class Two(small.Denoiser):
+    def forward(self, x: Tensor, timestep: Tensor) -> Any:
+        output = super().forward(x, timestep)
+        return output, output * 2
+
+
+def test_several_outputs_are_refused() -> None:
+    structure = soda_compile.inspect(Two(), *small.calls()[0])
+    with pytest.raises(PlanError, match="weights for the output, but this denoiser returns 2 tensors"):
+        with_slots(structure, plan(weights=OUTPUTS))
+
+
+def test_what_is_rounded_is_not_watched() -> None:
+    made = plan(slot_dtype="int8")
+    assert Plan.from_json(made.to_json()) == made
+    watched = WatchedRegion(next(iter(small.REGIONS)), ((4, 0.1),))
+    assert plan("CCr1C1", watched=watched).watched == watched
+    with pytest.raises(PlanError, match="slot_dtype is 'int8', and what is rounded is not compared at anchors"):
+        plan("CCr1C1", slot_dtype="int8", watched=watched)
+
+
+@pytest.mark.parametrize("changes", [{"weights": OUTPUTS}, {"slot_dtype": "int8"}, {"slot_dtype": "float8"}])
+def test_generations_share_a_batch(changes: dict[str, Any]) -> None:
+    model = small.Denoiser()
+    generations = [small.calls(seed, 1) for seed in range(2)]
+    batched = soda_compile.BatchedGenerations(model, plan(**changes), sizes=(1, 2))
+    states = [batched.new_generation() for _ in generations]
+    alone = small.compiled(small.Denoiser(), plan=plan(**changes))
+    wanted = [generate(alone, model, calls) for calls in generations]
+    for step, ((x, timestep), (other, _)) in enumerate(zip(*generations, strict=True)):
+        output = batched(states, x=torch.cat([x, other]), timestep=timestep.expand(2))
+        torch.testing.assert_close(output, torch.cat([each[step] for each in wanted]), **small.ROUNDING)
+
+
+@pytest.mark.parametrize("changes", [{"weights": OUTPUTS[:1]}, {"slot_dtype": "int8"}])
+def test_a_package_follows_it(tmp_path: Any, changes: dict[str, Any]) -> None:
+    with package_tools.eager_subgraphs():
+        model, calls = package_tools.Denoiser(), package_tools.trajectory(return_dict=False)
+        made = package_tools.make_plan(**changes)
+        path = soda_compile.export(model, calls[0], plan=made, path=tmp_path / "kept.soda.pt2")
+        ours = package_tools.outputs(soda_compile.load(path), calls)
+        theirs = package_tools.outputs(package_tools.jit(model, made), calls)
+        plain = package_tools.outputs(package_tools.jit(model, package_tools.make_plan()), calls)
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other)
+        assert not torch.equal(theirs[2], plain[2])
