@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from soda_compile.analysis.token_axes import pruning_faults
 from soda_compile.errors import PlanError
 from soda_compile.ir.structure import Structure
 from soda_compile.plans.plan import Plan
+
+_FLOAT8 = (8, 9)
 
 
 def require_fit(plan: Plan, structure: Structure) -> None:
@@ -62,6 +66,23 @@ def prunable_regions(structure: Structure) -> tuple[bool, ...]:
     Samples must be on the axis before it.
     """
     return tuple(not fault for fault in pruning_faults(structure))
+
+
+def require_slot_dtype(plan: Plan, device: torch.device) -> None:
+    """Check that code can be made for what a plan rounds to.
+
+    Raises:
+        PlanError: For float8 on a GPU that cannot convert to it.
+    """
+    if plan.slot_dtype != "float8" or device.type != "cuda" or not torch.cuda.is_available():
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is None and capability < _FLOAT8:
+        raise PlanError(
+            f"slot_dtype is 'float8', but {torch.cuda.get_device_name(device)} has compute capability "
+            f"{'.'.join(map(str, capability))}, and converting to float8 needs {'.'.join(map(str, _FLOAT8))}; take "
+            "slot_dtype='int8' or 'bfloat16'"
+        )
 
 
 def require_token_axes(structure: Structure, plan: Plan) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from soda_compile.compiler.bind import require_token_axes
+from soda_compile.compiler.bind import require_slot_dtype, require_token_axes
 from soda_compile.compiler.index_sharing import share_indices
 from soda_compile.compiler.kept_output import NAME as OUTPUT_NAME
 from soda_compile.compiler.kept_values import with_slots
@@ -189,6 +189,7 @@ def build_program(structure: Structure, plan: Plan, lowering: Lowering, granular
         lowering: Store of compiled subgraphs.
         granularity: Unit that is compiled as one graph: ``block`` or ``step``.
     """
+    require_slot_dtype(plan, structure.regions[0].cuts[0].device)
     structure, plan = with_slots(structure, plan)
     require_token_axes(structure, plan)
     sharing = share_indices(structure, plan)

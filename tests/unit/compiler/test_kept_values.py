@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import soda_compile
+from soda_compile.compiler.bind import require_slot_dtype
 from soda_compile.compiler.kept_values import with_slots
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import build_program
@@ -50,6 +51,19 @@ def test_rounded_slots_are_smaller(slot_dtype: Any, share: int) -> None:
         assert sum(stored_bytes(region, FORMATS[slot_dtype]) for region in regions) == wanted
         program = build_program(structure, plan(slot_dtype=slot_dtype, slots=slots), Lowering(target="eager"))
         assert program.slot_memory_bytes == 2 * wanted
+
+
+def test_float8_is_refused_where_a_gpu_cannot_convert_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    cuda = torch.device("cuda")
+    with pytest.raises(PlanError, match=r"NVIDIA A100 has compute capability 8\.0.* take slot_dtype='int8'"):
+        require_slot_dtype(plan(slot_dtype="float8"), cuda)
+    require_slot_dtype(plan(slot_dtype="int8"), cuda)
+    require_slot_dtype(plan(slot_dtype="float8"), torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    require_slot_dtype(plan(slot_dtype="float8"), cuda)
 
 
 def test_kept_outputs_cost_no_call_of_their_own() -> None:
@@ -100,11 +114,10 @@ def test_generations_share_a_batch(changes: dict[str, Any]) -> None:
         torch.testing.assert_close(output, torch.cat([each[step] for each in wanted]), **small.ROUNDING)
 
 
-@pytest.mark.parametrize("changes", [{"weights": OUTPUTS[:1]}, {"slot_dtype": "int8"}])
-def test_a_package_follows_it(tmp_path: Any, changes: dict[str, Any]) -> None:
+def test_a_package_follows_all_of_it(tmp_path: Any) -> None:
     with package_tools.eager_subgraphs():
         model, calls = package_tools.Denoiser(), package_tools.trajectory(return_dict=False)
-        made = package_tools.make_plan(**changes)
+        made = package_tools.make_plan(slots="stack", slot_dtype="int8", weights=OUTPUTS[:1])
         path = soda_compile.export(model, calls[0], plan=made, path=tmp_path / "kept.soda.pt2")
         ours = package_tools.outputs(soda_compile.load(path), calls)
         theirs = package_tools.outputs(package_tools.jit(model, made), calls)

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import package_tools
 import pytest
 import small_denoiser as small
 import torch
@@ -128,19 +127,6 @@ def test_generations_share_a_batch():
     for step, ((x, timestep), (other, _)) in enumerate(zip(*generations, strict=True)):
         output = batched(states, x=torch.cat([x, other]), timestep=timestep.expand(2))
         torch.testing.assert_close(output, torch.cat([each[step] for each in wanted]), **small.ROUNDING)
-
-
-def test_a_package_follows_it(tmp_path: Any):
-    with package_tools.eager_subgraphs():
-        model, calls = package_tools.Denoiser(), package_tools.trajectory(return_dict=False)
-        made = package_tools.make_plan(slots="stack")
-        path = soda_compile.export(model, calls[0], plan=made, path=tmp_path / "stack.soda.pt2")
-        ours = package_tools.outputs(soda_compile.load(path), calls)
-        theirs = package_tools.outputs(package_tools.jit(model, made), calls)
-        for one, other in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(one, other)
-        regions = package_tools.outputs(package_tools.jit(model, replace(made, slots="region")), calls)
-        assert not torch.allclose(theirs[-1], regions[-1])
 
 
 class Between(small.Denoiser):
