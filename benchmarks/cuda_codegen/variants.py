@@ -60,7 +60,7 @@ def variants(structure: Structure) -> list[Variant]:
     )
     made += rounded({"reuse": plan(reused), "forecast 1": plan(first)}, "int8")
     whole = on_stack(structure, {"reuse": plan(reused), "forecast 1": plan(first)})
-    made += [*whole, *rounded({each.name: each.plan for each in whole[1:]}, "float8")]
+    made += [*whole, *rounded({each.name: each.plan for each in whole[1:]}, "float8", ", one slot")]
     prunable = prunable_regions(structure)
     if any(prunable):
         half = plan(lambda number: (COMPUTE, _half(prunable, number), REUSE), pruning=Pruning("drift", share="block"))
@@ -77,11 +77,11 @@ def on_stack(structure: Structure, plans: Mapping[str, Plan]) -> list[Variant]:
     return [Variant("compute, kept, one slot", stale[0].plan, 0), *stale]
 
 
-def rounded(plans: Mapping[str, Plan], slot_dtype: SlotDtype) -> list[Variant]:
+def rounded(plans: Mapping[str, Plan], slot_dtype: SlotDtype, slots: str = "") -> list[Variant]:
     """The last steps of plans, and what the first keeps, with slots in fewer bits."""
     kept = {name: replace(plan, slot_dtype=slot_dtype) for name, plan in plans.items()}
     stale = [Variant(f"{name}, {slot_dtype}", plan, len(plan.actions[0]) - 1) for name, plan in kept.items()]
-    return [Variant(f"compute, kept, {slot_dtype}", stale[0].plan, 0), *stale] if stale else []
+    return [Variant(f"compute, kept{slots}, {slot_dtype}", stale[0].plan, 0), *stale] if stale else []
 
 
 STALE = (REUSE, FORECAST1, FORECAST2)
