@@ -71,19 +71,19 @@ def prunable_regions(structure: Structure) -> tuple[bool, ...]:
 def require_slot_dtype(plan: Plan, device: torch.device) -> None:
     """Check that code can be made for what a plan rounds to.
 
-    From 2.14 on torch leaves to a library what Triton cannot convert.
+    From 2.13 on torch leaves to a library what Triton cannot convert.
 
     Raises:
         PlanError: For float8 on a GPU that cannot convert to it.
     """
     is_cuda = device.type == "cuda" and torch.cuda.is_available()
-    if plan.slot_dtype != "float8" or not is_cuda or torch.__version__ >= (2, 14):
+    if plan.slot_dtype != "float8" or not is_cuda or torch.__version__ >= "2.13":
         return
     capability = torch.cuda.get_device_capability(device)
     if torch.version.hip is None and capability < _FLOAT8:
         raise PlanError(
             f"slot_dtype is 'float8', but {torch.cuda.get_device_name(device)} has compute capability "
-            f"{'.'.join(map(str, capability))}, and before torch 2.14 converting to float8 needs "
+            f"{'.'.join(map(str, capability))}, and before torch 2.13 converting to float8 needs "
             f"{'.'.join(map(str, _FLOAT8))}; take slot_dtype='int8' or 'bfloat16'"
         )
 

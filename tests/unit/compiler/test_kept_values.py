@@ -58,7 +58,7 @@ def test_float8_is_refused_where_a_gpu_cannot_convert_to_it(monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    monkeypatch.setattr(torch, "__version__", TorchVersion("2.13.0"))
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1"))
     cuda = torch.device("cuda")
     with pytest.raises(PlanError, match=r"NVIDIA A100 has compute capability 8\.0.* take slot_dtype='int8'"):
         require_slot_dtype(plan(slot_dtype="float8"), cuda)
@@ -67,7 +67,7 @@ def test_float8_is_refused_where_a_gpu_cannot_convert_to_it(monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     require_slot_dtype(plan(slot_dtype="float8"), cuda)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    monkeypatch.setattr(torch, "__version__", TorchVersion("2.14.1"))
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.13.0"))
     require_slot_dtype(plan(slot_dtype="float8"), cuda)
 
 
