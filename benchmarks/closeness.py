@@ -30,6 +30,7 @@ from soda_compile.storage.files import write_atomic
 
 BATCH, GENERATIONS = 10, 2  # of the sensitivity
 TODAY = "today's default"
+BRIEFLY = (TODAY, "forecast2", "fixed interval, reuse")
 
 
 def generate(subject: Subject, first: int, count: int) -> torch.Tensor:
@@ -77,6 +78,10 @@ def main(
     anchors: Annotated[list[int] | None, typer.Option()] = None,
     spacings: Annotated[list[int] | None, typer.Option()] = None,
     keep: Annotated[Path | None, typer.Option(help="Where the sensitivity is kept for the next run.")] = None,
+    brief: Annotated[
+        bool,
+        typer.Option("--brief", help="Score today's default, forecast2, a fixed interval and what is fitted alone."),
+    ] = False,
 ) -> None:
     torch.set_num_threads(1)
     if model not in MODELS:
@@ -103,7 +108,7 @@ def main(
         "torch": torch.__version__,
     }
     for count in anchors or [12, 8, 18]:
-        found = rows(calibration, fresh, plans(sensitivity, count), count)
+        found = rows(calibration, fresh, plans(sensitivity, count), count, brief)
         report = with_rows(json.loads(out.read_text()) if out.exists() else {}, model, about, found)
         write_atomic(out, json.dumps(report, indent=1).encode())
         write_atomic(out.with_suffix(".md"), text(report).encode())
@@ -117,14 +122,19 @@ def with_rows(report: dict[str, Any], model: str, about: dict[str, Any], found: 
 
 
 def rows(
-    calibration: soda_compile.Recording, fresh: soda_compile.Recording, made: dict[str, soda_compile.Plan], count: int
+    calibration: soda_compile.Recording,
+    fresh: soda_compile.Recording,
+    made: dict[str, soda_compile.Plan],
+    count: int,
+    brief: bool,
 ) -> list[dict[str, Any]]:
     tried = soda_compile.compare(calibration, made)
     whole = on_stack(made)
     fits = fitted(calibration, made, tried, 3)
     chosen = min(fits, key=lambda name: float(fits[name].after.mean()))
     fits |= fitted(calibration, whole, soda_compile.compare(calibration, whole), 1)
-    made = {**made, **whole, **rounded(made), **{name: fit.plan for name, fit in fits.items()}}
+    scored = {name: plan for name, plan in made.items() if name in BRIEFLY} if brief else made | whole | rounded(made)
+    made = scored | {name: fit.plan for name, fit in fits.items()}
     errors = soda_compile.compare(fresh, made).errors
     return [
         {
