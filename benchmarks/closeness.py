@@ -80,7 +80,7 @@ def main(
     keep: Annotated[Path | None, typer.Option(help="Where the sensitivity is kept for the next run.")] = None,
     brief: Annotated[
         bool,
-        typer.Option("--brief", help="Score today's default, forecast2, a fixed interval and what is fitted alone."),
+        typer.Option("--brief", help="Score the default, forecast2, a fixed interval and fitted plans alone."),
     ] = False,
 ) -> None:
     torch.set_num_threads(1)
