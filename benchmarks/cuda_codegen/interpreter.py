@@ -6,10 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import interpreter
+
+_INTERPRETED = interpreter._convert_float
 
 
 @triton.jit
@@ -72,9 +76,16 @@ def _pow(x, y):  # type: ignore[no-untyped-def]
     return tl.exp2(y * tl.log2(x))  # of positive numbers: frequencies of rotary embeddings
 
 
+@triton.jit
+def _nearbyint(x):  # type: ignore[no-untyped-def]
+    # To even: adding and taking away what leaves no bits for a fraction, as far as there are any.
+    rounded = tl.abs(x) + 8388608.0 - 8388608.0
+    return tl.where(tl.abs(x) < 8388608.0, tl.where(x < 0, -rounded, rounded), x)
+
+
 LIBDEVICE = SimpleNamespace(
     tanh=_tanh, rsqrt=_rsqrt, sqrt=_sqrt, exp=_exp, exp2=_exp2, log=_log, sin=_sin, cos=_cos, abs=_abs, erf=_erf,
-    floor=_floor, pow=_pow,
+    floor=_floor, pow=_pow, nearbyint=_nearbyint,
 )  # fmt: skip
 """Functions of CUDA's device library, in operations that the interpreter knows."""
 
@@ -90,12 +101,21 @@ def kernels_interpreted() -> Iterator[None]:
     }
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(CachingAutotuner, "run", _run))
+        stack.enter_context(mock.patch.object(interpreter, "_convert_float", _convert_float))
         for target, replacement in replacements.items():
             stack.enter_context(mock.patch(target, replacement))
         library = torch.library.Library("aten", "IMPL")
         stack.callback(library._destroy)
         library.impl("_scaled_dot_product_efficient_attention", _attention, "CPU")
         yield
+
+
+def _convert_float(values: Any, source: Any, wanted: Any, rounding: Any) -> Any:
+    """Round to float8 as a GPU does: the interpreter loses what rounding carries into the exponent (127 becomes 64)."""
+    if (source, wanted) == (tl.float32, tl.float8e4nv):
+        exact = torch.from_numpy(values.view(np.float32).copy())
+        return exact.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    return _INTERPRETED(values, source, wanted, rounding)
 
 
 def _attention(
