@@ -79,7 +79,11 @@ def _add(out: Path, name: str, entry: reports.Report) -> None:
 
 
 def _command() -> str:
-    return " ".join(["python -m benchmarks.cuda_codegen", *sys.argv[1:]])
+    given = sys.argv[1:]
+    if "--out" in given:  # where it was written says nothing about what was run
+        place = given.index("--out")
+        given = given[:place] + given[place + 2 :]
+    return " ".join(["python -m benchmarks.cuda_codegen", *given])
 
 
 def _tell(text: str) -> None:

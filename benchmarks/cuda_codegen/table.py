@@ -155,7 +155,8 @@ def _numerics(rows: list[Report]) -> list[str]:
     ]
     text = (
         "Generated kernels of small denoisers in float32 under Triton's interpreter, against the same graphs run "
-        "operator by operator: the largest difference of any result or slot over its largest entry."
+        "operator by operator: the largest difference of any result or slot over its largest entry. In slots of 8 "
+        "bits an entry between two roundings may go either way: by 1/127, 7.9e-3, in int8."
     )
     return ["## Numbers", "", text, "", *grid(headings, cells)]
 

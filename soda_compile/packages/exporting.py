@@ -72,6 +72,11 @@ def export(
     options = check_options({"plan": plan, "inductor": dict(inductor or {})})
     if options.plan is None:
         raise OptionError("export needs a plan; soda_compile.compute_all_plan computes everything")
+    if options.plan.slot_dtype == "float8" and torch.__version__ < "2.13":
+        raise OptionError(
+            f"slot_dtype is 'float8', which packages can hold from torch 2.13 on, and this is {torch.__version__}; "
+            "take slot_dtype='int8' or 'bfloat16'"
+        )
     model: torch.nn.Module = getattr(denoiser, "_orig_mod", denoiser)
     programs = Programs(model, options.plan, ModelTensors(model))
     examples = [example_inputs] if isinstance(example_inputs, tuple | Mapping) else example_inputs

@@ -42,7 +42,7 @@ def mixed() -> tuple[torch.nn.Module, Plan]:
     torch.compiler.reset()
     model = Mixed()
     structure = soda_compile.inspect(model, **mixed_calls()[0])
-    return model, plan_with("float8", structure)
+    return model, plan_with("float8" if torch.__version__ >= "2.13" else "int8", structure)
 
 
 def plan_with(slot_dtype: SlotDtype, structure: Structure) -> Plan:

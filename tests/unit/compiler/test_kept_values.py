@@ -16,7 +16,7 @@ from soda_compile.compiler.kept_values import with_slots
 from soda_compile.compiler.lowering import Lowering
 from soda_compile.compiler.program import build_program
 from soda_compile.compiler.whole_stack import stack_region
-from soda_compile.errors import PlanError
+from soda_compile.errors import OptionError, PlanError
 from soda_compile.ir.slot_formats import FORMATS, stored_bytes
 from soda_compile.ir.structure import Region
 from soda_compile.plans.fitted_weights import OUTPUT, FittedWeights
@@ -117,6 +117,14 @@ def test_generations_share_a_batch(changes: dict[str, Any]) -> None:
     for step, ((x, timestep), (other, _)) in enumerate(zip(*generations, strict=True)):
         output = batched(states, x=torch.cat([x, other]), timestep=timestep.expand(2))
         torch.testing.assert_close(output, torch.cat([each[step] for each in wanted]), **small.ROUNDING)
+
+
+def test_float8_is_refused_where_a_package_cannot_hold_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1"))
+    model, calls = package_tools.Denoiser(), package_tools.trajectory(return_dict=False)
+    made = package_tools.make_plan(slot_dtype="float8")
+    with pytest.raises(OptionError, match=r"from torch 2\.13 on, and this is 2\.12\.1; take slot_dtype='int8'"):
+        soda_compile.export(model, calls[0], plan=made, path=tmp_path / "kept.soda.pt2")
 
 
 def test_a_package_follows_all_of_it(tmp_path: Any) -> None:
