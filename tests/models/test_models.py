@@ -29,11 +29,9 @@ FIRST = [
     "DreamLiteTransformer2DModel",
     "ErnieImageTransformer2DModel",
     "Ideogram4Transformer2DModel",
-    "MiniMaxH3Transformer3DModel",
     "PriorTransformer",
     "PRXTransformer2DModel",
     "SanaTransformer2DModel",
-    "T5FilmDecoder",
     "Transformer2DModel",
 ]
 

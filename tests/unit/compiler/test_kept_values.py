@@ -127,6 +127,7 @@ def test_float8_is_refused_where_a_package_cannot_hold_it(tmp_path: Any, monkeyp
         soda_compile.export(model, calls[0], plan=made, path=tmp_path / "kept.soda.pt2")
 
 
+@pytest.mark.thorough  # tests/end_to_end/test_packages.py has values of regions, rounded, and kept outputs
 def test_a_package_follows_all_of_it(tmp_path: Any) -> None:
     with package_tools.eager_subgraphs():
         model, calls = package_tools.Denoiser(), package_tools.trajectory(return_dict=False)

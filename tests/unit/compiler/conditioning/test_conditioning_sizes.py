@@ -57,6 +57,7 @@ def test_memory_is_that_of_the_samples(eager: None, ahead: list[int]):
     assert peaks[True] == peaks[False] > 0
 
 
+@pytest.mark.thorough
 def test_a_graph_that_would_hold_at_one_size_only_is_not_taken(eager: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stacking, "_cat", torch.ops.aten.cat.default)  # takes the size as a number
     model, calls, plan = subject()
