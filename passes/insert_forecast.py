@@ -1,6 +1,6 @@
 """Replaces a region's cuts by an extrapolation of their last computed values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -54,15 +54,18 @@ class InsertForecast(Pass):
             StepConstant("coefficients", self.index),
         )
         for number, node in enumerate(nodes):
-            history = [
-                add_input(graph, f"slot_{node.name}_{age}", node.meta["val"], Slot("cut", self.index, number, age=age))
-                for age in range(self.order + 1)
-            ]
+            history = add_history(graph, node, Slot("cut", self.index, number), self.order + 1)
             with graph.inserting_before(node):
                 forecast = weighted_sum(graph, coefficients, history, node.meta["val"].dtype)
             forecast.meta["paths"] = meta_of(node).get("paths", ())
             node.replace_all_uses_with(forecast)
         return PassResult(changed=(f"{self.region.name} (order {self.order})",))
+
+
+def add_history(graph: fx.Graph, node: fx.Node, newest: Slot, count: int) -> list[fx.Node]:
+    """Add inputs for the last values of a cut that were kept, newest first."""
+    slots = [replace(newest, age=age) for age in range(count)]
+    return [add_input(graph, f"slot_{node.name}_{slot.age}", node.meta["val"], slot) for slot in slots]
 
 
 def weighted_sum(graph: fx.Graph, coefficients: fx.Node, values: list[fx.Node], dtype: torch.dtype) -> fx.Node:

@@ -10,7 +10,7 @@ from soda_compile.ir.graphs import add_input, find_node
 from soda_compile.ir.roles import Slot, StepConstant
 from soda_compile.ir.structure import Region
 from soda_compile.passes.base import Pass, PassResult
-from soda_compile.passes.insert_forecast import weighted_sum
+from soda_compile.passes.insert_forecast import add_history, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,7 @@ class MixOutput(Pass):
         (cut,) = self.region.cuts
         node = find_node(graph, cut.node)
         value, readers = node.meta["val"], list(node.users)
-        history = [
-            add_input(graph, f"slot_{node.name}_{age}", value, Slot("cut", self.index, 0, age=age))
-            for age in range(self.order + 1)
-        ]
+        history = add_history(graph, node, Slot("cut", self.index, 0), self.order + 1)
         like = value.new_empty(self.order + 2, dtype=torch.float32)
         coefficients = add_input(graph, f"coefficients_{node.name}", like, StepConstant("coefficients", self.index))
         with graph.inserting_before(readers[0]):

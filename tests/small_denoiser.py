@@ -9,6 +9,7 @@ from eager_reference import EagerReference
 from families import Region
 from torch import Tensor, nn
 
+import soda_compile
 from soda_compile.plans.actions import ACTIONS
 from soda_compile.plans.plan import Plan
 
@@ -82,6 +83,23 @@ def compiled(model: nn.Module, **options: Any) -> Callable[..., Any]:
 def generate(denoiser: Callable[..., Any], inputs: Sequence[Call]) -> Tensor:
     with torch.no_grad():
         return torch.stack([denoiser(*call) for call in inputs])
+
+
+def trajectory(denoiser: Callable[..., Any], model: nn.Module, inputs: Sequence[Call]) -> Tensor:
+    """A generation inside a trajectory of its own."""
+    with soda_compile.trajectory(model):
+        return generate(denoiser, inputs)
+
+
+def check_shared_batch(model: nn.Module, plan: Plan, alone: Callable[[Sequence[Call]], Tensor]) -> None:
+    """Check that two generations of one sample give in a batch, at each step, what they give alone."""
+    generations = [calls(seed, 1) for seed in range(2)]
+    batched = soda_compile.BatchedGenerations(model, plan, sizes=(1, 2))
+    states = [batched.new_generation() for _ in generations]
+    wanted = [alone(each) for each in generations]
+    for step, ((x, timestep), (other, _)) in enumerate(zip(*generations, strict=True)):
+        output = batched(states, x=torch.cat([x, other]), timestep=timestep.expand(2))
+        torch.testing.assert_close(output, torch.cat([each[step] for each in wanted]), **ROUNDING)
 
 
 def reference(model: nn.Module, plan: Plan, inputs: Sequence[Call]) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import fx
 
 from soda_compile.analysis.outline import canonical_key
+from soda_compile.compiler.whole_stack import layout_of
 from soda_compile.errors import PlanError
-from soda_compile.ir.graphs import results_of
 from soda_compile.ir.structure import OUTPUT_KIND, BlockCall, BlockGraph, Cut, Region, Structure
 from soda_compile.plans.actions import COMPUTE, STALE, Action
 from soda_compile.plans.fitted_weights import OUTPUT
@@ -45,7 +45,7 @@ def with_output(structure: Structure, plan: Plan) -> tuple[Structure, Plan]:
         calls=(*structure.calls, call),
         outputs=tuple(call.outputs[0] if each == name else each for each in structure.outputs),
     )
-    return made, replace(plan, regions=(*plan.regions, NAME), actions=(*plan.actions, row), watched=None)
+    return made, replace(plan, regions=(*plan.regions, NAME), actions=(*plan.actions, row))
 
 
 def _action(step: int, plan: Plan, depths: dict[int, int]) -> Action:
@@ -65,7 +65,7 @@ def _only_output(structure: Structure) -> str:
 
 
 def _output_call(name: str, structure: Structure) -> BlockCall:
-    value = _layout_of(name, structure)
+    value = layout_of(name, structure.calls)
     graph = fx.Graph()
     node = graph.placeholder("value")
     node.meta = {"val": value}
@@ -73,12 +73,3 @@ def _output_call(name: str, structure: Structure) -> BlockCall:
     region = Region("", OUTPUT_KIND, (Cut.like(node.name, value),), (), (), 0, ())
     module = fx.GraphModule(torch.nn.Module(), graph)
     return BlockCall(NAME, BlockGraph(canonical_key(graph), module, (region,), (), 0), (name,), (f"{name}'",))
-
-
-def _layout_of(name: str, structure: Structure) -> torch.Tensor:
-    for call in structure.calls:
-        for end, node in zip(call.outputs, results_of(call.block.module.graph), strict=True):
-            if end == name:
-                found: torch.Tensor = node.meta["val"]
-                return found
-    raise LookupError(f"no call gives {name}")

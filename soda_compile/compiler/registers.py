@@ -1,7 +1,6 @@
 """Allocation of a register to every value, slot and per-step constant of a program."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -97,7 +96,8 @@ class Registers:
                 key = (role.kind, number, role.cut)
         register = self.value(key)
         self.slot_keys[register] = key
-        self.slots.setdefault(register, _layout(region.cuts[role.cut] if role.kind == "cut" else None, role, layout))
+        cut = region.cuts[role.cut] if role.kind == "cut" else Cut.like(role.kind, layout)
+        self.slots.setdefault(register, cut.in_dtype(layout.dtype))  # that of a cut, unless it is rounded
         return register
 
     def _constant(self, key: Hashable, value: object, layout: torch.Tensor) -> int:
@@ -107,12 +107,3 @@ class Registers:
             with torch.inference_mode(False):
                 self.tensors[register] = torch.as_tensor(value, dtype=torch.float32).to(layout.device)
         return register
-
-
-def _layout(cut: Cut | None, role: Slot, value: torch.Tensor) -> Cut:
-    """Return the layout of a slot: that of the cut it keeps, in the dtype that the graph takes, or that of a value."""
-    if cut is None:
-        return Cut.like(role.kind, value)
-    if cut.dtype == value.dtype:
-        return cut
-    return replace(cut, dtype=value.dtype, memory_bytes=cut.memory_bytes // cut.dtype.itemsize * value.dtype.itemsize)

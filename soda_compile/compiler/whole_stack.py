@@ -23,9 +23,9 @@ MOST_WORK = 0.05
 
 
 def with_stack(structure: Structure, plan: Plan) -> tuple[Structure, Plan]:
-    """Return a structure and a plan in which every kept value is one of a region.
+    """Return a structure and a plan in which what the whole stack adds is kept by a region, where the plan keeps that.
 
-    Where a plan keeps what the whole stack adds, that becomes a region of its own, and all others only ever compute:
+    It becomes a region of its own, and all others only ever compute:
     at stale steps nothing reads them, so they are dead.
 
     Before::
@@ -180,7 +180,7 @@ def _bare_call(call: BlockCall, graph: fx.Graph, wanted: Sequence[bool], names: 
     return BlockCall(f"{call.name} without regions", block, inputs, outputs)
 
 
-def _layout_of(name: str, calls: Sequence[BlockCall]) -> torch.Tensor:
+def layout_of(name: str, calls: Sequence[BlockCall]) -> torch.Tensor:
     """Return the fake tensor of a value that calls take or give."""
     for call in calls:
         graph = call.block.module.graph
@@ -198,7 +198,7 @@ def _stack_call(kept: Sequence[str], names: Mapping[str, str], calls: Sequence[B
     for name in kept:
         for source in (name, names[name]):
             inputs.append(source)
-            graph.placeholder(f"value_{len(inputs)}").meta = {"val": _layout_of(source, calls)}
+            graph.placeholder(f"value_{len(inputs)}").meta = {"val": layout_of(source, calls)}
     ends = graph.find_nodes(op="placeholder")
     cuts, carries, totals = [], [], []
     for after, without in zip(ends[::2], ends[1::2], strict=True):

@@ -41,7 +41,7 @@ def _cut_bytes(cut: Cut, kept: SlotFormat) -> int:
         return cut.memory_bytes
     elements = cut.memory_bytes // cut.dtype.itemsize
     rows = elements // size_hint(cut.shape[-1]) if kept.largest is not None else 0
-    return elements * kept.dtype.itemsize + rows * torch.float32.itemsize
+    return cut.in_dtype(kept.dtype).memory_bytes + rows * torch.float32.itemsize
 
 
 def narrows(kept: SlotFormat, dtype: torch.dtype) -> bool:

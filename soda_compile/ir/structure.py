@@ -49,6 +49,11 @@ class Cut:
         memory_bytes = math.prod(map(size_hint, tensor.shape)) * tensor.element_size()
         return cls(node, tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device, memory_bytes)
 
+    def in_dtype(self, dtype: torch.dtype) -> "Cut":
+        """Return the layout with elements of another dtype."""
+        memory_bytes = self.memory_bytes // self.dtype.itemsize * dtype.itemsize
+        return replace(self, dtype=dtype, memory_bytes=memory_bytes)
+
     def at(self, sizes: Mapping[str, int]) -> "Cut":
         """Return the layout where symbolic sizes have these values, by name."""
         shape, stride = (tuple(value_at(size, sizes) for size in layout) for layout in (self.shape, self.stride))

@@ -7,7 +7,7 @@ import package_tools
 import pytest
 import small_denoiser as small
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.torch_version import TorchVersion
 
 import soda_compile
@@ -32,11 +32,6 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 def plan(row: str = ROW, **changes: Any) -> Plan:
     return small.make_plan([row] * len(small.REGIONS), **changes)
-
-
-def generate(denoiser: Any, model: nn.Module, calls: Any) -> Tensor:
-    with soda_compile.trajectory(model):
-        return small.generate(denoiser, calls)
 
 
 @pytest.mark.parametrize(("slot_dtype", "share"), [("bfloat16", 2), ("int8", 4), ("float8", 4)])
@@ -109,14 +104,8 @@ def test_what_is_rounded_is_not_watched() -> None:
 @pytest.mark.parametrize("changes", [{"weights": OUTPUTS}, {"slot_dtype": "int8"}, {"slot_dtype": "float8"}])
 def test_generations_share_a_batch(changes: dict[str, Any]) -> None:
     model = small.Denoiser()
-    generations = [small.calls(seed, 1) for seed in range(2)]
-    batched = soda_compile.BatchedGenerations(model, plan(**changes), sizes=(1, 2))
-    states = [batched.new_generation() for _ in generations]
-    alone = small.compiled(small.Denoiser(), plan=plan(**changes))
-    wanted = [generate(alone, model, calls) for calls in generations]
-    for step, ((x, timestep), (other, _)) in enumerate(zip(*generations, strict=True)):
-        output = batched(states, x=torch.cat([x, other]), timestep=timestep.expand(2))
-        torch.testing.assert_close(output, torch.cat([each[step] for each in wanted]), **small.ROUNDING)
+    compiled = small.compiled(small.Denoiser(), plan=plan(**changes))
+    small.check_shared_batch(model, plan(**changes), lambda calls: small.trajectory(compiled, model, calls))
 
 
 def test_float8_is_refused_where_a_package_cannot_hold_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

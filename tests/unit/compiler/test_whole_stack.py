@@ -45,11 +45,6 @@ def reference(model: small.Denoiser, plan: Plan, calls: Any) -> Tensor:
     return torch.stack(outputs)
 
 
-def generate(denoiser: Any, model: nn.Module, calls: Any) -> Tensor:
-    with soda_compile.trajectory(model):
-        return small.generate(denoiser, calls)
-
-
 @pytest.mark.usefixtures("eager")
 def test_blocks_without_regions_are_nothing_where_all_they_do_is_to_add():
     structure = soda_compile.inspect(small.Denoiser(), *small.calls()[0])
@@ -71,10 +66,10 @@ def test_blocks_without_regions_are_nothing_where_all_they_do_is_to_add():
 def test_it_gives_what_eager_gives():
     model, calls = small.Denoiser(), small.calls()
     compiled = small.compiled(model, plan=plan())
-    outputs = generate(compiled, model, calls)
+    outputs = small.trajectory(compiled, model, calls)
     torch.testing.assert_close(outputs, reference(model, plan(), calls), **small.ROUNDING)
-    assert torch.equal(generate(compiled, model, calls), outputs)
-    regions = generate(small.compiled(small.Denoiser(), plan=small.make_plan([ROW] * 4)), model, calls)
+    assert torch.equal(small.trajectory(compiled, model, calls), outputs)
+    regions = small.trajectory(small.compiled(small.Denoiser(), plan=small.make_plan([ROW] * 4)), model, calls)
     assert not torch.allclose(regions, outputs, atol=1e-3), "gates of the present step make a difference"
 
 
@@ -113,20 +108,16 @@ def test_any_size():
     dynamic = torch.compile(model, backend="soda", options={"plan": made}, fullgraph=True, dynamic=True)
     for sizes in ((2, 6), (3, 11)):
         static = small.compiled(Sized(), plan=made)
-        torch.testing.assert_close(generate(dynamic, model, calls(*sizes)), generate(static, model, calls(*sizes)))
+        torch.testing.assert_close(
+            small.trajectory(dynamic, model, calls(*sizes)), small.trajectory(static, model, calls(*sizes))
+        )
         torch._dynamo.reset()
 
 
 @pytest.mark.usefixtures("eager")
 def test_generations_share_a_batch():
     model = small.Denoiser()
-    generations = [small.calls(seed, 1) for seed in range(2)]
-    batched = soda_compile.BatchedGenerations(model, plan(), sizes=(1, 2))
-    states = [batched.new_generation() for _ in generations]
-    wanted = [reference(model, plan(), calls) for calls in generations]
-    for step, ((x, timestep), (other, _)) in enumerate(zip(*generations, strict=True)):
-        output = batched(states, x=torch.cat([x, other]), timestep=timestep.expand(2))
-        torch.testing.assert_close(output, torch.cat([each[step] for each in wanted]), **small.ROUNDING)
+    small.check_shared_batch(model, plan(), lambda calls: reference(model, plan(), calls))
 
 
 class Between(small.Denoiser):
