@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from benchmarks.leaderboard.subject import CALIBRATION, Subject
 from soda_compile.measure.closest import nearest_first, strategies_for
 from soda_compile.measure.fitting import RIDGES
 from soda_compile.measure.simulation import SPACINGS
-from soda_compile.plans.plan_file import SlotDtype
 from soda_compile.storage.files import write_atomic
 
 BATCH, GENERATIONS = 10, 2  # of the sensitivity
@@ -47,16 +46,6 @@ def plans(sensitivity: soda_compile.Sensitivity, anchors: int) -> dict[str, soda
 def on_stack(made: dict[str, soda_compile.Plan]) -> dict[str, soda_compile.Plan]:
     """Return the same plans with one value kept for all regions."""
     return {f"{name}, one slot": replace(each, slots="stack", watched=None) for name, each in made.items()}
-
-
-def rounded(made: dict[str, soda_compile.Plan]) -> dict[str, soda_compile.Plan]:
-    """Return plans that keep what some of these keep, for each region or all together, in fewer bits."""
-    some = {name: plan for name, plan in made.items() if name in (TODAY, "forecast2")}
-    return {
-        f"{name}, {slot_dtype}": replace(plan, slot_dtype=slot_dtype, watched=None)
-        for name, plan in (some | on_stack(some)).items()
-        for slot_dtype in get_args(SlotDtype)
-    }
 
 
 def measured(subject: Subject, keep: Path | None) -> soda_compile.Sensitivity:
@@ -133,7 +122,7 @@ def rows(
     fits = fitted(calibration, made, tried, 3)
     chosen = min(fits, key=lambda name: float(fits[name].after.mean()))
     fits |= fitted(calibration, whole, soda_compile.compare(calibration, whole), 1)
-    scored = {name: plan for name, plan in made.items() if name in BRIEFLY} if brief else made | whole | rounded(made)
+    scored = {name: plan for name, plan in made.items() if name in BRIEFLY} if brief else made | whole
     made = scored | {name: fit.plan for name, fit in fits.items()}
     errors = soda_compile.compare(fresh, made).errors
     return [
@@ -182,8 +171,7 @@ def text(report: Mapping[str, Any]) -> str:
             "# Closeness to the original at equal FLOPs",
             "",
             "Relative L2 of the last sample; ratios are to today's default, paired by sample (geometric mean, one",
-            "standard error). With one slot, what all regions add is kept together; bfloat16, int8 and float8 are what",
-            "kept values are rounded to, 8 bits with a scale for each row. The three plans that are closest",
+            "standard error). With one slot, what all regions add is kept together. The three plans that are closest",
             "on calibration are fitted, and of those with one slot the closest; the best of the three there is chosen,",
             "as closest_plan does. Where no weights come closer on calibration, a plan stays as it is. Calls of",
             "simulating and fitting are in batches of the calibration's size, and seconds those of a busy machine.",

@@ -94,9 +94,10 @@ def accelerate(
         measurement: What ``save_measurement`` wrote, to be used instead of measuring: a folder, or a repository of the
             hub as ``owner/name`` or ``owner/name@revision``. It may be of other weights of the same architecture.
         refresh: Measure anew, whatever is stored.
-        closest: Number of generations to try plans on, four or more. Plans of several strategies, reuse at a fixed
-            interval among them, are run on generations of the original, which takes a part of the time of each; the
-            closest is stored, with the weights that bring it closest. Settings that are met later follow plans of
+        closest: Number of generations to try plans on, four or more. Intervals between computed steps are simulated
+            from these where the memory allows; plans of several strategies, reuse at a fixed interval among them, are
+            run, which takes some generations' time for each; the closest is stored, with the weights that bring it
+            closest. Settings that are met later follow plans of
             their measurement alone. See ``closest_plan``.
         verify: Number of generations to run both with and without the plan, with new seeds; how far their last samples
             are apart is told and stored.

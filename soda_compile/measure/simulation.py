@@ -35,7 +35,12 @@ _NEWEST = 2  # the place among three of a value that was kept last
 
 
 def simulate(
-    recording: Recording, sensitivity: Sensitivity, *, spacings: Sequence[int] = SPACINGS, lengths: int | None = None
+    recording: Recording,
+    sensitivity: Sensitivity,
+    *,
+    spacings: Sequence[int] = SPACINGS,
+    lengths: int | None = None,
+    memory_bytes: int | None = None,
 ) -> Sensitivity:
     """Return a sensitivity with the errors of simulated intervals, for the strategy ``SimulatedSchedule``.
 
@@ -43,16 +48,17 @@ def simulate(
     sample is then off counts times how much an error there grows to the end, which is measured at a few steps by
     running the original on. Costs one generation for the kept values, two for the growth, and of stale steps, which
     compute little but the ends of the model, about ``steps * lengths * (1 + 2 * len(spacings))`` for each generation.
-    Kept values of up to ``1 + 2 * max(spacings)`` steps are in memory at once.
+    Kept values of up to ``2 + 2 * max(spacings)`` steps are in memory at once.
 
     Args:
         recording: Of ``record``: generations of the setting that was measured.
         sensitivity: Of ``calibrate``.
         spacings: Distances of anchors that are run; those between are interpolated. Beyond ``lengths`` none is run.
         lengths: Longest age of a kept value in steps; by default the sensitivity's ``max_interval``.
+        memory_bytes: Bound on the memory of kept values; the widest spacings are left out for it.
 
     Raises:
-        OptionError: If the recording has other steps, or numbers make no sense.
+        OptionError: If the recording has other steps, numbers make no sense, or no spacing fits the memory.
         SensitivityError: If the generations cannot be run again.
     """
     width = sensitivity.info.max_interval if lengths is None else lengths
@@ -71,6 +77,9 @@ def simulate(
     sketch = sketch_for(sum(len(steps[0].scheduler.sample) for steps in recording.generations))
     found = []
     with playing(recording) as player, progress_bar() as progress:
+        if memory_bytes is not None:
+            one = kept_bytes(_Simulation(player, plan, recording.generations[0], width, measured, sketch).computed(0))
+            measured = fitting(measured, one, memory_bytes)
         for steps in progress.track(recording.generations, description="simulating"):
             found.append(_Simulation(player, plan, steps, width, measured, sketch).run())
     rows, vectors = map(np.concatenate, zip(*found, strict=True))
@@ -89,6 +98,38 @@ def simulate(
             worst.astype(np.float32),
             IntervalVectors.pack(np.moveaxis(vectors, 0, 4), measured),
         ),
+    )
+
+
+def fitting(spacings: Sequence[int], one: int, memory_bytes: int) -> tuple[int, ...]:
+    """Return the spacings for which the kept values of all steps that are in memory at once fit.
+
+    Args:
+        spacings: Ascending.
+        one: Bytes that one step keeps.
+        memory_bytes: The bound.
+
+    Raises:
+        OptionError: If none fits.
+    """
+    found = tuple(each for each in spacings if (2 + 2 * each) * one <= memory_bytes)
+    if not found:
+        least = (2 + 2 * min(spacings)) * one
+        raise OptionError(
+            f"memory_bytes={memory_bytes} holds no simulation: what one step keeps takes {one} bytes, and "
+            f"{least} are needed; record fewer samples in a generation, or leave simulated intervals out"
+        )
+    return found
+
+
+def kept_bytes(kept: Sequence[Kept]) -> int:
+    """Return the memory of what the calls of a step keep."""
+    return sum(
+        own.registers[register].nbytes
+        for own in kept
+        if own.program is not None
+        for register in own.program.slot_keys
+        if isinstance(own.registers[register], torch.Tensor)
     )
 
 
@@ -141,7 +182,7 @@ class _Simulation:
         table[..., 1], vectors[..., 1, :] = 0.0, 0.0
         reach = 2 * self.spacings[-1]
         for anchor in range(count - 1):
-            self.true[anchor] = self._computed(anchor)
+            self.true[anchor] = self.computed(anchor)
             self.true.pop(anchor - reach - 1, None)
             for order, spacing in self._served(anchor):
                 place = self.spacings.index(spacing) if order else 0
@@ -162,7 +203,7 @@ class _Simulation:
             (order, spacing) for order in range(1, ORDERS) for spacing in self.spacings if order * spacing <= anchor
         ]
 
-    def _computed(self, step: int) -> tuple[Kept, ...]:
+    def computed(self, step: int) -> tuple[Kept, ...]:
         """Compute a step from its true state; return what it keeps, in the first of three places."""
         recorded, kept = self.steps[step], []
         for call in recorded.calls:

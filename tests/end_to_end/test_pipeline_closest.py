@@ -47,7 +47,8 @@ def test_the_closest_plan_is_followed_stored_and_found_again(
     pipe = accelerated(tmp_path, closest=TRIED)
     told = capsys.readouterr().err
     assert told.count("measuring") == 1, "what was measured serves"
-    assert "trying plans of 4 strategies on 2 generations" in told
+    assert "simulating intervals on 2 generations" in told
+    assert "trying plans of 8 strategies on 2 generations" in told
     assert "fixed interval, reuse" in told.partition("closest: ")[2]
     plans = stored(tmp_path)
     assert plans[True] != plans[False]
@@ -58,6 +59,17 @@ def test_the_closest_plan_is_followed_stored_and_found_again(
     monkeypatch.setattr(trying, "record", None)  # nothing is tried again
     close(SD3.draw(accelerated(tmp_path, closest=TRIED), 9), SD3.draw(pipe, 9))
     close(SD3.draw(accelerated(tmp_path), 9), SD3.draw(alone, 9))
+
+
+@pytest.mark.thorough
+def test_what_does_not_fit_the_memory_is_not_simulated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trying, "free_bytes", lambda device: 1000)
+    accelerated(tmp_path, closest=1)
+    told = capsys.readouterr().err
+    assert "no intervals are simulated: memory_bytes=1000" in told
+    assert "trying plans of 4 strategies" in told
 
 
 @pytest.mark.thorough

@@ -1,6 +1,7 @@
 """Errors of simulated intervals against the plans that they are of, and the schedules that follow from them."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -240,6 +241,20 @@ def test_files_without_vectors_are_read_and_say_what_is_missing(simulated: Sensi
 def test_another_schedule_has_none(simulated: Sensitivity) -> None:
     wanted = replace(schedule_of(simulated), scheduler_digest="another")
     assert derive(simulated, wanted).sensitivity.intervals is None
+
+
+def test_spacings_that_do_not_fit_the_memory_are_left_out(
+    loop: Loop, measured: Sensitivity, simulated: Sensitivity
+) -> None:
+    recording = recorded(loop, 1)
+    with pytest.raises(OptionError, match=r"what one step keeps takes [1-9]") as raised:
+        soda_compile.simulate(recording, measured, memory_bytes=1)
+    (one,) = map(int, re.findall(r"takes (\d+) bytes", str(raised.value)))
+    for copies, spacings in ((6, (1, 2)), (11, (1, 2, 3)), (12, (1, 2, 3, 5))):
+        found = soda_compile.simulate(recording, measured, memory_bytes=copies * one).intervals
+        assert found is not None
+        assert found.vectors is not None
+        assert found.vectors.spacings == spacings
 
 
 def test_errors_name_the_way_out(loop: Loop, measured: Sensitivity) -> None:
