@@ -1,4 +1,4 @@
-"""The commands: ``compile`` denoisers, ``slots``, ``numerics``; each adds to one report."""
+"""The commands: ``compile`` denoisers, ``slots``, ``rewrites``, ``numerics``; each adds to one report."""
 
 import math
 import sys
@@ -49,6 +49,23 @@ def slots(models: str = ",".join([*SUBJECTS, "wan720p"]), out: Path = OUT) -> No
         found = slot_memory(name)
         report = reports.read(out)
         report["slots"] = [row for row in report["slots"] if row["name"] != name] + found
+        reports.write(out, report, markdown(report))
+
+
+@app.command()
+def rewrites(
+    models: str = ",".join(SUBJECTS),
+    names: Annotated[str, typer.Option(help="Optional passes, with commas.")] = "rejoin_slices",
+    out: Path = OUT,
+) -> None:
+    """Count steps without some of the compiler's rewrites, and with them; no cubins are made."""
+    from benchmarks.cuda_codegen.rewrites import rewrite_rows
+
+    for name in models.split(","):
+        found = rewrite_rows(SUBJECTS[name], tuple(names.split(",")), _tell)
+        report = reports.read(out)
+        others = [row for row in report["rewrites"] if row["title"] != SUBJECTS[name].config.title]
+        report["rewrites"] = others + found
         reports.write(out, report, markdown(report))
 
 

@@ -28,6 +28,8 @@ def markdown(report: Report) -> str:
         lines += ["", *_model(model)]
     if report["slots"]:
         lines += ["", *_slots(report["slots"])]
+    if report["rewrites"]:
+        lines += ["", *_rewrites(report["rewrites"])]
     if report["numerics"]:
         lines += ["", *_numerics(report["numerics"])]
     return "\n".join([*lines, "", *_sources(report)]) + "\n"
@@ -145,6 +147,26 @@ def _slots(rows: list[Report]) -> list[str]:
     ]  # fmt: skip
     text = "What a policy keeps between steps, by the plan's own arithmetic, for one generation of one sample."
     return ["## Memory of kept values", "", text, "", *grid(headings, cells)]
+
+
+def _rewrites(rows: list[Report]) -> list[str]:
+    headings = ("denoiser", "rewrite", "step", "launches", "read GB", "written GB", f"{MAIN} ms")
+    cells = [[row["title"], row["rewrite"], row["step"], *(_both(row, *each) for each in _COUNTED)] for row in rows]
+    text = (
+        "Steps without a rewrite of the compiler and with it, where that makes a difference; the other steps and "
+        "denoisers count the same. `python -m benchmarks.cuda_codegen rewrites`."
+    )
+    return ["## What rewrites save", "", text, "", *grid(headings, cells)]
+
+
+_COUNTED = (
+    ("launches", 1, "d"), ("read_bytes", 1e9, ".3f"), ("written_bytes", 1e9, ".3f"), ("roofline_us", 1e3, ".3f"),
+)  # fmt: skip
+
+
+def _both(row: Report, name: str, unit: float, form: str) -> str:
+    before, after = (row[when][name] / unit if unit != 1 else row[when][name] for when in ("before", "after"))
+    return f"{before:{form}} → {after:{form}}"
 
 
 def _numerics(rows: list[Report]) -> list[str]:

@@ -94,7 +94,8 @@ def accelerate(
         measurement: What ``save_measurement`` wrote, to be used instead of measuring: a folder, or a repository of the
             hub as ``owner/name`` or ``owner/name@revision``. It may be of other weights of the same architecture.
         refresh: Measure anew, whatever is stored.
-        closest: Number of generations to try plans on, four or more. Intervals between computed steps are simulated
+        closest: Number of generations to try plans on, best sixteen: on few, what is closest there need not be so
+            elsewhere. Intervals between computed steps are simulated
             from these where the memory allows; plans of several strategies, reuse at a fixed interval among them, are
             run, which takes some generations' time for each; the closest is stored, with the weights that bring it
             closest. Settings that are met later follow plans of

@@ -15,6 +15,7 @@ def eager() -> Iterator[None]:
         yield
 
 
+@pytest.mark.thorough  # unit/runtime/test_generations.py has each kind of interleaving by itself
 def test_generations_at_once_give_what_they_give_alone() -> None:
     denoiser = stress.Denoiser("eager")
     expected = stress.alone(denoiser, 40)
