@@ -1,26 +1,26 @@
 """The denoisers of true size, with the numbers of steps that their pipelines take by default."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.suite.configs import TRUE_SIZE, Config, shortened
 from benchmarks.suite.models import INPUTS, Maker
 
-QWEN_GRID = (1, 64, 64)
-"""Frames, rows and columns of tokens of a QwenImage latent at 1024 by 1024."""
-
 
 def _qwen(maker: Maker) -> dict[str, Any]:
+    side = math.isqrt(maker.config.sample[0])
     return {
         "encoder_hidden_states": maker.text(),
         "encoder_hidden_states_mask": None,
-        "img_shapes": [[QWEN_GRID]] * maker.config.batch,
+        "img_shapes": [[(1, side, side)]] * maker.config.batch,  # frames, rows and columns of tokens
     }
 
 
 INPUTS.setdefault("qwen", _qwen)
+QWEN_CLASS = "QwenImageTransformer2DModel"
 QWEN = Config(
-    "qwen", "QwenImage 1024", "qwen", "QwenImageTransformer2DModel", {"joint_attention_dim": 3584, "num_layers": 60},
+    "qwen", "QwenImage 1024", "qwen", QWEN_CLASS, {"joint_attention_dim": 3584, "num_layers": 60},
     1, (4096, 64), 256,
 )  # fmt: skip
 _BY_NAME = {config.name: config for config in (*TRUE_SIZE, QWEN)}

@@ -153,8 +153,8 @@ def _rewrites(rows: list[Report]) -> list[str]:
     headings = ("denoiser", "rewrite", "step", "launches", "read GB", "written GB", f"{MAIN} ms")
     cells = [[row["title"], row["rewrite"], row["step"], *(_both(row, *each) for each in _COUNTED)] for row in rows]
     text = (
-        "Steps without a rewrite of the compiler and with it, where that makes a difference; the other steps and "
-        "denoisers count the same. `python -m benchmarks.cuda_codegen rewrites`."
+        "Steps without a rewrite of the compiler, and with it, where that makes a difference. "
+        "`python -m benchmarks.cuda_codegen rewrites --models flux,hunyuan`."
     )
     return ["## What rewrites save", "", text, "", *grid(headings, cells)]
 

@@ -95,11 +95,10 @@ def accelerate(
             hub as ``owner/name`` or ``owner/name@revision``. It may be of other weights of the same architecture.
         refresh: Measure anew, whatever is stored.
         closest: Number of generations to try plans on, best sixteen: on few, what is closest there need not be so
-            elsewhere. Intervals between computed steps are simulated
-            from these where the memory allows; plans of several strategies, reuse at a fixed interval among them, are
-            run, which takes some generations' time for each; the closest is stored, with the weights that bring it
-            closest. Settings that are met later follow plans of
-            their measurement alone. See ``closest_plan``.
+            elsewhere. Intervals between computed steps are simulated from these where the memory allows; plans of
+            several strategies, reuse at a fixed interval among them, are run, which takes some generations' time for
+            each; the closest is stored, with the weights that bring it closest. Settings that are met later follow
+            plans of their measurement alone. See ``closest_plan``.
         verify: Number of generations to run both with and without the plan, with new seeds; how far their last samples
             are apart is told and stored.
         when: ``now`` looks for what is stored, or measures, before this returns. ``lazily`` returns at once: the first

@@ -58,8 +58,8 @@ def closest_plan(
     """Make a plan by each of several strategies, run all on recorded generations, and fit weights for the closest few.
 
     A fixed interval with plain reuse is among them, so that a plan which loses to it on these generations, as a
-    forecast may where the sampler adds noise, is not chosen. With too few generations the choice is left to chance:
-    take four or more samples.
+    forecast may where the sampler adds noise, is not chosen. With few samples the choice is left to chance: take
+    sixteen, or more.
 
     Args:
         recording: Of ``record``.
