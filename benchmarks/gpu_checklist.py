@@ -85,7 +85,8 @@ def speed(model: str, seconds: float, layers: float, beside: int) -> Part:
     """Measure one model of the suite."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "benchmarks.suite", "--device", "cuda", "--models", model, "--methods", METHODS]
-    command += ["--baselines", PLAIN, "--rounds", "3", "--no-warm", "--no-host", "--layers", str(layers), "--beside", str(beside)]
+    command += ["--baselines", PLAIN, "--rounds", "3", "--no-warm", "--no-host"]
+    command += ["--layers", str(layers), "--beside", str(beside)]
     status, output = run(command, seconds)
     failed = f"ended with {status}: {output[-300:].strip()}"
     outcome = {None: "the time was over", 0: "written to suite_cuda.md"}.get(status, failed)
