@@ -44,7 +44,7 @@ def measure(subject: Subject, anchors: list[int], samples: int, measured: int, t
         subject.pipe, lambda seed: generate(CALIBRATION + seed, 1), generations=measured
     )
     measuring = clock.lap()
-    # In one batch, which takes this CPU as long as one by one, and the interpreter less.
+    # In one batch: one by one is the same arithmetic, and in small models more of the interpreter's time.
     recording = soda_compile.record(
         subject.pipe, lambda seed: generate(CALIBRATION + seed, tried), generations=1, first_seed=measured
     )
@@ -126,7 +126,8 @@ def text(report: Mapping[str, Any]) -> str:
         "# Plans of one line",
         "",
         "Relative L2 of the last sample to the original's, fresh seeds; ratios paired by sample (geometric mean, one",
-        "standard error). Tried and fitted: `accelerate(..., closest=16)`. `python -m benchmarks.default_plans`.",
+        "standard error). Tried and fitted: as `accelerate(..., closest=16)` does it, here with the sixteen samples in",
+        "one batch. `python -m benchmarks.default_plans`.",
         "",
         "| model | computed steps | plan | mean | 95th percentile | to not tried | to forecast2 |",
         "|---|---|---|---|---|---|---|",
@@ -144,7 +145,9 @@ def text(report: Mapping[str, Any]) -> str:
         f"Tried and fitted, over not tried: geometric mean {np.exp(np.mean(np.log(ratios))):.2f}, largest "
         f"{max(ratios):.2f}.",
         "",
-        "Cost, in seconds of one CPU thread, and in generations of one sample, before (measuring) and after (all):",
+        "Cost, in seconds of one CPU thread, and in generations of one sample, before (measuring) and after (all).",
+        "What is tried runs in one batch: one by one is the same arithmetic, and in models as small as these several",
+        "times as much of the interpreter's time.",
         "",
         "| model | a generation | measuring | simulating | trying and fitting, by computed steps | before | after |",
         "|---|---|---|---|---|---|---|",
