@@ -35,7 +35,8 @@ def _cpu_model() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that the times depend on."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "soda-compile")}
+    # What torch says of itself names the build too, which what is installed does not always do.
+    return {"torch": str(torch.__version__), "soda-compile": importlib.metadata.version("soda-compile")}
 
 
 def profile_key(structure: Structure, device: str, settings: Mapping[str, object]) -> str:
