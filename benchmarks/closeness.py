@@ -22,6 +22,7 @@ os.environ.setdefault("SODA_COMPILE_LOWERING", "eager")
 import soda_compile
 from benchmarks.leaderboard.models import MODELS
 from benchmarks.leaderboard.subject import CALIBRATION, Subject
+from benchmarks.paired import paired_ratio, spread
 from soda_compile.measure.closest import nearest_first, strategies_for
 from soda_compile.measure.fitting import RIDGES
 from soda_compile.measure.simulation import SPACINGS
@@ -154,13 +155,12 @@ def fitted(
 
 def score(error: np.ndarray, errors: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Return the mean, the 95th percentile, and the paired ratio to today's default with its standard error."""
-    logs = np.log(error / errors[TODAY])
+    paired, standard_error = paired_ratio(error, errors[TODAY])
     return {
-        "relative_l2_mean": float(error.mean()),
-        "relative_l2_p95": float(np.quantile(error, 0.95)),
+        **spread(error),
         "ratio_of_means": float(error.mean() / errors[TODAY].mean()),
-        "paired_ratio": float(np.exp(logs.mean())),
-        "paired_ratio_standard_error": float(np.exp(logs.mean()) * logs.std() / np.sqrt(len(logs))),
+        "paired_ratio": paired,
+        "paired_ratio_standard_error": standard_error,
     }
 
 

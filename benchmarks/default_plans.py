@@ -8,7 +8,6 @@ equal numbers of computed steps, beside second-order forecasts. Rewritten graphs
 Inductor. Results of other models in the file are kept.
 """
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -22,10 +21,9 @@ import typer
 os.environ.setdefault("SODA_COMPILE_LOWERING", "eager")
 
 import soda_compile
-from benchmarks.leaderboard.models import MODELS
+from benchmarks.leaderboard.models import MODELS, models_named
 from benchmarks.leaderboard.subject import CALIBRATION, Subject
-from soda_compile.measure.gram import Floats
-from soda_compile.storage.files import write_atomic
+from benchmarks.paired import keep, paired_ratio, spread
 
 BEFORE, AFTER, FORECAST2 = "not tried", "tried and fitted", "forecast2"
 
@@ -100,23 +98,11 @@ def scores(
             "plan": name,
             "strategy": closest.name if name == AFTER else None,
             "trying_seconds": seconds if name == AFTER else None,
-            **score(error, errors),
+            **spread(error),
+            **{f"ratio to {other}": paired_ratio(error, errors[other]) for other in (BEFORE, FORECAST2)},
         }
         for name, error in errors.items()
     ]
-
-
-def score(error: Floats, errors: Mapping[str, Floats]) -> dict[str, Any]:
-    """Return the mean and 95th percentile, and ratios to other plans, paired, with their standard errors."""
-    found: dict[str, Any] = {
-        "relative_l2_mean": float(error.mean()),
-        "relative_l2_p95": float(np.quantile(error, 0.95)),
-    }
-    for other in (BEFORE, FORECAST2):
-        logs = np.log(error / errors[other])
-        ratio = float(np.exp(logs.mean()))
-        found[f"ratio to {other}"] = [ratio, ratio * float(logs.std()) / len(logs) ** 0.5]
-    return found
 
 
 def text(report: Mapping[str, Any]) -> str:
@@ -182,16 +168,9 @@ def main(
 ) -> None:
     """Score what one line plans for each model."""
     torch.set_num_threads(1)
-    for name in models.split(","):
-        if name not in MODELS:
-            raise typer.BadParameter(f"{name!r} is none of {', '.join(MODELS)}", param_hint="--models")
     counts = [int(count) for count in anchors.split(",")]
-    for name in models.split(","):
-        found = measure(MODELS[name]("cpu"), counts, samples, measured, tried)
-        report: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-        report[name] = found
-        write_atomic(out, json.dumps(report, indent=1).encode())
-        write_atomic(out.with_suffix(".md"), text(report).encode())
+    for name in models_named(models):
+        keep(out, name, measure(MODELS[name]("cpu"), counts, samples, measured, tried), text)
         typer.echo(f"{name} done", err=True)
 
 

@@ -8,7 +8,6 @@ sample. Nothing is chosen or fitted, so that no calibration has a part in it. Re
 without Inductor. Results of other models in the file are kept.
 """
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -16,19 +15,18 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import numpy as np
 import torch
 import typer
 
 os.environ.setdefault("SODA_COMPILE_LOWERING", "eager")
 
 import soda_compile
-from benchmarks.leaderboard.models import MODELS
+from benchmarks.leaderboard.models import MODELS, models_named
 from benchmarks.leaderboard.subject import Subject
+from benchmarks.paired import keep, paired_ratio, spread
 from soda_compile.measure.gram import Floats
 from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, REUSE, Action
 from soda_compile.plans.plan_file import SlotDtype, Slots
-from soda_compile.storage.files import write_atomic
 
 WARM_UP, INTERVAL = 3, 4
 ACTIONS = (REUSE, FORECAST1, FORECAST2)
@@ -44,7 +42,7 @@ def row(stale: Action, steps: int) -> tuple[Action, ...]:
 def plans(fingerprint: str, regions: tuple[str, ...], steps: int) -> dict[Kind, soda_compile.Plan]:
     """Return plans by action of stale steps, by whether regions share one slot, and by format."""
     return {
-        (action.kind + (str(action.order) if action.order else ""), slots, slot_dtype): soda_compile.Plan(
+        (str(action), slots, slot_dtype): soda_compile.Plan(
             fingerprint, regions, (row(action, steps),) * len(regions), slots=slots, slot_dtype=slot_dtype
         )
         for action, slots, slot_dtype in product(ACTIONS, get_args(Slots), FORMATS)
@@ -70,15 +68,9 @@ def measure(subject: Subject, samples: int) -> list[dict[str, Any]]:
 
 
 def score(error: Floats, unrounded: Floats) -> dict[str, float]:
-    """Return the mean and 95th percentile, and the ratio to unrounded slots, paired, with its standard error."""
-    logs = np.log(error / unrounded)
-    ratio = float(np.exp(logs.mean()))
-    return {
-        "relative_l2_mean": float(error.mean()),
-        "relative_l2_p95": float(np.quantile(error, 0.95)),
-        "ratio": ratio,
-        "ratio_standard_error": ratio * float(logs.std()) / len(logs) ** 0.5,
-    }
+    """Return how far a plan is off, and over that with unrounded slots."""
+    ratio, standard_error = paired_ratio(error, unrounded)
+    return {**spread(error), "ratio": ratio, "ratio_standard_error": standard_error}
 
 
 def text(report: Mapping[str, Any]) -> str:
@@ -116,19 +108,12 @@ def main(
 ) -> None:
     """Score every format on each model."""
     torch.set_num_threads(1)
-    for name in models.split(","):
-        if name not in MODELS:
-            raise typer.BadParameter(f"{name!r} is none of {', '.join(MODELS)}", param_hint="--models")
-    for name in models.split(","):
+    for name in models_named(models):
         started = time.perf_counter()
         subject = MODELS[name]("cpu")
         found = measure(subject, samples)
-        report: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-        report[name] = {
-            "title": subject.title, "seeds": f"0 to {samples - 1}", "torch": torch.__version__, "rows": found,
-        }  # fmt: skip
-        write_atomic(out, json.dumps(report, indent=1).encode())
-        write_atomic(out.with_suffix(".md"), text(report).encode())
+        about = {"title": subject.title, "seeds": f"0 to {samples - 1}", "torch": torch.__version__}
+        keep(out, name, {**about, "rows": found}, text)
         typer.echo(f"{name}: {time.perf_counter() - started:.0f} s", err=True)
 
 

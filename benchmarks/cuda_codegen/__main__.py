@@ -9,6 +9,7 @@ import typer
 
 from benchmarks.cuda_codegen import report as reports
 from benchmarks.cuda_codegen.models import SUBJECTS
+from benchmarks.cuda_codegen.small import SMALL
 from benchmarks.cuda_codegen.table import markdown
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -70,7 +71,7 @@ def rewrites(
 
 
 @app.command()
-def numerics(models: str = "dit,pixart,sd3,flux", out: Path = OUT) -> None:
+def numerics(models: str = ",".join(SMALL), out: Path = OUT) -> None:
     """Interpret the generated kernels of small denoisers, and compare; needs TRITON_INTERPRET=1."""
     from benchmarks.cuda_codegen.numerics import model_numerics, require_interpreter
 

@@ -16,15 +16,12 @@ from soda_compile.storage.files import write_atomic
 
 Report = dict[str, Any]
 FULL = "compute"
-EMPTY: Report = {"models": {}, "slots": [], "rewrites": [], "numerics": []}
 
 
 def read(path: Path) -> Report:
     """What earlier runs have left; an empty report where there is nothing."""
-    if path.exists():
-        found: Report = json.loads(path.read_text())
-        return {**EMPTY, **found}
-    return dict(EMPTY)
+    found: Report = json.loads(path.read_text()) if path.exists() else {}
+    return {"models": {}, "slots": [], "rewrites": [], "numerics": [], **found}
 
 
 def write(path: Path, report: Report, text: str) -> None:

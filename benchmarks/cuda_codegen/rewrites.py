@@ -11,8 +11,8 @@ from benchmarks.cuda_codegen.datasheets import PRICED
 from benchmarks.cuda_codegen.models import Subject
 from benchmarks.cuda_codegen.prices import price
 from benchmarks.cuda_codegen.programs import programs_of
+from soda_compile.passes.observers import SKIP
 
-SWITCH = "SODA_COMPILE_SKIP_PASSES"
 KINDS = ("reuse", "forecast 1", "prune half")
 Counts = dict[str, dict[str, float]]
 
@@ -33,7 +33,7 @@ def rewrite_rows(subject: Subject, rewrites: tuple[str, ...], told: Callable[[st
 
 def counts(subject: Subject, without: str | None, told: Callable[[str], None]) -> Counts:
     """Return launches, bytes and the main board's roofline in microseconds of steps, by their names."""
-    with mock.patch.dict(os.environ, {SWITCH: without} if without else {}):
+    with mock.patch.dict(os.environ, {SKIP: without} if without else {}):
         programs = programs_of(deep_structure(subject.config), subject.steps, KINDS)
         graphs = compile_graphs(programs.graphs, 90, told, seconds=0)
     found = {step.name: price(step.calls, graphs) for step in programs.steps}

@@ -160,12 +160,12 @@ def _rewrites(rows: list[Report]) -> list[str]:
 
 
 _COUNTED = (
-    ("launches", 1, "d"), ("read_bytes", 1e9, ".3f"), ("written_bytes", 1e9, ".3f"), ("roofline_us", 1e3, ".3f"),
+    ("launches", 1, ".0f"), ("read_bytes", 1e9, ".3f"), ("written_bytes", 1e9, ".3f"), ("roofline_us", 1e3, ".3f"),
 )  # fmt: skip
 
 
 def _both(row: Report, name: str, unit: float, form: str) -> str:
-    before, after = (row[when][name] / unit if unit != 1 else row[when][name] for when in ("before", "after"))
+    before, after = (row[when][name] / unit for when in ("before", "after"))
     return f"{before:{form}} → {after:{form}}"
 
 

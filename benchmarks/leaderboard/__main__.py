@@ -19,7 +19,7 @@ os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")
 from benchmarks.leaderboard import store
 from benchmarks.leaderboard.curves import draw
 from benchmarks.leaderboard.jobs import Task, missing, run_all, run_task
-from benchmarks.leaderboard.models import MODELS
+from benchmarks.leaderboard.models import MODELS, models_named
 from benchmarks.leaderboard.ours import OURS
 from benchmarks.leaderboard.rows import Scoring, peers
 from benchmarks.leaderboard.subject import CALIBRATION, Subject
@@ -51,7 +51,7 @@ def main(
     ),
 ) -> None:
     """Tune every method for each budget on calibration seeds, score it on fresh ones, and write as rows are done."""
-    wanted, shares = _models(models), _numbers("--costs", costs)
+    wanted, shares = models_named(models), _numbers("--costs", costs)
     scored_apart = _numbers("--frechet-costs", frechet_costs) if frechet else ()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -101,14 +101,6 @@ def _run(tasks: list[Task], jobs: int) -> None:
             missing(task, reason(error))
         _write(task.out)
         typer.echo(f"{task.model}: {task.method}, {time.time() - started:.0f} s", err=True)
-
-
-def _models(names: str) -> list[str]:
-    wanted = [name for name in names.split(",") if name] or list(MODELS)
-    unknown = [name for name in wanted if name not in MODELS]
-    if unknown:
-        raise typer.BadParameter(f"unknown model {unknown[0]!r}; there are {', '.join(MODELS)}")
-    return wanted
 
 
 def _methods(subject: Subject, beginnings: str) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import typer
 from torch import Tensor
 
 from benchmarks.leaderboard.subject import Sampler, Subject
@@ -153,3 +154,16 @@ MODELS: dict[str, Callable[[str], Subject]] = {
     "fashion_dit": fashion_dit,
     "fashion_flow": fashion_flow,
 }
+
+
+def models_named(names: str) -> list[str]:
+    """Return names of models, given with commas; all where none is given.
+
+    Raises:
+        typer.BadParameter: For a name that is none of them.
+    """
+    wanted = [name for name in names.split(",") if name] or list(MODELS)
+    unknown = [name for name in wanted if name not in MODELS]
+    if unknown:
+        raise typer.BadParameter(f"unknown model {unknown[0]!r}; there are {', '.join(MODELS)}")
+    return wanted

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PACKAGES = ("torch", "diffusers", "cache-dit", "triton", "soda-compile")
 
 
@@ -48,7 +50,11 @@ def look(device: str) -> dict[str, Any]:
         name = f"{torch.cuda.get_device_name()} ({total / 2**30:.0f} GiB, CUDA {torch.version.cuda})"
         return {"type": kind, "device": name, "memory_bytes": float(free - 2 * 2**30)}
     threads = len(os.sched_getaffinity(0))
-    return {"type": kind, "device": f"{_processor()}, {threads} cores", "memory_bytes": 0.8 * _available_bytes()}
+    return {
+        "type": kind,
+        "device": f"{_processor()}, {threads} cores",
+        "memory_bytes": 0.8 * psutil.virtual_memory().available,
+    }
 
 
 def precompile_headers() -> dict[str, Any]:
@@ -86,9 +92,3 @@ def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _available_bytes() -> float:
-    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
-    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-    return kilobytes[0] * 1024.0 if kilobytes else 8e9
