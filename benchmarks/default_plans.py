@@ -1,9 +1,9 @@
-"""How close the plans of one line come, with and without plans being tried, and what measuring costs.
+"""How close the plans of one line come, with plans being tried (the default) and without, and what measuring costs.
 
 python -m benchmarks.default_plans --models digits,fashion_dit
 
-As ``accelerate`` does it: a few generations of one sample are measured; with ``closest``, others are recorded,
-intervals simulated from them, the strategies' plans run on them, and weights fitted. Both are scored on fresh seeds at
+As ``accelerate`` does it: a few generations of one sample are measured; others are recorded, intervals simulated from
+them, the strategies' plans run on them, and weights fitted, unless ``closest`` is 0. Both are scored on fresh seeds at
 equal numbers of computed steps, beside second-order forecasts. Rewritten graphs run operator by operator, without
 Inductor. Results of other models in the file are kept.
 """
@@ -24,6 +24,7 @@ import soda_compile
 from benchmarks.leaderboard.models import MODELS, models_named
 from benchmarks.leaderboard.subject import CALIBRATION, Subject
 from benchmarks.paired import keep, paired_ratio, spread
+from soda_compile.acceleration.trying import TRIED
 
 BEFORE, AFTER, FORECAST2 = "not tried", "tried and fitted", "forecast2"
 
@@ -112,8 +113,8 @@ def text(report: Mapping[str, Any]) -> str:
         "# Plans of one line",
         "",
         "Relative L2 of the last sample to the original's, fresh seeds; ratios paired by sample (geometric mean, one",
-        "standard error). Tried and fitted: as `accelerate(..., closest=16)` does it, here with the sixteen samples in",
-        "one batch. `python -m benchmarks.default_plans`.",
+        "standard error). Tried and fitted: as `accelerate` does it by default, here with the samples that plans are",
+        "tried on in one batch; not tried: with `closest=0`. `python -m benchmarks.default_plans`.",
         "",
         "| model | computed steps | plan | mean | 95th percentile | to not tried | to forecast2 |",
         "|---|---|---|---|---|---|---|",
@@ -163,7 +164,7 @@ def main(
     anchors: Annotated[str, typer.Option(help="Numbers of computed steps, with commas.")] = "8,12,18",
     samples: Annotated[int, typer.Option(min=2, help="Fresh seeds, in one batch.")] = 100,
     measured: Annotated[int, typer.Option(min=1, help="Generations to measure, one sample each.")] = 4,
-    tried: Annotated[int, typer.Option(min=1, help="Other samples, to try plans on.")] = 16,
+    tried: Annotated[int, typer.Option(min=1, help="Other samples, to try plans on.")] = TRIED,
     out: Path = Path("benchmarks/results/default_plans.json"),
 ) -> None:
     """Score what one line plans for each model."""

@@ -1,6 +1,5 @@
 """Plans of ours, and the paper's schedule, each made for a budget of FLOPs on calibration seeds."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,6 +11,7 @@ import torch
 import soda_compile
 from benchmarks.leaderboard.installed import Installed
 from benchmarks.leaderboard.subject import CALIBRATION, Subject
+from benchmarks.leaderboard.trial import clock
 from soda_compile.measure.recording import Recording
 from soda_compile.planner import Strategy
 from soda_compile.storage.lock import locked
@@ -62,9 +62,9 @@ class Measured:
         path = self.folder / f"{self.subject.name}.{name}"
         with locked(self.folder, path.name, lambda: None):
             if not path.exists():
-                started = time.perf_counter()
+                started = clock(self.subject)
                 found, before = make()
-                spent = time.perf_counter() - started + before
+                spent = clock(self.subject) - started + before
                 notes = {**found.info.notes, SECONDS: f"{spent:.1f}"}
                 replace(found, info=replace(found.info, notes=notes)).save(path)
         loaded = soda_compile.Sensitivity.load(path)
@@ -105,11 +105,11 @@ def _planned(strategy: Strategy) -> Callable[[Measured, float], Planned]:
 def _closest(strategies: dict[str, Strategy] | None, simulated: bool) -> Callable[[Measured, float], Planned]:
     def make(found: Measured, cost: float) -> Planned:
         sensitivity, spent = found.sensitivity(simulated)
-        started = time.perf_counter()
+        started = clock(found.subject)
         closest = soda_compile.closest_plan(found.recording(), sensitivity, strategies=strategies, speedup=1 / cost)
         fitted = "fitted" if closest.fit is not None and closest.fit.fitted_steps else "not fitted"
         text = f"{closest.name}, {fitted}, {len(closest.plan.anchors)} anchors"
-        return Planned(closest.plan, text, spent + time.perf_counter() - started)
+        return Planned(closest.plan, text, spent + clock(found.subject) - started)
 
     return make
 

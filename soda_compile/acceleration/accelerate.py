@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,7 @@ from soda_compile.acceleration.plan_store import PlanStore
 from soda_compile.acceleration.present_setting import PresentSetting
 from soda_compile.acceleration.searched_plans import SearchedPlans
 from soda_compile.acceleration.sharing import load_measurement
-from soda_compile.acceleration.trying import require_one
+from soda_compile.acceleration.trying import number_tried
 from soda_compile.acceleration.verifying import install_verified
 from soda_compile.backend.options import Conditioning, check_options
 from soda_compile.errors import OptionError
@@ -46,7 +47,7 @@ def accelerate(
     cache: str | os.PathLike[str] | None = None,
     measurement: str | os.PathLike[str] | None = None,
     refresh: bool = False,
-    closest: int = 0,
+    closest: int | None = None,
     verify: int = 0,
     when: When = "now",
     mode: str | None = None,
@@ -94,11 +95,12 @@ def accelerate(
         measurement: What ``save_measurement`` wrote, to be used instead of measuring: a folder, or a repository of the
             hub as ``owner/name`` or ``owner/name@revision``. It may be of other weights of the same architecture.
         refresh: Measure anew, whatever is stored.
-        closest: Number of generations to try plans on, best sixteen: on few, what is closest there need not be so
-            elsewhere. Intervals between computed steps are simulated from these where the memory allows; plans of
-            several strategies, reuse at a fixed interval among them, are run, which takes some generations' time for
-            each; the closest is stored, with the weights that bring it closest. Settings that are met later follow
-            plans of their measurement alone. See ``closest_plan``.
+        closest: Number of generations to try plans on; 0 for none. Intervals between computed steps are simulated from
+            these where the memory allows; plans of several strategies, reuse at a fixed interval among them, are run,
+            and the closest is stored, with the weights that bring it closest. That takes some six generations' time
+            for each, and longer on small models. By default four, where there is one denoiser and no ``strategy`` is
+            given; where they cannot be run again, that is said and the plan of the measurement is followed. Settings
+            that are met later follow plans of their measurement alone. See ``closest_plan``.
         verify: Number of generations to run both with and without the plan, with new seeds; how far their last samples
             are apart is told and stored.
         when: ``now`` looks for what is stored, or measures, before this returns. ``lazily`` returns at once: the first
@@ -162,17 +164,17 @@ def accelerate(
         return pipe
     if anchors is not None and len(denoisers) > 1:
         raise OptionError(f"anchors={anchors} for the denoisers {', '.join(denoisers)}; give speedup instead")
-    require_one(closest, denoisers)
-    request = Request(Goal(anchors=anchors, speedup=speedup), strategy or AnchorSchedule(), closest)
+    tried = number_tried(closest, denoisers, strategy, now=when == "now")
+    request = Request(Goal(anchors=anchors, speedup=speedup), strategy or AnchorSchedule(), tried)
     store = PlanStore(Path(cache) if cache is not None else cache_folder())
     source = SearchedPlans(PresentSetting(pipe, denoisers), request, store, max_interval, nearest=on_miss != "measure")
     call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     needed = (measurement is None and when == "now") or verify
     runs = Runs.of(pipe, calibrate_with, call, pipeline_options or {}) if needed else None
     if measurement is not None:
-        source.take(load_measurement(measurement, source.present), os.fspath(measurement))
+        source.take(*load_measurement(measurement, source.present, request), os.fspath(measurement))
     elif runs is not None:
-        find_or_measure(source, runs, refresh=refresh)
+        find_or_measure(source, replace(runs, must_try=bool(closest)), refresh=refresh)
     measure = (
         measuring_later(source, generations_of(calibrate_with), less=when == "lazily") if on_miss == "measure" else None
     )

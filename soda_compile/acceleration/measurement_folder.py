@@ -88,8 +88,16 @@ class Request:
     @property
     def name(self) -> str:
         """Readable, fit for a file name, and different for different requests."""
+        return self._named(str(self.tried) if self.tried else None)
+
+    @property
+    def tried_names(self) -> str:
+        """A glob pattern of the names that this request has for any number of generations that plans are tried on."""
+        return self._named("*")
+
+    def _named(self, tried: str | None) -> str:
         numbers = "-".join(f"{key}-{value}" for key, value in self.goal.numbers().items())
-        numbers += f"-tried-{self.tried}" if self.tried else ""
+        numbers += f"-tried-{tried}" if tried else ""
         return f"{numbers}-{hashlib.sha256(f'{self!r}, {_PLANS}'.encode()).hexdigest()[:6]}"
 
 
@@ -194,6 +202,14 @@ class MeasurementFolder:
         except PlanError as error:
             log.warning("a stored plan is damaged and is made again: %s", error)
             return None
+
+    def tried_plans(self, request: Request) -> dict[str, Plan] | None:
+        """Return the plans for this request that were tried on the most generations, and on as many as it says."""
+        about = self.about()
+        found = self.path.glob(f"*.{about.name}.{request.tried_names}.plan.json") if about else ()
+        counts = {int(path.name.rpartition("-tried-")[2].partition("-")[0]) for path in found}
+        enough = [count for count in counts if count >= request.tried]
+        return self.plans(replace(request, tried=max(enough))) if enough else None
 
     def verified(self) -> list[Verified]:
         """Return what is recorded of plans that were run."""

@@ -8,7 +8,7 @@ from typing import Any
 from soda_compile.acceleration.say import counted, say
 from soda_compile.acceleration.searched_plans import SearchedPlans
 from soda_compile.acceleration.setting import Setting, differences
-from soda_compile.acceleration.trying import try_plans
+from soda_compile.acceleration.trying import try_plans, try_plans_if_possible
 from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.integrations.diffusers.beginnings import Watching, begin
 from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, calibration_runs, default_of
@@ -25,10 +25,12 @@ class Runs:
     Attributes:
         generate: Runs one from a seed.
         generations: How many make a measurement.
+        must_try: Whether it is an error that plans cannot be tried on more of them.
     """
 
     generate: Callable[[int], Any]
     generations: int
+    must_try: bool = False
 
     @classmethod
     def of(
@@ -116,8 +118,9 @@ def _try(source: SearchedPlans, runs: Runs, setting: Setting) -> None:
         return
     plans = source.tried(setting)
     if plans is None:
+        attempt = try_plans if runs.must_try else try_plans_if_possible
         with locked(source.store.folder, f"{_name(source)}-tried", _say_waiting):
-            plans = source.tried(setting) or source.keep_tried(setting, try_plans(source, runs.generate))
+            plans = source.tried(setting) or source.keep_tried(setting, attempt(source, runs.generate))
     source.follow(setting, plans)
 
 

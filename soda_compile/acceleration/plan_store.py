@@ -25,6 +25,11 @@ class PlanStore:
         folder = self._measured(setting)
         return None if folder is None else folder.plans(request)
 
+    def tried_plans(self, setting: Setting, request: Request) -> dict[str, Plan] | None:
+        """Return the plans that were tried for this request on as many generations, or more; None if there are none."""
+        folder = self._measured(setting)
+        return None if folder is None else folder.tried_plans(request)
+
     def measurement(self, setting: Setting) -> Measurement | None:
         """Return what was measured for this setting, or None."""
         folder = self._measured(setting)

@@ -35,6 +35,7 @@ class SearchedPlans:
         store: Where measurements and plans are kept.
         max_interval: Longest time, in steps, that a measurement must cover.
         given: The measurement that the user named; it goes before all that is stored.
+        given_plans: Plans for the request that came with it, if any did.
         nearest: Whether a measurement of another setting serves where there is none of the present one.
         latest: The measurement that plans were last taken from.
         exact: Whether it is of the setting of the generation that they were taken for.
@@ -46,6 +47,7 @@ class SearchedPlans:
     store: PlanStore
     max_interval: int
     given: Measurement | None = None
+    given_plans: Mapping[str, Plan] | None = None
     nearest: bool = True
     latest: Measurement | None = None
     exact: bool = False
@@ -64,14 +66,20 @@ class SearchedPlans:
         plans = self.stored(setting, hook.scheduler)
         return plans if plans is not None else self._near(setting, hook)
 
-    def take(self, given: Measurement, name: str) -> None:
+    def take(self, given: Measurement, plans: Mapping[str, Plan] | None, name: str) -> None:
         """Take the measurement that the user named before all that is stored.
+
+        Args:
+            given: The measurement.
+            plans: Those of its plans that were tried for the request; None where none were.
+            name: What the user called it.
 
         Raises:
             PlanError: No plan can be made of it.
         """
-        plans = self.plan(given)
         self.given = self.latest = given
+        self.given_plans = plans
+        plans = plans or self.plan(given)
         say(f"plan for {given.setting.steps} steps{_flops(plans)}, of the measurement {name}")
         present = self.present.models()
         changed = [component for component, digest in present.items() if given.setting.models[component] != digest]
@@ -91,7 +99,8 @@ class SearchedPlans:
             return self._found[setting.key]
         given = self.given
         if given is not None and given.setting.key == setting.key:
-            plans = self._fitting(self.plan(given), scheduler, "the measurement given")
+            made = self.given_plans or self.plan(given)
+            plans = self._fitting(made, scheduler, "the measurement given")
             if plans is not None:
                 self.latest, self.exact = given, True
                 return self.follow(setting, plans)
@@ -104,7 +113,7 @@ class SearchedPlans:
 
     def tried(self, setting: Setting) -> Mapping[str, Plan] | None:
         """Return the plans that were tried for a setting; None where none were to be, or none are stored."""
-        return self.store.plans(setting, self.request) if self.request.tried else None
+        return self.store.tried_plans(setting, self.request) if self.request.tried else None
 
     def keep_tried(self, setting: Setting, plans: Mapping[str, Plan]) -> Mapping[str, Plan]:
         """Store plans that were tried for the latest measurement, which is of this very setting, and return them."""
@@ -137,6 +146,10 @@ class SearchedPlans:
             )
         measured = self.store.save_measurement(setting, sensitivities, model_name(self.present.pipe))
         self._keep(setting, self._plan_and_store(measured), "new", measured)
+
+    def tried_of(self, measured: Measurement) -> Mapping[str, Plan] | None:
+        """Return the plans that were tried for the setting of a measurement, and None where none were."""
+        return self.given_plans if measured is self.given else self.tried(measured.setting)
 
     def plan(self, measured: Measurement) -> dict[str, Plan]:
         """Return the plans made of a measurement.

@@ -1,15 +1,18 @@
 """Measurements that travel: saved from one pipeline as a folder, and used by another from a folder or the hub."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from soda_compile.acceleration.handle import HANDLE
 from soda_compile.acceleration.measurement_card import card, picture
-from soda_compile.acceleration.measurement_folder import CARD, FIGURE, SETTING, Measurement, MeasurementFolder
+from soda_compile.acceleration.measurement_folder import CARD, FIGURE, SETTING, Measurement, MeasurementFolder, Request
 from soda_compile.acceleration.present_setting import PresentSetting
 from soda_compile.acceleration.searched_plans import SearchedPlans
 from soda_compile.errors import OptionError
+from soda_compile.plans.plan import Plan
 from soda_compile.storage.files import write_atomic
 from soda_compile.storage.hub import named_folder
 
@@ -60,9 +63,10 @@ def save_measurement(pipe: Any, folder: str | os.PathLike[str]) -> Path:
 
 
 def _write(folder: MeasurementFolder, source: SearchedPlans, measured: Measurement) -> None:
-    plans = source.plan(measured)
+    tried = source.tried_of(measured)
+    plans = tried or source.plan(measured)
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.save_plans(source.request, measured.name, plans)
+    folder.save_plans(source.request if tried else source.request.untried, measured.name, plans)
     verified = source.all_verified(measured)
     for each in verified:
         folder.save_verified(measured.name, each)
@@ -76,12 +80,18 @@ def _write(folder: MeasurementFolder, source: SearchedPlans, measured: Measureme
     write_atomic(folder.path / CARD, text.encode())
 
 
-def load_measurement(place: str | os.PathLike[str], present: PresentSetting) -> Measurement:
+def load_measurement(
+    place: str | os.PathLike[str], present: PresentSetting, request: Request
+) -> tuple[Measurement, Mapping[str, Plan] | None]:
     """Return the measurement in a folder, or in a repository of the hub, for denoisers of these architectures.
 
     Args:
         place: A folder, ``owner/name`` or ``owner/name@revision``.
         present: Knows the denoisers.
+        request: For which plans are wanted.
+
+    Returns:
+        The measurement, and those of its plans that were tried for the request, on any number of generations.
 
     Raises:
         OptionError: If there is nothing, it cannot be read, or it is of another architecture.
@@ -106,4 +116,4 @@ def load_measurement(place: str | os.PathLike[str], present: PresentSetting) -> 
             f"(it was measured on {measured.model or measured.setting.pipeline}); leave measurement out to measure "
             "this one"
         )
-    return measured
+    return measured, folder.tried_plans(replace(request, tried=1)) if request.tried else None

@@ -3,15 +3,21 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from soda_compile.acceleration.say import counted, say
 from soda_compile.acceleration.searched_plans import SearchedPlans
-from soda_compile.errors import OptionError
-from soda_compile.measure.closest import closest_plan, strategies_for
+from soda_compile.errors import OptionError, SensitivityError
+from soda_compile.measure.closest import Closest, closest_plan, strategies_for
 from soda_compile.measure.free_memory import free_bytes
 from soda_compile.measure.recording import Recording, record
 from soda_compile.measure.simulation import simulate
+from soda_compile.planner import Strategy
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.sensitivity import Sensitivity
+
+PLAIN = "of the measurement"
+TRIED = 4  # generations: chosen and fitted on as many, plans come as close to others as on sixteen
 
 
 def try_plans(source: SearchedPlans, generate: Callable[[int], Any]) -> dict[str, Plan]:
@@ -31,15 +37,24 @@ def try_plans(source: SearchedPlans, generate: Callable[[int], Any]) -> dict[str
     assert latest is not None
     ((name, sensitivity),) = latest.sensitivities.items()
     first = max(sensitivity.info.seeds) + 1
+    say(f"recording {counted(request.tried, 'generation')} more to try plans on; closest=0 leaves that out")
     recording = record(source.present.pipe, generate, generations=request.tried, first_seed=first)
     sensitivity = simulated(recording, sensitivity)
-    strategies = strategies_for(sensitivity)
-    if request.strategy not in strategies.values():
-        strategies = {request.strategy.name: request.strategy, **strategies}
+    strategies = {PLAIN: request.strategy}
+    strategies |= {name: each for name, each in strategies_for(sensitivity).items() if each != request.strategy}
     say(f"trying plans of {len(strategies)} strategies on {counted(request.tried, 'generation')}")
     closest = closest_plan(recording, sensitivity, request.goal, strategies=strategies)
-    say(f"closest: {closest}")
+    say(told(closest))
     return {name: closest.plan}
+
+
+def told(closest: Closest) -> str:
+    """Return what was found, in a line."""
+    plain = closest.compared.errors[PLAIN].mean() if PLAIN in closest.compared.errors else None
+    off = closest.compared.errors[closest.name] if closest.fit is None else closest.fit.after
+    fitted = "" if closest.fit is None else " with fitted weights"
+    instead = "" if plain is None else f" instead of {plain:.2%}"
+    return f"closest is the plan {closest.name!r}{fitted}: {off.mean():.2%} off on these generations{instead}"
 
 
 def simulated(recording: Recording, sensitivity: Sensitivity) -> Sensitivity:
@@ -55,13 +70,32 @@ def simulated(recording: Recording, sensitivity: Sensitivity) -> Sensitivity:
         return sensitivity
 
 
-def require_one(closest: int, denoisers: Mapping[str, Any]) -> None:
-    """Check that plans can be tried.
+def try_plans_if_possible(source: SearchedPlans, generate: Callable[[int], Any]) -> dict[str, Plan]:
+    """Do the same, or say why it cannot be done, and return the plans of the measurement."""
+    try:
+        return try_plans(source, generate)
+    except (SensitivityError, torch.OutOfMemoryError) as error:
+        say(f"no plans are tried, so those of the measurement are followed: {str(error).splitlines()[0]}")
+        assert source.latest is not None
+        return source.plan(source.latest)
+
+
+def number_tried(closest: int | None, denoisers: Mapping[str, Any], strategy: Strategy | None, *, now: bool) -> int:
+    """Return the number of generations to try plans on.
+
+    Args:
+        closest: As the user gave it; None for what is best here.
+        denoisers: Of the pipeline.
+        strategy: As the user gave it: plans by it are wanted then, and not the closest.
+        now: Whether generations run before the user's.
 
     Raises:
         OptionError: If there are several denoisers: a generation under the plan of one says little about both.
     """
+    if closest is None:
+        return TRIED if now and len(denoisers) == 1 and strategy is None else 0
     if closest < 0:
         raise OptionError(f"closest is {closest}; it must be a number of generations, or 0")
     if closest and len(denoisers) > 1:
         raise OptionError(f"plans are tried with one denoiser, and there are {', '.join(denoisers)}; leave closest out")
+    return closest

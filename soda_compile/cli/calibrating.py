@@ -21,6 +21,9 @@ def calibrate(
     speedup: Annotated[float, typer.Option(help="What the plan in the folder is for; others are made from it.")] = 2.0,
     generations: Annotated[int, typer.Option(min=1, help="How many to measure on.")] = 4,
     max_interval: Annotated[int, typer.Option(min=1, help="Longest time, in steps, that a value may be kept.")] = 10,
+    closest: Annotated[
+        int | None, typer.Option(help="How many to try plans on; four where that can be, 0 for none.", min=0)
+    ] = None,
     verify: Annotated[int, typer.Option(min=0, help="Generations to run with and without the plan.")] = 0,
     argument: Setting = None,
     cache: Annotated[Path | None, typer.Option(help="Where it is kept as well; by default accelerate's.")] = None,
@@ -29,7 +32,7 @@ def calibrate(
 ) -> None:
     """Measure a pipeline, or look up what was measured, and write it with a plan and a card as a folder.
 
-    A few ordinary generations are observed, which takes somewhat longer than running them. The folder is what report,
+    A few ordinary generations are observed, and plans tried on a few more, as accelerate does it. The folder is what report,
     sample --measurement and accelerate(measurement=...) take, and a repository of the hub as it is.
 
     Example: `soda-compile calibrate path/to/pipeline --set num_inference_steps=28 --verify 2 --out measured`
@@ -43,6 +46,7 @@ def calibrate(
         speedup=speedup,
         calibrate_with=generations,
         max_interval=max_interval,
+        closest=closest,
         verify=verify,
         cache=cache,
         refresh=refresh,

@@ -96,6 +96,14 @@ class OutputMap:
         return total.to(like.dtype)
 
 
+def is_same(value: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors hold the same but for rounding."""
+    if value.shape != other.shape:
+        return False
+    off = torch.linalg.vector_norm(value.double() - other.double())
+    return bool(off <= max(map(_tolerance, (value, other))) * torch.linalg.vector_norm(other.double()))
+
+
 def _factors(value: torch.Tensor, sample: torch.Tensor) -> tuple[float, ...] | None:
     if not value.is_floating_point():
         return None

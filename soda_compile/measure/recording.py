@@ -1,5 +1,6 @@
 """Generations of the original model, recorded so that any part of them can be run again under a plan."""
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import torch
 
 from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.integrations.base import Framework, SamplerStep, denoiser_of, framework_of
-from soda_compile.measure.affine_maps import OutputMap, StateInput
+from soda_compile.measure.affine_maps import OutputMap, StateInput, is_same
 from soda_compile.storage.progress import progress_bar
 
 
@@ -94,8 +95,8 @@ def record(
 ) -> Recording:
     """Run generations of the original model and keep what it was called with, and each step of the scheduler.
 
-    ``simulate``, ``compare`` and ``fit`` run parts of them again under plans. The sample is followed by the scheduler
-    alone: what happens between its steps (inpainting, callbacks that change the latents) is not seen.
+    ``simulate``, ``compare`` and ``fit`` run parts of them again under plans. The sample must follow from the
+    scheduler alone, so generations that change it between steps (inpainting, callbacks) cannot be recorded.
 
     Args:
         model: The denoiser (not compiled), or a pipeline of diffusers with one denoiser.
@@ -107,7 +108,8 @@ def record(
 
     Raises:
         OptionError: If there is no scheduler, or the arguments make no sense.
-        SensitivityError: If generations differ in their number of steps, or the denoiser is not called in each.
+        SensitivityError: If generations differ in their number of steps, the denoiser is not called in each, or
+            they cannot be run again from another sample. The first generation tells.
     """
     if generations < 1:
         raise OptionError(f"generations is {generations}; it must be at least 1")
@@ -132,7 +134,7 @@ def record(
             recorder.steps = []
             generate(seed)
             recorded.append(tuple(recorder.steps))
-    _check(recorded, type(scheduler).__name__)
+            _check(recorded, type(scheduler).__name__)
     return Recording(module, framework, tuple(recorded), tuple(seeds), time.perf_counter() - started)
 
 
@@ -175,14 +177,22 @@ def first_tensor(result: Any) -> torch.Tensor:
 
 
 def _check(recorded: Sequence[Sequence[RecordedStep]], scheduler: str) -> None:
+    """Check generations that were recorded, the last one throughout."""
     counts = sorted({len(steps) for steps in recorded})
     if counts == [0]:
         raise SensitivityError(f"generate(seed) took no step of {scheduler}; it must use the very object that is given")
     if len(counts) > 1:
         raise SensitivityError(f"generations must all have the same number of steps; they had {counts}")
-    for number, step in enumerate(step for steps in recorded for step in steps):
+    for number, step in enumerate(recorded[-1]):
         if not step.calls:
             raise SensitivityError(
-                f"the denoiser was not called before step {number % counts[0]} of {scheduler}; only schedules in which "
-                "each step has its calls can be run again"
+                f"the denoiser was not called before step {number} of {scheduler}; only schedules in which each step "
+                "has its calls can be run again"
+            )
+    _ = recorded[-1][0].inputs, recorded[-1][0].output_map  # which raise before more is recorded in vain
+    for number, (step, after) in enumerate(itertools.pairwise(recorded[-1]), 1):
+        if not is_same(step.scheduler.following, after.scheduler.sample):
+            raise SensitivityError(
+                f"the sample is changed between {scheduler} and step {number} (inpainting, or a callback?), so a "
+                "generation cannot be run again from another sample; plan without simulating and fitting"
             )

@@ -207,7 +207,7 @@ def check_a_pipeline_without_a_measurement_says_what_to_do() -> None:
     message = error_of(
         OptionError,
         lambda: soda_compile.accelerate(
-            pipe, speedup=1.5, num_inference_steps=PIPELINE_STEPS, calibrate_with=[inputs], max_interval=2
+            pipe, speedup=1.5, num_inference_steps=PIPELINE_STEPS, calibrate_with=[inputs], max_interval=2, closest=0
         ),
     )
     assert "several processes share pipe.transformer" in message
@@ -230,7 +230,7 @@ def check_replicas_with_one_store_measure_once() -> None:
         dit.draw(pipe, seed)
         done.append(seed)
 
-    soda_compile.accelerate(pipe, speedup=1.3, calibrate_with=run, max_interval=2)
+    soda_compile.accelerate(pipe, speedup=1.3, calibrate_with=run, max_interval=2, closest=0)
     assert sorted(map(len, everyones(done))) == [0, 4]
     dit.draw(pipe)
     (counted,) = soda_compile.stats(pipe).values()

@@ -1,6 +1,7 @@
 """What a newcomer sees: only what the project says itself, each of it once."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +38,13 @@ def test_a_fresh_process_says_what_it_does_and_nothing_else(tmp_path: Path) -> N
     found = subprocess.run([sys.executable, "-c", FIRST], env=variables, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert found.stdout == ""
-    measuring, planned = found.stderr.splitlines()
+    measuring, planned, recording, simulating, trying, closest = found.stderr.splitlines()
     assert measuring == "soda: measuring DigitsPipeline in 1 generation"
     assert planned.startswith("soda: new plan for 8 steps, ")
+    assert recording == "soda: recording 4 generations more to try plans on; closest=0 leaves that out"
+    assert simulating == "soda: simulating intervals on 4 generations"
+    assert trying == "soda: trying plans of 8 strategies on 4 generations"
+    assert re.fullmatch(r"soda: closest is the plan '.+': \d+\.\d\d% off on these generations .+ \d+\.\d\d%", closest)
 
 
 @pytest.mark.parametrize("shown", [True, False])
@@ -67,7 +72,9 @@ def test_generations_to_measure_on_draw_no_bar_of_their_own(
     del pipe._progress_bar_config  # the loader leaves its bar out
     if config is not None:
         pipe.set_progress_bar_config(**config)
-    soda_compile.accelerate(pipe, speedup=1.3, num_inference_steps=4, calibrate_with=1, verify=1, cache=tmp_path)
+    soda_compile.accelerate(
+        pipe, speedup=1.3, num_inference_steps=4, calibrate_with=1, verify=1, cache=tmp_path, closest=0
+    )
     assert all(line.startswith("soda: ") for line in capfd.readouterr().err.splitlines())
     pipe([3], num_inference_steps=4)
     assert "4/4" in capfd.readouterr().err, "the user's own generations have their bar"

@@ -1,5 +1,6 @@
-"""The one line with plans that are tried: the closest on generations of the pipeline is stored, and found again."""
+"""The one line tries plans: the closest on generations of the pipeline is stored, found again, and shared."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipelines import STEPS, close
 
 import soda_compile
 from soda_compile.acceleration import trying
+from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.plans.plan import Plan
 
 TRIED = 2
@@ -43,13 +45,13 @@ def error(pipe: Any, seeds: range) -> float:
 def test_the_closest_plan_is_followed_stored_and_found_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = accelerated(tmp_path)
+    alone = accelerated(tmp_path, closest=0)
     pipe = accelerated(tmp_path, closest=TRIED)
     told = capsys.readouterr().err
     assert told.count("measuring") == 1, "what was measured serves"
     assert "simulating intervals on 2 generations" in told
     assert "trying plans of 8 strategies on 2 generations" in told
-    assert "fixed interval, reuse" in told.partition("closest: ")[2]
+    assert re.search(r"closest is the plan '.+' with fitted weights: .+% off on these generations instead of .+%", told)
     plans = stored(tmp_path)
     assert plans[True] != plans[False]
     assert plans[True].flop_ratio <= 1 / 1.5
@@ -58,7 +60,59 @@ def test_the_closest_plan_is_followed_stored_and_found_again(
 
     monkeypatch.setattr(trying, "record", None)  # nothing is tried again
     close(SD3.draw(accelerated(tmp_path, closest=TRIED), 9), SD3.draw(pipe, 9))
-    close(SD3.draw(accelerated(tmp_path), 9), SD3.draw(alone, 9))
+    close(SD3.draw(accelerated(tmp_path, closest=0), 9), SD3.draw(alone, 9))
+
+
+@pytest.mark.thorough
+def test_a_saved_measurement_brings_the_plan_that_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = accelerated(tmp_path / "store", closest=1)
+    saved = soda_compile.save_measurement(pipe, tmp_path / "saved")
+    (plan,) = saved.glob("*.plan.json")
+    assert Plan.load(plan) == stored(tmp_path / "store")[True]
+    monkeypatch.setattr(trying, "record", None)
+    other = soda_compile.accelerate(SD3.build(), speedup=1.5, measurement=saved, cache=tmp_path / "none")
+    close(SD3.draw(other, 9), SD3.draw(pipe, 9))
+    alone = soda_compile.accelerate(SD3.build(), speedup=1.5, measurement=saved, closest=0)
+    assert soda_compile.save_measurement(alone, tmp_path / "alone")
+    (untried,) = (tmp_path / "alone").glob("*.plan.json")
+    assert Plan.load(untried) == stored(tmp_path / "store")[False]
+
+
+@pytest.mark.parametrize("closest", [None, 1])
+def test_where_generations_cannot_be_run_again_that_is_said_or_raised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], closest: int | None
+) -> None:
+    pipe = SD3.build()
+
+    def blank(pipe: Any, step: int, timestep: Any, latents: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": latents["latents"] * 0.5}
+
+    def generate(seed: int) -> Any:
+        return SD3.draw(pipe, seed, callback_on_step_end=blank)
+
+    options = {"speedup": 1.5, "calibrate_with": generate, "cache": tmp_path, "closest": closest}
+    if closest:
+        with pytest.raises(SensitivityError, match="changed between FlowMatchEulerDiscreteScheduler and step 1"):
+            soda_compile.accelerate(pipe, **options)
+        return
+    for _ in range(2):
+        soda_compile.accelerate(pipe, **options)
+        soda_compile.restore(pipe)
+    told = capsys.readouterr().err
+    assert told.count("no plans are tried, so those of the measurement are followed: the sample is changed") == 1
+    plans = stored(tmp_path)
+    assert plans[True] == plans[False], "kept, so that it is not attempted again"
+
+
+def test_plans_are_tried_by_default_where_they_can_be() -> None:
+    one, two = {"transformer": None}, {"transformer": None, "transformer_2": None}
+    assert trying.number_tried(None, one, None, now=True) == trying.TRIED
+    assert trying.number_tried(None, two, None, now=True) == 0
+    assert trying.number_tried(None, one, soda_compile.FixedInterval(), now=True) == 0
+    assert trying.number_tried(None, one, None, now=False) == 0
+    assert trying.number_tried(2, one, soda_compile.FixedInterval(), now=True) == 2
+    with pytest.raises(OptionError, match="there are transformer, transformer_2; leave closest out"):
+        trying.number_tried(2, two, None, now=True)
 
 
 @pytest.mark.thorough

@@ -44,7 +44,7 @@ def test_a_solver_of_several_calls(tmp_path: Path) -> None:
     soda_compile.accelerate(pipe, plan)
     close(SD3.draw(pipe), expected)
     soda_compile.restore(pipe)
-    options = {"num_inference_steps": STEPS, "calibrate_with": samples(SD3), "cache": tmp_path}
+    options = {"num_inference_steps": STEPS, "calibrate_with": samples(SD3), "cache": tmp_path, "closest": 0}
     soda_compile.accelerate(pipe, anchors=4, **options)
     same(SD3.draw(pipe), SD3.draw(pipe))
 
@@ -71,7 +71,7 @@ def test_image_to_image_follows_the_tail_of_the_plan(tmp_path: Path) -> None:
     soda_compile.restore(pipe)
 
     inputs = [{**samples(SD3)[0], **sizes, "image": image, "strength": 0.6}]
-    options = {"num_inference_steps": 10, "calibrate_with": inputs, "cache": tmp_path}
+    options = {"num_inference_steps": 10, "calibrate_with": inputs, "cache": tmp_path, "closest": 0}
     soda_compile.accelerate(pipe, anchors=3, **options)
     fast, reached = draw(0.6), stats(pipe)["transformer"]
     draw(0.3)

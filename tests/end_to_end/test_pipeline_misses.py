@@ -80,7 +80,7 @@ def test_an_adapter_after_a_measured_plan_follows_it_with_a_note(
     """It is another model from then on: the measurement of the former serves, and the advice measures it."""
     pipe = SD3.build()
     inputs = {"calibrate_with": [SD3.inputs(torch.Generator().manual_seed(0), 1)], "cache": tmp_path}
-    options = {"speedup": 1.3, "num_inference_steps": STEPS, **inputs}
+    options = {"speedup": 1.3, "num_inference_steps": STEPS, "closest": 0, **inputs}
     soda_compile.accelerate(pipe, **options)
     SD3.draw(pipe)
     with_adapter(pipe)
@@ -170,6 +170,7 @@ def test_calls_of_another_structure_are_not_measured(tmp_path: Any) -> None:
     pipes = [SD3.build(), SD3.build()]
     for pipe, more in zip(pipes, (SKIPPED, {"guidance_scale": 5.0}), strict=True):
         options = {"calibrate_with": inputs, "cache": tmp_path / str(len(more)), "pipeline_options": more}
+        options["closest"] = 0
         soda_compile.accelerate(pipe, anchors=3, num_inference_steps=STEPS, **options)
     plain = [SD3.draw(pipe, guidance_scale=5.0) for pipe in pipes]
     assert (SD3.draw(pipes[0], **SKIPPED) - plain[0]).abs().max() > 1e-3

@@ -39,7 +39,7 @@ def test_one_line_measures_once_and_finds_the_plan_again(
     pipe = SD3.build()
     original = SD3.draw(pipe)
     before = attributes(pipe, "transformer")
-    options = {"num_inference_steps": STEPS, "guidance_scale": 5.0, "calibrate_with": samples(SD3)}
+    options = {"num_inference_steps": STEPS, "guidance_scale": 5.0, "calibrate_with": samples(SD3), "closest": 0}
     assert soda_compile.accelerate(pipe, speedup=1.5, **options) is pipe
     fast = SD3.draw(pipe, guidance_scale=5.0)
     (folder,) = (tmp_path / "cache").glob("[!.]*")
@@ -78,7 +78,7 @@ def test_steps_too_far_apart_are_told(tmp_path: Path, caplog: pytest.LogCaptureF
     for steps in (8, 4):
         pipe = load_digits()
         soda_compile.accelerate(
-            pipe, speedup=1.3, num_inference_steps=steps, calibrate_with=1, max_interval=2, cache=tmp_path
+            pipe, speedup=1.3, num_inference_steps=steps, calibrate_with=1, max_interval=2, cache=tmp_path, closest=0
         )
         told = [record.getMessage() for record in caplog.records if "hardly anything to gain" in record.getMessage()]
         assert len(told) == (steps == 4)
@@ -90,7 +90,7 @@ def test_steps_too_far_apart_are_told(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_another_step_count_takes_another_stored_plan(tmp_path: Path) -> None:
     pipe, expected = DIT.build(), {}
     for steps in (4, 6):
-        options = {"num_inference_steps": steps, "calibrate_with": [[3]], "cache": tmp_path}
+        options = {"num_inference_steps": steps, "calibrate_with": [[3]], "cache": tmp_path, "closest": 0}
         soda_compile.accelerate(pipe, anchors=2, **options)
         expected[steps] = DIT.draw(pipe, num_inference_steps=steps)
         if steps == 4:
@@ -101,7 +101,7 @@ def test_another_step_count_takes_another_stored_plan(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_a_damaged_store_is_measured_again(tmp_path: Path) -> None:
-    options = {"num_inference_steps": 3, "calibrate_with": [[3]], "cache": tmp_path, "anchors": 2}
+    options = {"num_inference_steps": 3, "calibrate_with": [[3]], "cache": tmp_path, "anchors": 2, "closest": 0}
     pipe = soda_compile.accelerate(DIT.build(), **options)
     (table,) = tmp_path.glob("*/*.safetensors")
     (plan,) = tmp_path.glob("*/*.plan.json")

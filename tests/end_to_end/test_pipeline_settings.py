@@ -34,7 +34,7 @@ def inputs(tiny: TinyPipeline, **more: Any) -> list[dict[str, Any]]:
 
 
 def accelerated(pipe: Any, cache: Path, tiny: TinyPipeline = SD3, **options: Any) -> Any:
-    options = {"speedup": 1.5, "num_inference_steps": STEPS, "calibrate_with": inputs(tiny), **options}
+    options = {"speedup": 1.5, "num_inference_steps": STEPS, "calibrate_with": inputs(tiny), "closest": 0, **options}
     usual = {"height": 64, "width": 64, **({"true_cfg_scale": 2.0} if tiny is FLUX else {})}
     options["pipeline_options"] = {**usual, **options.get("pipeline_options", {})}
     return soda_compile.accelerate(pipe, cache=cache, **options)
@@ -101,7 +101,7 @@ def test_a_generation_shows_the_setting_that_was_measured(
 ) -> None:
     """Of every pipeline, by its signature alone; the batch is no part of it."""
     tiny = PIPELINES[name]
-    options = {"num_inference_steps": STEPS, "calibrate_with": samples(tiny), "cache": tmp_path}
+    options = {"num_inference_steps": STEPS, "calibrate_with": samples(tiny), "cache": tmp_path, "closest": 0}
     pipe = soda_compile.accelerate(tiny.build(), speedup=1.3, on_miss="error", **options)
     tiny.draw(pipe, batch=2)
     assert notes(caplog) == []
@@ -187,7 +187,7 @@ def test_a_loop_that_begins_earlier_is_told_what_works(tmp_path: Path) -> None:
             noise = pipe.transformer(sample, timestep=timestep.reshape(1), class_labels=torch.tensor([3])).sample
             sample = pipe.scheduler.step(noise[:, :4], timestep, sample).prev_sample
 
-    options = {"speedup": 1.3, "cache": tmp_path, "on_miss": "error"}
+    options = {"speedup": 1.3, "cache": tmp_path, "on_miss": "error", "closest": 0}
     soda_compile.accelerate(pipe, calibrate_with=lambda seed: loop(4), **options)
     loop(4)
     with pytest.raises(TrajectoryError, match=r"starts at step 4; .*refresh=True"):
@@ -263,8 +263,8 @@ def test_a_function_is_found_again_by_what_it_passes(
     def generate(seed: int) -> None:
         SD3.draw(pipe, seed, height=32, callback_on_step_end=lambda pipe, step, *_: steps.append(step) or {})
 
-    options = {"calibrate_with": generate, "pipeline_options": {}, "num_inference_steps": None}
-    soda_compile.accelerate(pipe, speedup=1.5, cache=tmp_path, calibrate_with=generate)
+    options = {"calibrate_with": generate, "pipeline_options": {}, "num_inference_steps": None, "closest": 0}
+    soda_compile.accelerate(pipe, speedup=1.5, cache=tmp_path, calibrate_with=generate, closest=0)
     soda_compile.restore(pipe)
     steps.clear()
     if stored:
@@ -272,7 +272,9 @@ def test_a_function_is_found_again_by_what_it_passes(
         assert "stored plan" in capsys.readouterr().err
         assert not steps
     else:  # of another size it is not
-        soda_compile.accelerate(pipe, speedup=1.5, cache=tmp_path, calibrate_with=lambda seed: SD3.draw(pipe, seed))
+        soda_compile.accelerate(
+            pipe, speedup=1.5, cache=tmp_path, calibrate_with=lambda seed: SD3.draw(pipe, seed), closest=0
+        )
         assert "stored plan" not in capsys.readouterr().err
     assert len(list(tmp_path.glob("[!.]*"))) == 2 - stored
 
@@ -305,6 +307,6 @@ def test_an_error_in_verifying_leaves_the_pipeline_as_it_was(tmp_path: Path) -> 
         SD3.draw(pipe, seed)
 
     with pytest.raises(ValueError, match="no such seed"):
-        soda_compile.accelerate(pipe, speedup=1.5, calibrate_with=generate, cache=tmp_path, verify=1)
-    soda_compile.accelerate(pipe, speedup=1.5, calibrate_with=generate, cache=tmp_path)
+        soda_compile.accelerate(pipe, speedup=1.5, calibrate_with=generate, cache=tmp_path, verify=1, closest=0)
+    soda_compile.accelerate(pipe, speedup=1.5, calibrate_with=generate, cache=tmp_path, closest=0)
     assert Plan.load(next(tmp_path.glob("*/*.plan.json"))).steps == STEPS

@@ -34,7 +34,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]
     with eager_graphs():
         pipe = SD3.build()
         pipe.register_to_config(_name_or_path="owner/small-sd3")
-        options = {"num_inference_steps": STEPS, "calibrate_with": samples(SD3), "cache": folder / "cache"}
+        options = {
+            "num_inference_steps": STEPS,
+            "calibrate_with": samples(SD3),
+            "cache": folder / "cache",
+            "closest": 0,
+        }
         soda_compile.accelerate(pipe, speedup=1.5, verify=2, **options)
         assert soda_compile.save_measurement(pipe, folder / "saved") == folder / "saved"
         return folder / "saved", SD3.draw(pipe)
@@ -105,7 +110,12 @@ def test_without_matplotlib_the_card_has_no_picture(
 def test_what_is_saved_again_replaces_what_was_there(saved: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
     place = tmp_path / "mine"
     pipe = soda_compile.accelerate(
-        SD3.build(), speedup=1.5, num_inference_steps=4, calibrate_with=samples(SD3), cache=tmp_path / "cache"
+        SD3.build(),
+        speedup=1.5,
+        num_inference_steps=4,
+        calibrate_with=samples(SD3),
+        cache=tmp_path / "cache",
+        closest=0,
     )
     soda_compile.save_measurement(pipe, place)
     soda_compile.restore(pipe)

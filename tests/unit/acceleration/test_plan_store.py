@@ -57,6 +57,21 @@ def test_what_is_stored_is_found(tmp_path: Path) -> None:
     assert store.plans(SETTING, REQUEST) == plans(1)
 
 
+def test_plans_that_were_tried_on_more_serve_and_on_fewer_do_not(tmp_path: Path) -> None:
+    store, asked = PlanStore(tmp_path), replace(REQUEST, tried=4)
+    stored = store.save_measurement(SETTING, measured(1))
+    store.save_plans(SETTING, REQUEST, stored.name, plans(1))
+    store.save_plans(SETTING, replace(REQUEST, tried=2), stored.name, plans(1))
+    other = replace(REQUEST, goal=Goal(anchors=2), tried=16)
+    store.save_plans(SETTING, other, stored.name, plans(1))
+    assert store.tried_plans(SETTING, asked) is None
+    store.save_plans(SETTING, asked, stored.name, plans(1))
+    store.save_plans(SETTING, replace(REQUEST, tried=16), stored.name, plans(2))
+    assert plans(1) != plans(2)
+    assert store.tried_plans(SETTING, asked) == plans(2), "the one that was tried on the most"
+    assert store.tried_plans(SETTING, replace(REQUEST, tried=17)) is None
+
+
 def test_a_new_measurement_replaces_the_old_one_and_its_plans(tmp_path: Path) -> None:
     store = PlanStore(tmp_path)
     first = store.save_measurement(SETTING, measured(1))

@@ -197,6 +197,21 @@ def test_what_cannot_be_run_again_is_refused() -> None:
             del scheduler.step
 
     with pytest.raises(SensitivityError, match="not a sum of the denoiser's outputs"):
-        soda_compile.compare(
-            soda_compile.record(loop.model, rescaled, scheduler=scheduler), {"all": plan_of("C" * STEPS)}
-        )
+        soda_compile.record(loop.model, rescaled, scheduler=scheduler)
+
+
+def test_samples_that_change_between_steps_are_refused_after_one_generation() -> None:
+    loop, ran = ddim(), []
+    scheduler = loop.scheduler
+
+    def inpainted(seed: int) -> None:
+        ran.append(seed)
+        scheduler.set_timesteps(STEPS)
+        x = torch.randn(1, small.TOKENS, small.WIDTH, generator=torch.Generator().manual_seed(seed))
+        for t in scheduler.timesteps:
+            x = scheduler.step(loop.model(x, t.expand(1)), t, x).prev_sample
+            x = torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:]], dim=1)
+
+    with pytest.raises(SensitivityError, match="changed between DDIMScheduler and step 1"):
+        soda_compile.record(loop.model, inpainted, scheduler=scheduler)
+    assert ran == [0]
