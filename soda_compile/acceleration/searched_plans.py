@@ -118,7 +118,10 @@ class SearchedPlans:
     def keep_tried(self, setting: Setting, plans: Mapping[str, Plan]) -> Mapping[str, Plan]:
         """Store plans that were tried for the latest measurement, which is of this very setting, and return them."""
         assert self.latest is not None
-        placed = {name: _placed(plan, self.latest.sensitivities[name]) for name, plan in plans.items()}
+        placed = {
+            name: _noted(_placed(plan, self.latest.sensitivities[name]), {TRIED_ON: self.request.tried})
+            for name, plan in plans.items()
+        }
         self.store.save_plans(setting, self.request, self.latest.name, placed)
         return placed
 
@@ -150,6 +153,14 @@ class SearchedPlans:
     def tried_of(self, measured: Measurement) -> Mapping[str, Plan] | None:
         """Return the plans that were tried for the setting of a measurement, and None where none were."""
         return self.given_plans if measured is self.given else self.tried(measured.setting)
+
+    def first_fresh_seed(self) -> int | None:
+        """Return the first seed whose generation the latest plans owe nothing; None where nothing was measured."""
+        if self.latest is None:
+            return None
+        measured = max(seed for table in self.latest.sensitivities.values() for seed in table.info.seeds)
+        tried = [dict(plan.method).get(TRIED_ON) for plan in (self.tried_of(self.latest) or {}).values()]
+        return measured + 1 + max((count for count in tried if isinstance(count, int)), default=0)
 
     def plan(self, measured: Measurement) -> dict[str, Plan]:
         """Return the plans made of a measurement.
@@ -265,13 +276,18 @@ class SearchedPlans:
 
 
 _REMEMBERED = 1024  # settings; a server may see any number
+TRIED_ON = "tried_on"  # generations
 _PLACE = ("first_step", "schedule_steps")
 
 
 def _placed(plan: Plan, sensitivity: Sensitivity) -> Plan:
     """Return a plan that says which part of a schedule its measurement is of."""
     where = {key: int(sensitivity.info.notes[key]) for key in _PLACE if key in sensitivity.info.notes}
-    return replace(plan, method=tuple({**dict(plan.method), **where}.items()))
+    return _noted(plan, where)
+
+
+def _noted(plan: Plan, notes: Mapping[str, int]) -> Plan:
+    return replace(plan, method=tuple({**dict(plan.method), **notes}.items()))
 
 
 def _flops(plans: Mapping[str, Plan]) -> str:

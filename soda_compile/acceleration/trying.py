@@ -10,6 +10,7 @@ from soda_compile.acceleration.searched_plans import SearchedPlans
 from soda_compile.errors import OptionError, SensitivityError
 from soda_compile.measure.closest import Closest, closest_plan, strategies_for
 from soda_compile.measure.free_memory import free_bytes
+from soda_compile.measure.player import playing
 from soda_compile.measure.recording import Recording, record
 from soda_compile.measure.simulation import simulate
 from soda_compile.planner import Strategy
@@ -39,11 +40,12 @@ def try_plans(source: SearchedPlans, generate: Callable[[int], Any]) -> dict[str
     first = max(sensitivity.info.seeds) + 1
     say(f"recording {counted(request.tried, 'generation')} more to try plans on; closest=0 leaves that out")
     recording = record(source.present.pipe, generate, generations=request.tried, first_seed=first)
-    sensitivity = simulated(recording, sensitivity)
-    strategies = {PLAIN: request.strategy}
-    strategies |= {name: each for name, each in strategies_for(sensitivity).items() if each != request.strategy}
-    say(f"trying plans of {len(strategies)} strategies on {counted(request.tried, 'generation')}")
-    closest = closest_plan(recording, sensitivity, request.goal, strategies=strategies)
+    with playing(recording):  # captured once for all
+        sensitivity = simulated(recording, sensitivity)
+        strategies = {PLAIN: request.strategy}
+        strategies |= {name: each for name, each in strategies_for(sensitivity).items() if each != request.strategy}
+        say(f"trying plans of {len(strategies)} strategies on {counted(request.tried, 'generation')}")
+        closest = closest_plan(recording, sensitivity, request.goal, strategies=strategies)
     say(told(closest))
     return {name: closest.plan}
 

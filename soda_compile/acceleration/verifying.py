@@ -24,7 +24,7 @@ def install_verified(handle: Acceleration, source: SearchedPlans, runs: Runs, ge
     Args:
         handle: Of the pipeline.
         source: Of its plans.
-        runs: Generations to run, with seeds that were not measured.
+        runs: Generations to run, with seeds that were not measured, and that no plan was tried on.
         generations: How many.
 
     Raises:
@@ -32,8 +32,8 @@ def install_verified(handle: Acceleration, source: SearchedPlans, runs: Runs, ge
         SensitivityError: If a generation runs no step of the pipeline's scheduler.
     """
     pipe = handle.pipe
-    tables = source.latest.sensitivities.values() if source.latest is not None else ()
-    first = max((seed + 1 for table in tables for seed in table.info.seeds), default=runs.generations)
+    fresh = source.first_fresh_seed()
+    first = runs.generations if fresh is None else fresh
     seeds = range(first, first + generations)
     original = original_samples(pipe.scheduler, runs.generate, seeds)
     setattr(pipe, HANDLE, handle.install())

@@ -32,8 +32,8 @@ def calibrate(
 ) -> None:
     """Measure a pipeline, or look up what was measured, and write it with a plan and a card as a folder.
 
-    A few ordinary generations are observed, and plans tried on a few more, as accelerate does it. The folder is what report,
-    sample --measurement and accelerate(measurement=...) take, and a repository of the hub as it is.
+    A few ordinary generations are observed, and plans tried on a few more, as accelerate does it. The folder is what
+    report, sample --measurement and accelerate(measurement=...) take, and a repository of the hub as it is.
 
     Example: `soda-compile calibrate path/to/pipeline --set num_inference_steps=28 --verify 2 --out measured`
     """

@@ -8,6 +8,7 @@ from soda_compile.errors import OptionError, PlanError
 from soda_compile.measure.fitting import Fit
 from soda_compile.measure.fitting import fit as fit_weights
 from soda_compile.measure.planned_run import Compared, compare
+from soda_compile.measure.player import playing
 from soda_compile.measure.recording import Recording
 from soda_compile.planner import AnchorSchedule, FixedInterval, Goal, SearchedSchedule, SimulatedSchedule, Strategy
 from soda_compile.planner import plan as make_plan
@@ -90,12 +91,13 @@ def closest_plan(
             unreached[name] = str(error)
     if not plans:
         raise PlanError("; ".join(f"{name}: {reason}" for name, reason in unreached.items()))
-    compared = compare(recording, plans)
-    nearest = nearest_first(plans, compared, objective)
     # A profile does not know what kept outputs take.
     bounded = (goal.memory_bytes if goal is not None else numbers.get("memory_bytes")) is not None
     outputs = 0 if bounded else MOST_OUTPUTS
-    fits = {name: fit_weights(recording, plans[name], outputs=outputs) for name in nearest[:fit]}
+    with playing(recording):  # captured once for all
+        compared = compare(recording, plans)
+        nearest = nearest_first(plans, compared, objective)
+        fits = {name: fit_weights(recording, plans[name], outputs=outputs) for name in nearest[:fit]}
     name = min(fits, key=lambda each: over(fits[each].after, objective), default=nearest[0])
     if not fits or over(fits[name].after, objective) > over(compared.errors[nearest[0]], objective):
         return Closest(plans[nearest[0]], nearest[0], compared, None, unreached)  # weights are fitted to the mean

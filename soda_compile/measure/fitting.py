@@ -84,6 +84,7 @@ def fit(recording: Recording, plan: Plan, *, outputs: int = MOST_OUTPUTS) -> Fit
         raise OptionError(f"outputs is {outputs!r}; 0 to {MOST_OUTPUTS} can be kept")
     started = time.perf_counter()
     with playing(recording) as player, progress_bar() as progress:
+        share = player.computed_share
         before = PlannedRun.begin(player, recording, replace(plan, weights=())).finish()
         least, best = before, tuple[FittedWeights, ...]()
         for ridge in progress.track(RIDGES, description="fitting"):
@@ -94,7 +95,7 @@ def fit(recording: Recording, plan: Plan, *, outputs: int = MOST_OUTPUTS) -> Fit
     if best:
         made = replace(made, method=tuple({**dict(plan.method), "fitted_samples": recording.samples}.items()))
     fitted_steps = len({each.step for each in best})
-    return Fit(made, before, least, fitted_steps, player.computed_share, time.perf_counter() - started)
+    return Fit(made, before, least, fitted_steps, player.computed_share - share, time.perf_counter() - started)
 
 
 def _fit_run(

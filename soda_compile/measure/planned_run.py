@@ -135,6 +135,7 @@ def compare(recording: Recording, plans: Mapping[str, Plan]) -> Compared:
         SensitivityError: If the generations cannot be run again.
     """
     with playing(recording) as player:
+        before = player.computed_share
         errors = {name: PlannedRun.begin(player, recording, plan).finish() for name, plan in plans.items()}
     best = min(errors, key=lambda name: float(np.mean(errors[name])))
-    return Compared(errors, best, player.computed_share)
+    return Compared(errors, best, player.computed_share - before)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,15 +142,26 @@ class Player:
         return recorded.output_map(found, recorded.scheduler.model_output)
 
 
+_present: ContextVar[Player | None] = ContextVar("soda_compile_player", default=None)
+
+
 @contextmanager
 def playing(recording: Recording) -> Iterator[Player]:
-    """Compile a recorded denoiser for a while.
+    """Compile a recorded denoiser for a while; inside of another ``playing`` of it, take what is compiled there.
 
     Raises:
         OptionError: If it is compiled or accelerated already.
     """
+    outer = _present.get()
+    if outer is not None and outer.module is recording.module:
+        yield outer
+        return
     options = check_options()
     player = Player(recording.module, _lowering=Lowering(options.inductor, target=options.lowering))
     module, framework = recording.module, recording.framework
     with compile_forward(module, player.backend, framework.around_calls(module), framework.holders):
-        yield player
+        token = _present.set(player)
+        try:
+            yield player
+        finally:
+            _present.reset(token)

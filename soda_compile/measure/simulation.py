@@ -77,6 +77,7 @@ def simulate(
     sketch = sketch_for(sum(len(steps[0].scheduler.sample) for steps in recording.generations))
     found = []
     with playing(recording) as player, progress_bar() as progress:
+        share = player.computed_share
         if memory_bytes is not None:
             one = kept_bytes(_Simulation(player, plan, recording.generations[0], width, measured, sketch).computed(0))
             measured = fitting(measured, one, memory_bytes)
@@ -87,7 +88,7 @@ def simulate(
     worst = _between_spacings(np.quantile(rows, WORST, axis=0), measured)
     notes = {
         **sensitivity.info.notes,
-        "intervals": f"{player.computed_share:.0f} denoiser calls, {time.perf_counter() - started:.0f} s",
+        "intervals": f"{player.computed_share - share:.0f} denoiser calls, {time.perf_counter() - started:.0f} s",
     }
     return replace(
         sensitivity,

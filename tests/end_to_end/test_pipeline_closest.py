@@ -64,8 +64,11 @@ def test_the_closest_plan_is_followed_stored_and_found_again(
 
 
 @pytest.mark.thorough
-def test_a_saved_measurement_brings_the_plan_that_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = accelerated(tmp_path / "store", closest=1)
+def test_a_saved_measurement_brings_the_plan_that_was_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = accelerated(tmp_path / "store", closest=1, verify=1)
+    assert "(seeds 2)" in capsys.readouterr().err, "seed 0 was measured, and seed 1 tried"
     saved = soda_compile.save_measurement(pipe, tmp_path / "saved")
     (plan,) = saved.glob("*.plan.json")
     assert Plan.load(plan) == stored(tmp_path / "store")[True]
@@ -101,7 +104,7 @@ def test_where_generations_cannot_be_run_again_that_is_said_or_raised(
     told = capsys.readouterr().err
     assert told.count("no plans are tried, so those of the measurement are followed: the sample is changed") == 1
     plans = stored(tmp_path)
-    assert plans[True] == plans[False], "kept, so that it is not attempted again"
+    assert plans[True].actions == plans[False].actions, "kept, so that it is not attempted again"
 
 
 def test_plans_are_tried_by_default_where_they_can_be() -> None:

@@ -15,6 +15,7 @@ from tracing import eager_graphs
 import soda_compile
 from soda_compile.errors import OptionError, PlanError, SensitivityError
 from soda_compile.measure import fitting
+from soda_compile.measure.player import Player, playing
 from soda_compile.measure.recording import Recording
 from soda_compile.plans.fitted_weights import FittedWeights
 from soda_compile.plans.plan import Plan
@@ -215,3 +216,18 @@ def test_samples_that_change_between_steps_are_refused_after_one_generation() ->
     with pytest.raises(SensitivityError, match="changed between DDIMScheduler and step 1"):
         soda_compile.record(loop.model, inpainted, scheduler=scheduler)
     assert ran == [0]
+
+
+def test_inside_of_playing_the_denoiser_is_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[int] = []
+    compiled = Player._compiled
+    monkeypatch.setattr(Player, "_compiled", lambda self, *given: captured.append(1) or compiled(self, *given))
+    recording, plans = recorded(ddim()), {"plan": PLAN}
+    first, second = soda_compile.compare(recording, plans), soda_compile.compare(recording, plans)
+    assert len(captured) == 2
+    with playing(recording) as player:
+        third, fit = soda_compile.compare(recording, plans), soda_compile.fit(recording, PLAN)
+    assert len(captured) == 3
+    assert first.denoiser_calls == second.denoiser_calls == pytest.approx(third.denoiser_calls)
+    assert player.computed_share == pytest.approx(third.denoiser_calls + fit.denoiser_calls)
+    assert third.errors["plan"] == pytest.approx(first.errors["plan"])
