@@ -61,33 +61,36 @@ class Fit:
         )
 
 
-def fit(recording: Recording, plan: Plan, *, outputs: int = MOST_OUTPUTS) -> Fit:
+def fit(recording: Recording, plan: Plan, *, outputs: int = MOST_OUTPUTS, ridges: Sequence[float] = RIDGES) -> Fit:
     """Fit weights of kept values to recorded generations, a few numbers for each stale step.
 
     Weights are shared by all regions that an operator serves at a step. With ``outputs``, what a stale step gives is
     mixed with what the denoiser gave at as many anchors before it: the kept outputs are as large as its input, and give
     back what no weight before the last normalisation can. Steps that prune keep the polynomial. Where a step's weights
-    do not bring the sample closer to the original's, it stays as well. The generations are run once for each of a few
-    ridges, and the weights that bring the last samples closest are kept; none, if none does.
+    do not bring the sample closer to the original's, it stays as well. The generations are run once for each ridge, and
+    the weights that bring the last samples closest are kept; none, if none does.
 
     Args:
         recording: Of ``record``.
         plan: The plan. Where it has weights already, these are where the search begins.
         outputs: Outputs that are kept, 0 to 2; 0 for weights of the regions' values alone.
+        ridges: Over the mean curvature: how strongly weights are held at the polynomial's.
 
     Raises:
-        OptionError: For another number of outputs.
+        OptionError: For another number of outputs, or without a ridge above zero.
         PlanError: If the plan does not fit.
         SensitivityError: If the generations cannot be run again.
     """
     if outputs not in range(MOST_OUTPUTS + 1):
         raise OptionError(f"outputs is {outputs!r}; 0 to {MOST_OUTPUTS} can be kept")
+    if not ridges or min(ridges) <= 0:
+        raise OptionError(f"ridges are {tuple(ridges)}; give one or more above zero, such as {RIDGES}")
     started = time.perf_counter()
     with playing(recording) as player, progress_bar() as progress:
         share = player.computed_share
         before = PlannedRun.begin(player, recording, replace(plan, weights=())).finish()
         least, best = before, tuple[FittedWeights, ...]()
-        for ridge in progress.track(RIDGES, description="fitting"):
+        for ridge in progress.track(ridges, description="fitting"):
             weights, after = _fit_run(player, recording, plan, outputs, ridge)
             if float(after.mean()) < float(least.mean()):
                 least, best = after, weights
