@@ -116,7 +116,7 @@ def _closest(strategies: dict[str, Strategy] | None, simulated: bool) -> Callabl
 
 OURS: dict[str, tuple[str, Callable[[Measured, float], Planned]]] = {
     "ours, closest": ("simulated intervals, candidates tried, fitted weights", _closest(None, True)),
-    "ours, default": ("forecasts of order 1, dynamic programming", _planned(soda_compile.AnchorSchedule())),
+    "ours, not tried": ("forecasts of order 1, dynamic programming", _planned(soda_compile.AnchorSchedule())),
     "ours, low memory": ("reuse alone: one kept value, fitted weights", _closest(REUSE, False)),
     "SODA, OFS+DCS": ("arXiv 2603.07057, the paper's schedule", _planned(soda_compile.PaperSchedule())),
 }

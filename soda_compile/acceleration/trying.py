@@ -1,13 +1,12 @@
 """Tries plans of several strategies on generations of a pipeline, before it follows the closest."""
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from soda_compile.acceleration.say import counted, say
 from soda_compile.acceleration.searched_plans import SearchedPlans
-from soda_compile.errors import OptionError, SensitivityError
+from soda_compile.errors import OptionError
 from soda_compile.measure.closest import Closest, closest_plan, strategies_for
 from soda_compile.measure.free_memory import free_bytes
 from soda_compile.measure.player import playing
@@ -16,6 +15,8 @@ from soda_compile.measure.simulation import simulate
 from soda_compile.planner import Strategy
 from soda_compile.plans.plan import Plan
 from soda_compile.plans.sensitivity import Sensitivity
+
+log = logging.getLogger(__name__)
 
 PLAIN = "of the measurement"
 TRIED = 4  # generations: chosen and fitted on as many, plans come as close to others as on sixteen
@@ -73,11 +74,16 @@ def simulated(recording: Recording, sensitivity: Sensitivity) -> Sensitivity:
 
 
 def try_plans_if_possible(source: SearchedPlans, generate: Callable[[int], Any]) -> dict[str, Plan]:
-    """Do the same, or say why it cannot be done, and return the plans of the measurement."""
+    """Do what ``try_plans`` does; where that fails, say why, and return the plans of the measurement."""
     try:
         return try_plans(source, generate)
-    except (SensitivityError, torch.OutOfMemoryError) as error:
-        say(f"no plans are tried, so those of the measurement are followed: {str(error).splitlines()[0]}")
+    except Exception as error:  # nobody asked for it, and there is a plan without it
+        log.debug("plans could not be tried", exc_info=True)
+        reason = next(iter(str(error).splitlines()), "")
+        say(
+            f"no plans are tried ({type(error).__name__}: {reason}), so those of the measurement are followed; "
+            "refresh=True measures and tries again"
+        )
         assert source.latest is not None
         return source.plan(source.latest)
 

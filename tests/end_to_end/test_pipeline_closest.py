@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from pipelines import SMALL_SD3 as SD3
-from pipelines import STEPS, close
+from pipelines import PIPELINES, STEPS, close, samples
 
 import soda_compile
 from soda_compile.acceleration import trying
@@ -102,9 +102,24 @@ def test_where_generations_cannot_be_run_again_that_is_said_or_raised(
         soda_compile.accelerate(pipe, **options)
         soda_compile.restore(pipe)
     told = capsys.readouterr().err
-    assert told.count("no plans are tried, so those of the measurement are followed: the sample is changed") == 1
+    assert told.count("no plans are tried (SensitivityError: the sample is changed") == 1
     plans = stored(tmp_path)
     assert plans[True].actions == plans[False].actions, "kept, so that it is not attempted again"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", PIPELINES)
+def test_whatever_the_pipeline_plans_are_tried_or_it_is_said_why(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trying, "TRIED", 1)
+    tiny = PIPELINES[name]
+    pipe, options = tiny.build(), {"num_inference_steps": STEPS, "calibrate_with": samples(tiny)}
+    soda_compile.accelerate(pipe, speedup=1.3, cache=tmp_path, **options)
+    mixes_rows, rescales = name == "dit", name == "qwen"  # guidance of a doubled sample, and by its norm
+    expected = "not a sum of the denoiser's outputs" if mixes_rows or rescales else "closest is the plan"
+    assert expected in capsys.readouterr().err
+    assert tiny.draw(pipe).isfinite().all()
 
 
 def test_plans_are_tried_by_default_where_they_can_be() -> None:
