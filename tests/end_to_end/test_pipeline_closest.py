@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from pipelines import SMALL_SD3 as SD3
 from pipelines import PIPELINES, STEPS, close, samples
+from pipelines import SMALL_SD3 as SD3
 
 import soda_compile
 from soda_compile.acceleration import trying
