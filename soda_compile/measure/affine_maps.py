@@ -1,10 +1,12 @@
 """How a sampler makes the denoiser's input of its sample, and the scheduler's input of the denoiser's outputs.
 
 Both are found by least squares from what was recorded, and checked: the input holds multiples of the sample, and what
-the scheduler takes is a sum of the outputs (classifier-free guidance, whatever its scale).
+the scheduler takes is a sum of the outputs (classifier-free guidance, whatever its scale), perhaps with the norm that
+one of them has along the last axis (as QwenImage's guidance).
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +65,12 @@ class OutputMap:
 
     Attributes:
         factors: Of each copy along the batch, for each call.
+        norm_of: Number of the copy, of all calls' copies, whose norm along the last axis the sum is given; None for
+            the sum as it is.
     """
 
     factors: tuple[tuple[float, ...], ...]
+    norm_of: int | None = None
 
     @classmethod
     def find(cls, outputs: Sequence[torch.Tensor], wanted: torch.Tensor) -> "OutputMap":
@@ -75,13 +80,14 @@ class OutputMap:
             SensitivityError: If the scheduler's input is no such sum.
         """
         parts = [_copies(output, wanted) for output in outputs]
-        if all(parts):
-            columns = torch.stack([part.double().flatten() for copies in parts for part in copies], dim=1).cpu()
-            target = wanted.double().flatten().cpu()
-            found = torch.linalg.lstsq(columns, target[:, None], driver="gelsd").solution[:, 0]
-            if float((columns @ found - target).norm()) <= _tolerance(wanted) * float(target.norm()):
-                numbers = iter(found.tolist())
-                return cls(tuple(tuple(next(numbers) for _ in copies) for copies in parts))
+        least, best = _tolerance(wanted), None
+        for numbers, norm_of in _candidates(parts, wanted) if all(parts) else ():
+            factor = iter(numbers.tolist())
+            found = cls(tuple(tuple(next(factor) for _ in copies) for copies in parts), norm_of)
+            if (off := _relative(found(outputs, wanted.double()), wanted)) < least:
+                least, best = off / 2, found  # the plain sum, which is first, stays unless another is clearly better
+        if best is not None:
+            return best
         raise SensitivityError(
             "what the scheduler takes is not a sum of the denoiser's outputs (rescaled guidance, or another post-"
             "processing), so a generation cannot be run again from another sample; plan without simulating and fitting"
@@ -90,18 +96,62 @@ class OutputMap:
     def __call__(self, outputs: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
         """Return the scheduler's input for outputs of the calls, in the shape and dtype of ``like``."""
         total = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
-        for output, factors in zip(outputs, self.factors, strict=True):
-            for factor, part in zip(factors, _copies(output, like), strict=True):
-                total += factor * part
+        copies = [copy for output in outputs for copy in _copies(output, like)]
+        for factor, copy in zip(itertools.chain.from_iterable(self.factors), copies, strict=True):
+            total += factor * copy
+        if self.norm_of is not None:
+            total *= _norm(copies[self.norm_of].to(total.dtype)) / _norm(total)
         return total.to(like.dtype)
+
+
+def _candidates(
+    parts: Sequence[Sequence[torch.Tensor]], wanted: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, int | None]]:
+    """Give factors of copies, and the number of the copy whose norm their sum may be given."""
+    copies = [copy.double().cpu() for part in parts for copy in part]
+    target = wanted.double().cpu()
+    yield _sum_factors(copies, target), None
+    directed = _direction_factors(copies, target)
+    yield from ((directed, number) for number in range(len(copies)))
+
+
+def _sum_factors(copies: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+    """Return factors whose sum of copies is closest to a target, float64 [copies]."""
+    return _least_squares(torch.stack([copy.flatten() for copy in copies], dim=1), target.flatten())
+
+
+def _direction_factors(copies: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+    """Return factors, one in all, whose sum of copies is closest to a multiple of a target in each row."""
+    directions = target / _norm(target)
+
+    def across(value: torch.Tensor) -> torch.Tensor:
+        return (value - (value * directions).sum(-1, keepdim=True) * directions).flatten()
+
+    first, *others = copies
+    if not others:
+        return torch.ones(1, dtype=torch.float64)
+    found = _least_squares(torch.stack([across(copy - first) for copy in others], dim=1), -across(first))
+    return torch.cat([1 - found.sum(0, keepdim=True), found])
+
+
+def _least_squares(columns: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    solution: torch.Tensor = torch.linalg.lstsq(columns, target[:, None], driver="gelsd").solution[:, 0]
+    return solution
+
+
+def _norm(value: torch.Tensor) -> torch.Tensor:
+    norm: torch.Tensor = torch.linalg.vector_norm(value, dim=-1, keepdim=True)
+    return norm
 
 
 def is_same(value: torch.Tensor, other: torch.Tensor) -> bool:
     """Return whether two tensors hold the same but for rounding."""
-    if value.shape != other.shape:
-        return False
-    off = torch.linalg.vector_norm(value.double() - other.double())
-    return bool(off <= max(map(_tolerance, (value, other))) * torch.linalg.vector_norm(other.double()))
+    return value.shape == other.shape and _relative(value, other) <= max(map(_tolerance, (value, other)))
+
+
+def _relative(value: torch.Tensor, wanted: torch.Tensor) -> float:
+    off = torch.linalg.vector_norm(value.double() - wanted.double())
+    return float(off / torch.linalg.vector_norm(wanted.double()))
 
 
 def _factors(value: torch.Tensor, sample: torch.Tensor) -> tuple[float, ...] | None:

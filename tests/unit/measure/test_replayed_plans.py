@@ -30,11 +30,14 @@ def eager() -> Iterator[None]:
 
 
 class Loop:
-    """A sampler of the small denoiser with guidance; ``separate`` makes two calls of a step instead of one."""
+    """A sampler of the small denoiser with guidance.
 
-    def __init__(self, scheduler: Any, guidance: float = 1.5, separate: bool = False) -> None:
+    ``separate`` makes two calls of a step instead of one; ``normed`` gives what is guided the norm of one of them.
+    """
+
+    def __init__(self, scheduler: Any, guidance: float = 1.5, separate: bool = False, normed: bool = False) -> None:
         self.model, self.scheduler = small.Denoiser(), scheduler
-        self.guidance, self.separate = guidance, separate
+        self.guidance, self.separate, self.normed = guidance, separate, normed
 
     def __call__(self, seed: int, batch: int = 2) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -54,7 +57,8 @@ class Loop:
         else:
             times = torch.cat([t.expand(len(x)), (t + 40).expand(len(x))])
             one, other = self.model(torch.cat([x, x]), times).chunk(2)
-        return one + self.guidance * (other - one)
+        guided = one + self.guidance * (other - one)
+        return guided * (other.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True) if self.normed else 1)
 
 
 def recorded(loop: Loop, generations: int = 2, first_seed: int = 0) -> Recording:
@@ -77,6 +81,7 @@ def ddim(**options: Any) -> Loop:
 LOOPS = {
     "ddim": ddim,
     "two calls": lambda: ddim(separate=True),
+    "norm of one": lambda: ddim(normed=True),
     "multistep": lambda: Loop(DPMSolverMultistepScheduler()),
     "ancestral": lambda: Loop(EulerAncestralDiscreteScheduler()),
 }
