@@ -134,7 +134,7 @@ def accelerate_from_store(pipe: DigitsPipeline, folder: Path) -> list[int]:
     """Accelerate a pipeline by what is stored; of processes that find nothing one measures, and the others wait.
 
     Returns:
-        The seeds of the generations that were run to measure.
+        The seeds of the generations that were run to measure, and to try plans on.
     """
     measured = []
 
