@@ -22,7 +22,7 @@ def calibrate(
     generations: Annotated[int, typer.Option(min=1, help="How many to measure on.")] = 4,
     max_interval: Annotated[int, typer.Option(min=1, help="Longest time, in steps, that a value may be kept.")] = 10,
     closest: Annotated[
-        int | None, typer.Option(help="How many to try plans on; four where that can be, 0 for none.", min=0)
+        int | None, typer.Option(help="How many to try plans on; eight where that can be, 0 for none.", min=0)
     ] = None,
     verify: Annotated[int, typer.Option(min=0, help="Generations to run with and without the plan.")] = 0,
     argument: Setting = None,

@@ -15,6 +15,7 @@ from paths import ROOT
 from tracing import graphs_as_they_are
 
 import soda_compile
+from soda_compile.acceleration.trying import TRIED
 from soda_compile.digits.pipeline import load
 
 FIRST = """
@@ -41,9 +42,9 @@ def test_a_fresh_process_says_what_it_does_and_nothing_else(tmp_path: Path) -> N
     measuring, planned, recording, simulating, trying, closest = found.stderr.splitlines()
     assert measuring == "soda: measuring DigitsPipeline in 1 generation"
     assert planned.startswith("soda: new plan for 5 steps, ")
-    assert recording == "soda: recording 4 generations more to try plans on; closest=0 leaves that out"
-    assert simulating == "soda: simulating intervals on 4 generations"
-    assert trying == "soda: trying plans of 8 strategies on 4 generations"
+    assert recording == f"soda: recording {TRIED} generations more to try plans on; closest=0 leaves that out"
+    assert simulating == f"soda: simulating intervals on {TRIED} generations"
+    assert trying == f"soda: trying plans of 8 strategies on {TRIED} generations"
     assert re.fullmatch(r"soda: closest is the plan '.+'.*: \d+\.\d\d% off on these generations .+ \d+\.\d\d%", closest)
 
 
