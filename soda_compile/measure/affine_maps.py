@@ -16,6 +16,7 @@ from soda_compile.errors import SensitivityError
 
 TOLERANCE = 1e-3
 NARROW_TOLERANCE = 3e-2  # in 16 bits
+EXACT = 1e-6  # rounding in 32 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,8 @@ class OutputMap:
             found = cls(tuple(tuple(next(factor) for _ in copies) for copies in parts), norm_of)
             if (off := _relative(found(outputs, wanted.double()), wanted)) < least:
                 least, best = off / 2, found  # the plain sum, which is first, stays unless another is clearly better
+            if best is not None and off < EXACT:
+                break
         if best is not None:
             return best
         raise SensitivityError(
