@@ -39,17 +39,25 @@ def measure(subject: Subject, anchors: list[int], samples: int, measured: int, t
     clock = Clock()
     generate(CALIBRATION, 1)
     generation = clock.lap()
-    sensitivity = soda_compile.calibrate(
-        subject.pipe, lambda seed: generate(CALIBRATION + seed, 1), generations=measured
-    )
-    measuring = clock.lap()
     # In one batch: one by one is the same arithmetic, and in small models more of the interpreter's time.
     recording = soda_compile.record(
         subject.pipe, lambda seed: generate(CALIBRATION + seed, tried), generations=1, first_seed=measured
     )
-    simulated = soda_compile.simulate(recording, sensitivity)
-    simulating = clock.lap()
+    recorded = clock.lap()
     scored = soda_compile.record(subject.pipe, lambda seed: generate(seed, samples), generations=1)
+    rows = []
+    for count in anchors:
+        clock.lap()
+        sensitivity = soda_compile.calibrate(
+            subject.pipe,
+            lambda seed: generate(CALIBRATION + seed, 1),
+            generations=measured,
+            max_interval=soda_compile.Goal(anchors=count).reach(subject.steps),
+        )
+        measuring = clock.lap()
+        simulated = soda_compile.simulate(recording, sensitivity)
+        seconds = {"measuring_seconds": measuring, "simulating_seconds": recorded + clock.lap()}
+        rows += [{**row, **seconds} for row in scores(simulated, recording, scored, count)]
     return {
         "title": subject.title,
         "seeds": f"0 to {samples - 1}",
@@ -58,9 +66,7 @@ def measure(subject: Subject, anchors: list[int], samples: int, measured: int, t
         "torch": torch.__version__,
         "steps": subject.steps,
         "generation_seconds": generation,
-        "measuring_seconds": measuring,
-        "simulating_seconds": simulating,
-        "rows": [row for count in anchors for row in scores(simulated, recording, scored, count)],
+        "rows": rows,
     }
 
 
@@ -136,22 +142,21 @@ def text(report: Mapping[str, Any]) -> str:
         "What is tried runs in one batch: one by one is the same arithmetic, and in models as small as these several",
         "times as much of the interpreter's time.",
         "",
-        "| model | a generation | measuring | simulating | trying and fitting, by computed steps | before | after |",
-        "|---|---|---|---|---|---|---|",
+        "| model | computed steps | a generation | measuring | simulating | trying and fitting | before | after |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    return "\n".join([*lines, *(cost(name, found) for name, found in report.items()), ""])
+    tried = [cost(name, found, row) for name, found in report.items() for row in found["rows"] if row["plan"] == AFTER]
+    return "\n".join([*lines, *tried, ""])
 
 
-def cost(name: str, found: Mapping[str, Any]) -> str:
-    """Return the line of a model's costs."""
-    one, before = found["generation_seconds"], found["measuring_seconds"]
-    tried = {row["anchors"]: row["trying_seconds"] for row in found["rows"] if row["plan"] == AFTER}
-    after = before + found["simulating_seconds"] + sum(tried.values()) / len(tried)
-    times = ", ".join(f"{count}: {seconds:.0f}" for count, seconds in tried.items())
-    return (
-        f"| {name} | {one:.2f} | {before:.0f} | {found['simulating_seconds']:.0f} | {times} | "
-        f"{before / one:.0f} | {after / one:.0f} |"
-    )
+def cost(name: str, found: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Return the line of what making a plan cost."""
+    one, before = found["generation_seconds"], row["measuring_seconds"]
+    simulating, trying = row["simulating_seconds"], row["trying_seconds"]
+    after = before + simulating + trying
+    steps = f"{row['anchors']} of {found['steps']}"
+    seconds = f"{one:.2f} | {before:.0f} | {simulating:.0f} | {trying:.0f}"
+    return f"| {name} | {steps} | {seconds} | {before / one:.0f} | {after / one:.0f} |"
 
 
 def ratio(found: tuple[float, float]) -> str:

@@ -66,8 +66,9 @@ def _rows(found: Measured, count: int, samples: int) -> list[dict[str, Any]]:
 
 
 def _ours(found: Measured, count: int) -> tuple[str, Any]:
-    sensitivity, _ = found.sensitivity(simulated=True)
-    closest = soda_compile.closest_plan(found.recording(), sensitivity, anchors=count)
+    goal = soda_compile.Goal(anchors=count)
+    sensitivity, _ = found.sensitivity(goal, simulated=True)
+    closest = soda_compile.closest_plan(found.recording(), sensitivity, goal)
     return closest.name, install(Planned(closest.plan, closest.name, 0.0), found.subject)
 
 

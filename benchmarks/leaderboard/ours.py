@@ -18,7 +18,7 @@ from soda_compile.storage.lock import locked
 
 GENERATIONS = 2
 SECONDS = "leaderboard_seconds"
-SPACINGS = (1, 4, 8)
+SPACINGS = (1, 4, 8, 15)  # those within what is measured
 REUSE: dict[str, Strategy] = {
     "reuse": soda_compile.AnchorSchedule(operator="reuse"),
     "fixed interval, reuse": soda_compile.FixedInterval(operator="reuse"),
@@ -43,15 +43,17 @@ class Measured:
         """The original on the calibration seeds."""
         return _recording(self.subject, self.samples)
 
-    def sensitivity(self, simulated: bool = False) -> tuple[soda_compile.Sensitivity, float]:
-        """The sensitivity, with simulated intervals or without, and the seconds that measuring it took."""
-        plain, before = self._kept("calibrated", lambda: (self._calibrate(), 0.0))
+    def sensitivity(self, goal: soda_compile.Goal, simulated: bool = False) -> tuple[soda_compile.Sensitivity, float]:
+        """The sensitivity for a goal, with simulated intervals or without, and the seconds that measuring it took."""
+        reach = goal.reach(self.subject.steps)
+        plain, before = self._kept(f"calibrated-{reach}", lambda: (self._calibrate(reach), 0.0))
         if not simulated:
             return plain, before
-        return self._kept("simulated", lambda: (self._simulate(plain), before))
+        return self._kept(f"simulated-{reach}", lambda: (self._simulate(plain), before))
 
-    def _calibrate(self) -> soda_compile.Sensitivity:
-        return soda_compile.calibrate(self.subject.pipe, _generate(self.subject, self.samples), generations=GENERATIONS)
+    def _calibrate(self, reach: int) -> soda_compile.Sensitivity:
+        generate = _generate(self.subject, self.samples)
+        return soda_compile.calibrate(self.subject.pipe, generate, generations=GENERATIONS, max_interval=reach)
 
     def _simulate(self, plain: soda_compile.Sensitivity) -> soda_compile.Sensitivity:
         return soda_compile.simulate(self.recording(), plain, spacings=SPACINGS)
@@ -95,8 +97,9 @@ class Planned:
 
 def _planned(strategy: Strategy) -> Callable[[Measured, float], Planned]:
     def make(found: Measured, cost: float) -> Planned:
-        sensitivity, spent = found.sensitivity()
-        plan = soda_compile.plan(sensitivity, strategy=strategy, speedup=1 / cost)
+        goal = soda_compile.Goal(speedup=1 / cost)
+        sensitivity, spent = found.sensitivity(goal)
+        plan = soda_compile.plan(sensitivity, goal, strategy)
         return Planned(plan, f"{len(plan.anchors)} anchors", spent)
 
     return make
@@ -104,9 +107,10 @@ def _planned(strategy: Strategy) -> Callable[[Measured, float], Planned]:
 
 def _closest(strategies: dict[str, Strategy] | None, simulated: bool) -> Callable[[Measured, float], Planned]:
     def make(found: Measured, cost: float) -> Planned:
-        sensitivity, spent = found.sensitivity(simulated)
+        goal = soda_compile.Goal(speedup=1 / cost)
+        sensitivity, spent = found.sensitivity(goal, simulated)
         started = clock(found.subject)
-        closest = soda_compile.closest_plan(found.recording(), sensitivity, strategies=strategies, speedup=1 / cost)
+        closest = soda_compile.closest_plan(found.recording(), sensitivity, goal, strategies=strategies)
         fitted = "fitted" if closest.fit is not None and closest.fit.fitted_steps else "not fitted"
         text = f"{closest.name}, {fitted}, {len(closest.plan.anchors)} anchors"
         return Planned(closest.plan, text, spent + clock(found.subject) - started)

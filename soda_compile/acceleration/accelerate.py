@@ -20,7 +20,7 @@ from soda_compile.acceleration.trying import number_tried
 from soda_compile.acceleration.verifying import install_verified
 from soda_compile.backend.options import Conditioning, check_options
 from soda_compile.errors import OptionError
-from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, generations_of
+from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, default_of, generations_of
 from soda_compile.integrations.diffusers.denoisers import denoisers_of, require_supported, require_unshared
 from soda_compile.planner import AnchorSchedule, Goal, Strategy
 from soda_compile.plans.plan import Plan
@@ -43,7 +43,7 @@ def accelerate(
     guidance_scale: float | None = None,
     pipeline_options: Mapping[str, Any] | None = None,
     strategy: Strategy | None = None,
-    max_interval: int = 10,
+    max_interval: int | None = None,
     cache: str | os.PathLike[str] | None = None,
     measurement: str | os.PathLike[str] | None = None,
     refresh: bool = False,
@@ -89,7 +89,8 @@ def accelerate(
         guidance_scale: What will be passed to the pipeline; its default otherwise.
         pipeline_options: More arguments for the generations that measure, such as ``{"height": 512}``.
         strategy: How to plan, as for ``soda_compile.plan``, such as ``Unified(pruning=Pruning("drift"))``.
-        max_interval: Longest time, in steps, that a value may be kept.
+        max_interval: Longest time, in steps, that a value may be kept; by default ten, or twice the mean distance of
+            computed steps where that is more, as beyond a speedup of five.
         cache: Folder of stored measurements and plans; by default the one that the environment variable
             SODA_COMPILE_CACHE names, or ``soda_compile`` in the user's cache directory.
         measurement: What ``save_measurement`` wrote, to be used instead of measuring: a folder, or a repository of the
@@ -167,6 +168,8 @@ def accelerate(
     tried = number_tried(closest, denoisers, strategy, now=when == "now")
     request = Request(Goal(anchors=anchors, speedup=speedup), strategy or AnchorSchedule(), tried)
     store = PlanStore(Path(cache) if cache is not None else cache_folder())
+    if max_interval is None:
+        max_interval = request.goal.reach(num_inference_steps or default_of(pipe, "num_inference_steps"))
     source = SearchedPlans(PresentSetting(pipe, denoisers), request, store, max_interval, nearest=on_miss != "measure")
     call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     needed = (measurement is None and when == "now") or verify

@@ -20,7 +20,10 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="Folder for the measurement.")] = Path("soda-measurement"),
     speedup: Annotated[float, typer.Option(help="What the plan in the folder is for; others are made from it.")] = 2.0,
     generations: Annotated[int, typer.Option(min=1, help="How many to measure on.")] = 4,
-    max_interval: Annotated[int, typer.Option(min=1, help="Longest time, in steps, that a value may be kept.")] = 10,
+    max_interval: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest time, in steps, that a value may be kept; ten or more, as needed."),
+    ] = None,
     closest: Annotated[
         int | None, typer.Option(help="How many to try plans on; eight where that can be, 0 for none.", min=0)
     ] = None,

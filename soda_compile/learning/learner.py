@@ -150,7 +150,7 @@ class Learner:
                     f"no plan is stored for this denoiser at {schedule.steps} steps: {self.wish.generations} "
                     "generations are observed, and later ones accelerated"
                 )
-            self.latest = Lesson.begin(schedule, places, self.wish.max_interval, self.wish.generations)
+            self.latest = Lesson.begin(schedule, places, self.wish.reach(schedule.steps), self.wish.generations)
             self.lessons.append(self.latest)
 
     def observed_step(self, under_way: UnderWay) -> int | None:

@@ -25,7 +25,7 @@ class Wish:
             ``latency_ms`` (all denoiser calls of a generation; actions are timed on the device first) and ``quality``
             ("near-lossless", "balanced" or "fast", a speedup of 1.5, 2 or 3) exactly one is given.
         generations: How many to observe; in each a quarter of the regions is measured.
-        max_interval: Longest time, in steps, that a value may be kept.
+        max_interval: Longest time, in steps, that a value may be kept; None for what the request needs.
         background: Whether to plan and compile in a thread while generations go on; otherwise the generation after the
             last observed one waits.
         cache: Folder of stored measurements, as for ``soda_compile.accelerate``.
@@ -33,9 +33,13 @@ class Wish:
 
     request: Request
     generations: int = 8
-    max_interval: int = 10
+    max_interval: int | None = None
     background: bool = True
     cache: Path = field(default_factory=cache_folder)
+
+    def reach(self, steps: int) -> int:
+        """Return the longest time that a value may be kept in a generation of so many steps."""
+        return self.max_interval or self.request.goal.reach(steps)
 
 
 def take_wish(options: Mapping[str, Any]) -> tuple[Wish | None, dict[str, Any]]:

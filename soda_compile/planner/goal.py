@@ -8,6 +8,9 @@ from typing import ClassVar
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.planner.costs import Costs
 
+SHORTEST_REACH = 10
+REACH = 2  # of the mean distance: the first computed steps of close plans are further apart than the last
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -65,6 +68,21 @@ class Goal:
         """Return the numbers that are asked for, by name."""
         names = ("anchors", *self.budgets, "max_error", "memory_bytes")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def reach(self, steps: int | None = None) -> int:
+        """Return the longest time, in steps, that values may be kept in plans for it: what is to be measured.
+
+        It is ten, or twice the mean distance of computed steps where that is more. With less, plans of few computed
+        steps come out all but evenly spaced, and are further off than they need be.
+
+        Args:
+            steps: Steps of a generation; None where they are not known.
+        """
+        distance = self.speedup or 0.0
+        if self.anchors and steps:
+            distance = steps / self.anchors
+        longest = math.ceil(REACH * distance) if math.isfinite(distance) else 0
+        return max(SHORTEST_REACH, longest if steps is None else min(longest, steps - 1))
 
     def budget(self, costs: Costs, steps: int, calls_per_step: int) -> float | None:
         """Return the largest cost of one branch of guidance of a generation; None without a bound on cost.

@@ -86,6 +86,15 @@ def test_steps_too_far_apart_are_told(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "at each of its 4 steps" in told[0]
 
 
+@pytest.mark.parametrize(("anchors", "longest"), [(1, 12), (4, 10)])
+def test_values_are_measured_as_long_as_the_plan_may_keep_them(tmp_path: Path, anchors: int, longest: int) -> None:
+    pipe = DIT.build()
+    options = {"num_inference_steps": 13, "calibrate_with": [[3]], "cache": tmp_path, "closest": 0}
+    soda_compile.accelerate(pipe, anchors=anchors, **options)
+    [table] = tmp_path.rglob("*.safetensors")
+    assert soda_compile.Sensitivity.load(table).info.max_interval == longest
+
+
 @pytest.mark.thorough
 def test_another_step_count_takes_another_stored_plan(tmp_path: Path) -> None:
     pipe, expected = DIT.build(), {}

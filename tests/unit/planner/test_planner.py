@@ -6,7 +6,15 @@ import pytest
 from planner_tables import every_schedule, make_sensitivity, plain_cost
 
 from soda_compile.errors import OptionError, PlanError, SensitivityError
-from soda_compile.planner import OPERATOR_CHOICES, AnchorSchedule, PaperSchedule, fixed_interval_plan, flop_ratio, plan
+from soda_compile.planner import (
+    OPERATOR_CHOICES,
+    AnchorSchedule,
+    Goal,
+    PaperSchedule,
+    fixed_interval_plan,
+    flop_ratio,
+    plan,
+)
 from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, REUSE
 from soda_compile.plans.plan import Plan
 
@@ -243,3 +251,21 @@ def test_runs_at_full_size():
     made = plan(sensitivity, anchors=72, strategy=AnchorSchedule(operator="auto"))
     assert len(made.anchors) == 72
     assert made.predicted_error == pytest.approx(plain_cost(sensitivity, made.anchors, "auto", weighted=False))
+
+
+@pytest.mark.parametrize(
+    ("goal", "steps", "expected"),
+    [
+        (Goal(speedup=2.0), None, 10),
+        (Goal(speedup=8.3), None, 17),
+        (Goal(speedup=8.3), 12, 11),
+        (Goal(anchors=5), 50, 20),
+        (Goal(anchors=5), None, 10),
+        (Goal(max_error=0.1), 50, 10),
+        (Goal(speedup=float("inf")), 50, 10),
+    ],
+)
+def test_what_is_measured_reaches_twice_the_mean_distance_of_anchors(
+    goal: Goal, steps: int | None, expected: int
+) -> None:
+    assert goal.reach(steps) == expected
