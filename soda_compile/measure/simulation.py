@@ -26,7 +26,7 @@ from soda_compile.plans.plan import Plan
 from soda_compile.plans.sensitivity import Sensitivity
 from soda_compile.storage.progress import progress_bar
 
-SPACINGS = (1, 2, 3, 5, 8, 13)
+SPACINGS = (1, 2, 3, 5, 8, 13, 20)
 GROWTH_PLACES = 4
 ORDERS = 3
 # Three anchors, then one stale step of each order: the code of all that is run.
