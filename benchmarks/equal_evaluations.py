@@ -25,7 +25,7 @@ from benchmarks.leaderboard.ours import Measured, Planned, install
 from benchmarks.leaderboard.statistics import mean_interval, paired_ratio
 from benchmarks.leaderboard.subject import CALIBRATION, Subject
 from benchmarks.leaderboard.trial import relative, run
-from benchmarks.leaderboard.tuning import Setting, Tuner
+from benchmarks.leaderboard.tuning import Search, Setting, Tried, Tuner
 from benchmarks.paired import keep
 
 OURS = "ours"
@@ -57,12 +57,21 @@ def _rows(found: Measured, count: int, samples: int) -> list[dict[str, Any]]:
 
     rows = [_row(subject, OURS, *_ours(found, count), wanted, samples)]
     for method in methods(subject):
-        best = Tuner(evaluate).best(method.searches(subject, seeds), count / subject.steps + 1e-6)
+        best = _best(Tuner(evaluate), method.searches(subject, seeds), count, subject.steps)
         if best is not None:
             name = method.name.removeprefix("fewer steps, ")
             rows.append(_row(subject, name, best.setting.text, best.setting.install(subject), wanted, samples))
     ours = rows[0]["relative_l2"]
     return [{"evaluations": count, **row, "ratio_to_ours": paired_ratio(row["relative_l2"], ours)} for row in rows]
+
+
+def _best(tuner: Tuner, searches: Sequence[Search], count: int, steps: int) -> Tried | None:
+    """Return the closest setting of as many steps as there may be evaluations; of half as many, if each takes two."""
+    best = None
+    for each in (count, count // 2):
+        # Settings are of ``steps`` steps, of one less, and so on.
+        best = best or tuner.best([search[steps - each :][:1] for search in searches], count / steps + 1e-6)
+    return best
 
 
 def _ours(found: Measured, count: int) -> tuple[str, Any]:
