@@ -45,18 +45,22 @@ def measure(subject: Subject, anchors: list[int], samples: int, measured: int, t
     )
     recorded = clock.lap()
     scored = soda_compile.record(subject.pipe, lambda seed: generate(seed, samples), generations=1)
-    rows = []
+    rows, by_reach = [], dict[int, tuple[soda_compile.Sensitivity, dict[str, float]]]()
     for count in anchors:
-        clock.lap()
-        sensitivity = soda_compile.calibrate(
-            subject.pipe,
-            lambda seed: generate(CALIBRATION + seed, 1),
-            generations=measured,
-            max_interval=soda_compile.Goal(anchors=count).reach(subject.steps),
-        )
-        measuring = clock.lap()
-        simulated = soda_compile.simulate(recording, sensitivity)
-        seconds = {"measuring_seconds": measuring, "simulating_seconds": recorded + clock.lap()}
+        reach = soda_compile.Goal(anchors=count).reach(subject.steps)
+        if reach not in by_reach:
+            clock.lap()
+            sensitivity = soda_compile.calibrate(
+                subject.pipe,
+                lambda seed: generate(CALIBRATION + seed, 1),
+                generations=measured,
+                max_interval=reach,
+            )
+            measuring = clock.lap()
+            simulated = soda_compile.simulate(recording, sensitivity)
+            seconds = {"measuring_seconds": measuring, "simulating_seconds": recorded + clock.lap()}
+            by_reach[reach] = simulated, seconds
+        simulated, seconds = by_reach[reach]
         rows += [{**row, **seconds} for row in scores(simulated, recording, scored, count)]
     return {
         "title": subject.title,

@@ -4,30 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from diffusers import DDIMScheduler, DiTTransformer2DModel
-
 from benchmarks.equal_evaluations import measure, text
-from benchmarks.leaderboard.models import _labelled, _pixels, noise_samplers
 from benchmarks.leaderboard.subject import Subject
-from soda_compile.digits.pipeline import DigitsPipeline
 
-STEPS, COUNT, SAMPLES = 6, 3, 2
-
-
-@pytest.fixture(scope="module")
-def subject() -> Subject:
-    torch.manual_seed(0)
-    model = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=1, num_layers=2, sample_size=4, patch_size=1,
-        num_embeds_ada_norm=10,
-    ).eval()  # fmt: skip
-    pipe = DigitsPipeline(model, DDIMScheduler(clip_sample=False, timestep_spacing="trailing"))
-    pipe.set_progress_bar_config(disable=True)
-    return Subject("tiny", "", pipe, _labelled, _pixels, None, None, None, noise_samplers(), steps=STEPS)
+COUNT, SAMPLES = 3, 2
 
 
 def test_all_call_the_whole_denoiser_as_often(
@@ -38,8 +21,10 @@ def test_all_call_the_whole_denoiser_as_often(
     assert [row["method"] for row in rows] == ["ours", "DDIM", "DPM++", "UniPC"]
     ours, *others = rows
     assert all(row["setting"].startswith(f"{COUNT} steps") for row in others)
-    assert all(row["cost"] == pytest.approx(COUNT / STEPS) for row in others)
-    assert COUNT / STEPS < ours["cost"] < (COUNT + 0.5) / STEPS, "the ends of the model run at the steps between"
+    assert all(row["cost"] == pytest.approx(COUNT / subject.steps) for row in others)
+    assert COUNT / subject.steps < ours["cost"] < (COUNT + 0.5) / subject.steps, (
+        "the ends of the model run at the steps between"
+    )
     assert ours["ratio_to_ours"] == (1.0, 1.0, 1.0)
     assert all(len(row["relative_l2"]) == SAMPLES for row in rows)
 

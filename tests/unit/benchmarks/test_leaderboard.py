@@ -11,7 +11,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from diffusers import DDIMScheduler, DiTTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.leaderboard import store, trial
@@ -25,18 +24,15 @@ from benchmarks.leaderboard.forecasts import (
     predicted,
     taylor,
 )
-from benchmarks.leaderboard.models import _labelled, _pixels, noise_samplers
 from benchmarks.leaderboard.spacing import spread
 from benchmarks.leaderboard.stack import stack_rule
 from benchmarks.leaderboard.stack_rules import Accumulated, FittedStack, Magnitudes
 from benchmarks.leaderboard.stack_truth import stack_truth
 from benchmarks.leaderboard.statistics import mean_interval, paired_ratio, rank_correlation, ranks
-from benchmarks.leaderboard.subject import Subject
 from benchmarks.leaderboard.table import markdown
 from benchmarks.leaderboard.tuning import Setting, Tuner, counts
-from soda_compile.digits.pipeline import DigitsPipeline
 
-STEPS = 6
+STEPS = 6  # of the subject
 
 
 def test_hermite_polynomials_are_those_of_the_physicists():
@@ -162,18 +158,6 @@ def test_the_table_is_ordered_by_closeness_and_names_what_is_missing(tmp_path):
     assert "4.00 (4.00–4.00)" in text
     assert "| PAB | 0.25 | no block |" in text
     assert "out of time" not in text  # a row with scores is not lost to one without
-
-
-@pytest.fixture(scope="module")
-def subject():
-    torch.manual_seed(0)
-    model = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=1, num_layers=3, sample_size=4, patch_size=1,
-        num_embeds_ada_norm=10,
-    ).eval()  # fmt: skip
-    pipe = DigitsPipeline(model, DDIMScheduler(clip_sample=False, timestep_spacing="trailing"))
-    pipe.set_progress_bar_config(disable=True)
-    return Subject("tiny", "", pipe, _labelled, _pixels, None, None, None, noise_samplers(), steps=STEPS)
 
 
 @pytest.fixture(scope="module")
