@@ -20,7 +20,7 @@ from soda_compile.acceleration.trying import number_tried
 from soda_compile.acceleration.verifying import install_verified
 from soda_compile.backend.options import Conditioning, check_options
 from soda_compile.errors import OptionError
-from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, default_of, generations_of
+from soda_compile.integrations.diffusers.calibration_runs import CalibrateWith, generations_of
 from soda_compile.integrations.diffusers.denoisers import denoisers_of, require_supported, require_unshared
 from soda_compile.planner import AnchorSchedule, Goal, Strategy
 from soda_compile.plans.plan import Plan
@@ -168,8 +168,6 @@ def accelerate(
     tried = number_tried(closest, denoisers, strategy, now=when == "now")
     request = Request(Goal(anchors=anchors, speedup=speedup), strategy or AnchorSchedule(), tried)
     store = PlanStore(Path(cache) if cache is not None else cache_folder())
-    if max_interval is None:
-        max_interval = request.goal.reach(num_inference_steps or default_of(pipe, "num_inference_steps"))
     source = SearchedPlans(PresentSetting(pipe, denoisers), request, store, max_interval, nearest=on_miss != "measure")
     call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     needed = (measurement is None and when == "now") or verify

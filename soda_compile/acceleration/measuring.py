@@ -113,14 +113,14 @@ class Measurer:
     Attributes:
         denoisers: By component name.
         generations: How many make a measurement.
-        max_interval: Longest time, in steps, that a value may be kept.
+        reach: Gives the longest time, in steps, that a value may be kept in generations of so many steps.
         done: Stores what was measured of a setting, and plans.
         less: Whether to look at a part of the values in each generation, which slows them down the less.
     """
 
     denoisers: Mapping[str, torch.nn.Module]
     generations: int
-    max_interval: int
+    reach: Callable[[int], int]
     done: Callable[[Setting, Mapping[str, Sensitivity]], None]
     less: bool = False
     _measured: dict[str, _Measured] = field(default_factory=dict)
@@ -135,7 +135,7 @@ class Measurer:
                 return Watch({}, self._failed[setting.key], give_up)
             measured = self._measured.get(setting.key)
             if measured is None:
-                observations = observe(self.denoisers, self.max_interval, MEMORY_BYTES)
+                observations = observe(self.denoisers, self.reach(setting.steps), MEMORY_BYTES)
                 for each in observations.values() if self.less else ():
                     each.errors.look_less(self.generations)
                 measured = self._measured[setting.key] = _Measured(setting, observations, time.perf_counter())
@@ -196,5 +196,5 @@ def measuring_later(source: SearchedPlans, generations: int, *, less: bool = Fal
         generations: How many make a measurement.
         less: See ``Measurer``.
     """
-    measurer = Measurer(source.present.denoisers, generations, source.max_interval, source.add, less)
+    measurer = Measurer(source.present.denoisers, generations, source.reach, source.add, less)
     return lambda hook: measurer.begin(source.present(hook), hook)

@@ -25,11 +25,13 @@ class Runs:
     Attributes:
         generate: Runs one from a seed.
         generations: How many make a measurement.
+        steps: Of each; None where the function that runs one decides.
         must_try: Whether it is an error that plans cannot be tried on more of them.
     """
 
     generate: Callable[[int], Any]
     generations: int
+    steps: int | None = None
     must_try: bool = False
 
     @classmethod
@@ -47,11 +49,13 @@ class Runs:
         Raises:
             OptionError: If there is nothing to generate from.
         """
-        chosen = {} if callable(calibrate_with) else {key: value for key, value in call.items() if value is not None}
-        steps = {**chosen, **options}.get("num_inference_steps") or default_of(pipe, "num_inference_steps")
-        if steps is None and not callable(calibrate_with):
+        if callable(calibrate_with):
+            return cls(*calibration_runs(pipe, calibrate_with, options))
+        arguments = {**{key: value for key, value in call.items() if value is not None}, **options}
+        steps = arguments.get("num_inference_steps") or default_of(pipe, "num_inference_steps")
+        if steps is None:
             raise OptionError(f"{type(pipe).__name__} has no default number of steps; pass num_inference_steps")
-        return cls(*calibration_runs(pipe, calibrate_with, {**chosen, **options}))
+        return cls(*calibration_runs(pipe, calibrate_with, arguments), steps)
 
 
 def find_or_measure(source: SearchedPlans, runs: Runs, *, refresh: bool) -> None:
@@ -96,9 +100,8 @@ def _say_waiting() -> None:
 
 def _find(source: SearchedPlans, runs: Runs) -> bool:
     """Return whether nothing needs to be measured now."""
-    scheduler, settings = source.present.pipe.scheduler, list[Setting]()
     try:
-        begin(scheduler, runs.generate, lambda hook: settings.append(source.present(hook)))
+        setting = _begun(source, runs)
     except Exception as error:  # whatever a pipeline raises for inputs that it cannot use
         log.warning(
             "a generation to measure on fails before its first step (%s: %s), so nothing is measured now; generations "
@@ -106,10 +109,25 @@ def _find(source: SearchedPlans, runs: Runs) -> bool:
             type(error).__name__, error,
         )  # fmt: skip
         return True
-    if not settings or source.stored(settings[0], scheduler) is None:
+    if setting is None or source.stored(setting, source.present.pipe.scheduler) is None:
         return False
-    _try(source, runs, settings[0])
+    _try(source, runs, setting)
     return True
+
+
+def _begun(source: SearchedPlans, runs: Runs) -> Setting | None:
+    """Return the setting of a generation that is broken off before its first step; None where it sets no timesteps."""
+    settings: list[Setting] = []
+    begin(source.present.pipe.scheduler, runs.generate, lambda hook: settings.append(source.present(hook)))
+    return settings[0] if settings else None
+
+
+def _steps(source: SearchedPlans, runs: Runs) -> int | None:
+    """Return the number of steps of the generations to measure on; None where they set no timesteps."""
+    if runs.steps is not None:
+        return runs.steps
+    setting = _begun(source, runs)
+    return None if setting is None else setting.steps
 
 
 def _try(source: SearchedPlans, runs: Runs, setting: Setting) -> None:
@@ -132,7 +150,7 @@ def measure(source: SearchedPlans, runs: Runs) -> None:
         source.present.pipe,
         runs.generate,
         generations=runs.generations,
-        max_interval=source.max_interval,
+        max_interval=source.reach(_steps(source, runs)),
         framework=Watching(lambda hook: settings.append(source.present(hook))),
     )
     if not settings:

@@ -33,7 +33,7 @@ class SearchedPlans:
         present: Tells the setting of a generation that begins.
         request: What the plans shall reach.
         store: Where measurements and plans are kept.
-        max_interval: Longest time, in steps, that a measurement must cover.
+        max_interval: Longest time, in steps, that a measurement must cover; None for what the request needs.
         given: The measurement that the user named; it goes before all that is stored.
         given_plans: Plans for the request that came with it, if any did.
         nearest: Whether a measurement of another setting serves where there is none of the present one.
@@ -45,7 +45,7 @@ class SearchedPlans:
     present: PresentSetting
     request: Request
     store: PlanStore
-    max_interval: int
+    max_interval: int | None = None
     given: Measurement | None = None
     given_plans: Mapping[str, Plan] | None = None
     nearest: bool = True
@@ -65,6 +65,10 @@ class SearchedPlans:
         setting = self.present(hook)
         plans = self.stored(setting, hook.scheduler)
         return plans if plans is not None else self._near(setting, hook)
+
+    def reach(self, steps: int | None) -> int:
+        """Return the longest time, in steps, that a measurement of generations of so many steps must cover."""
+        return self.max_interval or self.request.goal.reach(steps)
 
     def take(self, given: Measurement, plans: Mapping[str, Plan] | None, name: str) -> None:
         """Take the measurement that the user named before all that is stored.
@@ -105,7 +109,7 @@ class SearchedPlans:
                 self.latest, self.exact = given, True
                 return self.follow(setting, plans)
         measured = self.store.measurement(setting)
-        if measured is None or measured.longest_interval < self.max_interval:
+        if measured is None or measured.longest_interval < self.reach(setting.steps):
             return None
         made = self.tried(setting) or self.store.plans(setting, self.request.untried) or self._plan_and_store(measured)
         plans = self._fitting(made, scheduler, str(self.store.folder_of(setting)))

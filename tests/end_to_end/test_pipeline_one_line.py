@@ -86,13 +86,38 @@ def test_steps_too_far_apart_are_told(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "at each of its 4 steps" in told[0]
 
 
-@pytest.mark.parametrize(("anchors", "longest"), [(1, 12), (4, 10)])
-def test_values_are_measured_as_long_as_the_plan_may_keep_them(tmp_path: Path, anchors: int, longest: int) -> None:
+@pytest.mark.parametrize(
+    ("anchors", "longest", "steps"),
+    [
+        (1, 12, {"num_inference_steps": 13}),
+        (4, 10, {"num_inference_steps": 13}),
+        (1, 12, {"pipeline_options": {"num_inference_steps": 13}}),
+        (1, 12, {}),  # a function says it
+    ],
+)
+def test_values_are_measured_as_long_as_the_plan_may_keep_them(
+    tmp_path: Path, anchors: int, longest: int, steps: dict[str, Any]
+) -> None:
     pipe = DIT.build()
-    options = {"num_inference_steps": 13, "calibrate_with": [[3]], "cache": tmp_path, "closest": 0}
-    soda_compile.accelerate(pipe, anchors=anchors, **options)
+
+    def generate(seed: int) -> object:
+        return DIT.draw(pipe, seed, num_inference_steps=13)
+
+    soda_compile.accelerate(
+        pipe, anchors=anchors, calibrate_with=[[3]] if steps else generate, cache=tmp_path, closest=0, **steps
+    )
     [table] = tmp_path.rglob("*.safetensors")
     assert soda_compile.Sensitivity.load(table).info.max_interval == longest
+
+
+@pytest.mark.parametrize("steps", [6, 13])
+def test_what_is_measured_later_reaches_as_far_as_its_own_steps_need(tmp_path: Path, steps: int) -> None:
+    pipe = DIT.build()
+    options = {"num_inference_steps": 4, "calibrate_with": [[3]], "cache": tmp_path, "closest": 0}
+    soda_compile.accelerate(pipe, anchors=1, on_miss="measure", **options)
+    DIT.draw(pipe, num_inference_steps=steps)
+    measured = map(soda_compile.Sensitivity.load, tmp_path.rglob("*.safetensors"))
+    assert {each.info.steps: each.info.max_interval for each in measured} == {4: 10, steps: max(10, steps - 1)}
 
 
 @pytest.mark.thorough
