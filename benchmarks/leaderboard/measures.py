@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.leaderboard.statistics import bootstrap_deviation
 from benchmarks.leaderboard.subject import ELSEWHERE, Subject
 from benchmarks.leaderboard.trial import Trial, original, relative, run
 
@@ -66,7 +67,10 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 
 
 def frechet(subject: Subject, trial: Trial, samples: int) -> dict[str, float]:
-    """Fréchet distances of samples to the original's of other seeds, and to real images; with the original's own."""
+    """Fréchet distances of samples to the original's of other seeds, and to real images; with the original's own.
+
+    The original's own distance to other seeds is the floor; its deviation is what another draw of seeds would change.
+    """
     from soda_compile.digits.classifier import frechet_distance
 
     own = _features(subject, samples)
@@ -74,6 +78,7 @@ def frechet(subject: Subject, trial: Trial, samples: int) -> dict[str, float]:
     return {
         "to_original": frechet_distance(seen, own["elsewhere"]),
         "to_original_floor": frechet_distance(own["original"], own["elsewhere"]),
+        "to_original_floor_deviation": bootstrap_deviation(frechet_distance, own["original"], own["elsewhere"]),
         "to_real": frechet_distance(seen, own["real"]),
         "to_real_original": frechet_distance(own["original"], own["real"]),
         "samples": samples,

@@ -1,6 +1,6 @@
 """Bootstrap confidence, paired ratios and ranks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,17 @@ def paired_ratio(values: Sequence[float], to: Sequence[float]) -> tuple[float, f
     logs = np.log(np.maximum(values, TINY)) - np.log(np.maximum(to, TINY))
     low, high = np.quantile(logs[_drawn(len(logs))].mean(axis=1), (0.025, 0.975))
     return float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high))
+
+
+def bootstrap_deviation(
+    distance: Callable[[Floats, Floats], float], one: Floats, other: Floats, draws: int = 200
+) -> float:
+    """Standard deviation of a distance between two sets of samples [n, f], by drawing both sets anew."""
+    generator = np.random.default_rng(0)
+    found = [
+        distance(*(each[generator.integers(len(each), size=len(each))] for each in (one, other))) for _ in range(draws)
+    ]
+    return float(np.std(found, ddof=1))
 
 
 def ranks(scores: Mapping[str, float], largest_first: bool = False) -> dict[str, int]:

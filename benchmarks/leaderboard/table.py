@@ -34,7 +34,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         "Intervals are bootstraps over samples. Time is of all rows in eager mode, ours operator by operator",
         "without Inductor, over that of the original in the same mode: it says what the rules themselves take, not",
         "how fast compiled code is. Calibration is what ours measured, tried and fitted, and peers tuned. Kept memory",
-        "is of one image.",
+        "is of one image. Fréchet distances are to the original's samples of other seeds; the floor is the",
+        "original's own, ± its standard deviation over draws of samples (bootstrap).",
     ]
     for name, facts in report["models"].items():
         rows = [row for row in report["rows"] if row["model"] == name]
@@ -59,7 +60,6 @@ def _cells(number: int, row: Row, base: Row | None, facts: Mapping[str, Any]) ->
     ratio = "" if base is None else "{:.2f} ({:.2f}–{:.2f})".format(
         *paired_ratio(row["relative_l2"], base["relative_l2"])
     )  # fmt: skip
-    distance = row.get("frechet")
     return [
         str(number),
         f"**{row['method']}**" if row["kind"] == "ours" else row["method"],
@@ -71,12 +71,21 @@ def _cells(number: int, row: Row, base: Row | None, facts: Mapping[str, Any]) ->
         f"{row['psnr']:.1f}",
         f"{row['ssim']:.4f}",
         f"{row['label_agreement']:.0%}",
-        "" if not distance else f"{distance['to_original']:.3g} (floor {distance['to_original_floor']:.3g})",
+        _distance(row.get("frechet")),
         f"{row['seconds'] / facts['seconds']:.2f}" if row.get("seconds") and facts.get("seconds") else "",
         f"{row['held_bytes'] / 1024:.0f} KiB",
         f"{row['calibration_seconds']:.0f} s" if "calibration_seconds" in row else "",
         row.get("setting", ""),
     ]
+
+
+def _distance(found: Mapping[str, float] | None) -> str:
+    """A Fréchet distance with the original's own, and its standard deviation over draws of seeds where it is known."""
+    if not found:
+        return ""
+    deviation = found.get("to_original_floor_deviation")
+    spread = "" if deviation is None else f" ± {deviation:.2g}"
+    return f"{found['to_original']:.3g} (floor {found['to_original_floor']:.3g}{spread})"
 
 
 def _score(row: Row, measure: str) -> float:

@@ -28,7 +28,7 @@ from benchmarks.leaderboard.spacing import spread
 from benchmarks.leaderboard.stack import stack_rule
 from benchmarks.leaderboard.stack_rules import Accumulated, FittedStack, Magnitudes
 from benchmarks.leaderboard.stack_truth import stack_truth
-from benchmarks.leaderboard.statistics import mean_interval, paired_ratio, rank_correlation, ranks
+from benchmarks.leaderboard.statistics import bootstrap_deviation, mean_interval, paired_ratio, rank_correlation, ranks
 from benchmarks.leaderboard.table import markdown
 from benchmarks.leaderboard.tuning import Setting, Tuner, counts
 
@@ -129,6 +129,16 @@ def test_paired_ratios_and_intervals():
         paired_ratio([1.0], [1.0, 2.0])
 
 
+def test_the_deviation_of_a_distance_is_that_over_fresh_samples():
+    draw = np.random.default_rng(1)
+
+    def distance(one, other):
+        return float(abs(one.mean(0) - other.mean(0) + 3).sum())
+
+    fresh = [distance(*draw.normal(size=(2, 400, 2))) for _ in range(400)]
+    assert bootstrap_deviation(distance, *draw.normal(size=(2, 400, 2))) == pytest.approx(np.std(fresh), rel=0.2)
+
+
 def test_ranks():
     assert ranks({"a": 2.0, "b": 1.0, "c": 2.0, "d": math.nan}) == {"b": 1, "a": 2, "c": 2}
     assert ranks({"a": 2.0, "b": 1.0}, largest_first=True) == {"a": 1, "b": 2}
@@ -147,7 +157,8 @@ def row(method, error, **more):
 def test_the_table_is_ordered_by_closeness_and_names_what_is_missing(tmp_path):
     path = tmp_path / "board.json"
     store.describe(path, "m", {"title": "a model", "seconds": 2.0, "settings": {}})
-    for each in (row("FORA", 0.4), row("ours, closest", 0.1)):
+    distance = {"to_original": 1.25, "to_original_floor": 1.5, "to_original_floor_deviation": 0.04}
+    for each in (row("FORA", 0.4), row("ours, closest", 0.1, frechet=distance)):
         store.add(path, each)
     store.add(
         path, {"model": "m", "method": "FORA", "kind": "rule", "source": "", "budget": 0.25, "reason": "out of time"}
@@ -156,6 +167,7 @@ def test_the_table_is_ordered_by_closeness_and_names_what_is_missing(tmp_path):
     text = markdown(store.load(path))
     assert text.index("| 1 | **ours, closest** |") < text.index("| 2 | FORA |")
     assert "4.00 (4.00–4.00)" in text
+    assert "| 1.25 (floor 1.5 ± 0.04) |" in text
     assert "| PAB | 0.25 | no block |" in text
     assert "out of time" not in text  # a row with scores is not lost to one without
 
