@@ -5,7 +5,8 @@ python -m benchmarks.equal_evaluations --models digits,fashion_dit
 Both call the whole denoiser N times. Ours also runs the ends of the model at the steps between: what that costs is told
 as FLOPs. Ours is the closest plan of those that were tried, with fitted weights; of the samplers, each with the
 spacings of timesteps that suit few steps, the closest one on the same calibration seeds. All are scored on fresh ones.
-Rewritten graphs run operator by operator, without Inductor. Results of other models in the file are kept.
+Rewritten graphs run operator by operator, without Inductor. Results of other models in the file are kept, and those of
+the same model with other N, if seeds and versions are the same.
 """
 
 import os
@@ -26,23 +27,30 @@ from benchmarks.leaderboard.statistics import mean_interval, paired_ratio
 from benchmarks.leaderboard.subject import CALIBRATION, Subject
 from benchmarks.leaderboard.trial import relative, run
 from benchmarks.leaderboard.tuning import Search, Setting, Tried, Tuner
-from benchmarks.paired import keep
+from benchmarks.paired import keep, load
 
 OURS = "ours"
 
 
-def measure(subject: Subject, counts: Sequence[int], samples: int, calibration: int, folder: Path) -> dict[str, Any]:
-    """Return what was measured for a model: a row for each method and number of evaluations."""
-    found = Measured(subject, folder, calibration)
-    rows = [row for count in counts for row in _rows(found, count, samples)]
+def measure(found: Measured, count: int, samples: int) -> dict[str, Any]:
+    """Return what was measured for a model at a number of evaluations: a row for each method."""
+    subject = found.subject
     return {
         "title": subject.title,
         "seeds": f"0 to {samples - 1}",
-        "calibration": f"{calibration} seeds from {CALIBRATION} on, and as many more for our sensitivity",
+        "calibration": f"{found.samples} seeds from {CALIBRATION} on, and as many more for our sensitivity",
         "torch": torch.__version__,
         "steps": subject.steps,
-        "rows": rows,
+        "rows": _rows(found, count, samples),
     }
+
+
+def beside(earlier: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was found with the rows of other numbers of evaluations, where these were measured alike."""
+    alike = {**earlier, "rows": []} == {**found, "rows": []}
+    measured = {row["evaluations"] for row in found["rows"]}
+    kept = [row for row in earlier["rows"] if row["evaluations"] not in measured] if alike else []
+    return {**found, "rows": sorted([*kept, *found["rows"]], key=lambda row: int(row["evaluations"]))}
 
 
 def _rows(found: Measured, count: int, samples: int) -> list[dict[str, Any]]:
@@ -151,9 +159,11 @@ def main(
     counts = [int(count) for count in evaluations.split(",")]
     for name in models_named(models):
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(MODELS[name]("cpu"), counts, samples, calibration_samples, Path(folder))
-        keep(out, name, found, text)
-        typer.echo(f"{name} done", err=True)
+            measured = Measured(MODELS[name]("cpu"), Path(folder), calibration_samples)
+            for count in counts:
+                found = measure(measured, count, samples)
+                keep(out, name, beside(load(out).get(name, {}), found), text)
+                typer.echo(f"{name}: {count} evaluations done", err=True)
 
 
 if __name__ == "__main__":

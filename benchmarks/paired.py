@@ -23,9 +23,14 @@ def paired_ratio(error: Floats, to: Floats) -> tuple[float, float]:
     return ratio, ratio * float(logs.std()) / len(logs) ** 0.5
 
 
+def load(out: Path) -> dict[str, Any]:
+    """Return the results in a JSON file by model; none where there is no file."""
+    report: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    return report
+
+
 def keep(out: Path, model: str, found: Mapping[str, Any], text: Callable[[Mapping[str, Any]], str]) -> None:
     """Write what was found for a model into a JSON file, beside other models' results, and the table of all."""
-    report: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-    report[model] = found
+    report = {**load(out), model: found}
     write_atomic(out, json.dumps(report, indent=1).encode())
     write_atomic(out.with_suffix(".md"), text(report).encode())
