@@ -83,8 +83,9 @@ def accelerate(
         anchors: Number of steps that compute everything, for a pipeline with one denoiser.
         calibrate_with: What to measure on: prompts (or other values of the pipeline's first argument, or dicts of its
             arguments), one generation each; a number of generations from built-in prompts or class labels; or a
-            function that runs one generation from a seed, with arguments of its own. Where measurements of this model
-            are stored, the first is begun and broken off before its first step, to see its setting.
+            function that runs one generation from a seed, with arguments of its own. With a function, and where
+            measurements of this model are stored, the first is begun and broken off before its first step, to see its
+            setting.
         num_inference_steps: What will be passed to the pipeline; its default otherwise.
         guidance_scale: What will be passed to the pipeline; its default otherwise.
         pipeline_options: More arguments for the generations that measure, such as ``{"height": 512}``.

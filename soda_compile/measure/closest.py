@@ -1,17 +1,20 @@
 """The closest of several plans for one goal, run on recorded generations, with fitted weights."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.measure.fitting import RIDGES, Fit
 from soda_compile.measure.fitting import fit as fit_weights
+from soda_compile.measure.moving import Placed, move_anchors
 from soda_compile.measure.planned_run import Compared, compare
 from soda_compile.measure.player import playing
 from soda_compile.measure.recording import Recording
 from soda_compile.planner import AnchorSchedule, FixedInterval, Goal, SearchedSchedule, SimulatedSchedule, Strategy
 from soda_compile.planner import plan as make_plan
+from soda_compile.planner.anchor_count import Anchors
+from soda_compile.planner.make import plans_at
 from soda_compile.plans.actions import Action
 from soda_compile.plans.fitted_weights import MOST_OUTPUTS
 from soda_compile.plans.over_samples import OverSamples, over
@@ -53,6 +56,7 @@ def closest_plan(
     goal: Goal | None = None,
     *,
     objective: Objective = "mean",
+    moving: float = 8.0,
     fit: int = 3,
     strategies: Mapping[str, Strategy] | None = None,
     profile: Profile | None = None,
@@ -70,6 +74,8 @@ def closest_plan(
         goal: Numbers to reach.
         objective: What shall be small over the samples: the ``mean`` of the last samples' relative errors, or the
             ``worst``, their 90th percentile.
+        moving: What moving single anchors of the closest plan may take, in generations of the original for each
+            recorded one: plans with other anchors are run, and the closer ones kept. 0 for none.
         fit: For how many of the closest plans weights are fitted, see ``soda_compile.fit``; the one that is closest
             then is taken. Fitting takes back more of what one plan gets wrong than of another. 0 for none. Outputs are
             kept for it unless the goal bounds the memory.
@@ -84,26 +90,60 @@ def closest_plan(
     """
     if objective not in get_args(Objective):
         raise OptionError(f"objective is {objective!r}; it can be {' or '.join(map(repr, get_args(Objective)))}")
+    tried = strategies or strategies_for(sensitivity, objective)
     plans: dict[str, Plan] = {}
     unreached: dict[str, str] = {}
-    for name, strategy in (strategies or strategies_for(sensitivity, objective)).items():
+    for name, strategy in tried.items():
         try:
             plans[name] = make_plan(sensitivity, goal, strategy, profile=profile, **numbers)
         except PlanError as error:
             unreached[name] = str(error)
     if not plans:
         raise PlanError("; ".join(f"{name}: {reason}" for name, reason in unreached.items()))
-    # A profile does not know what kept outputs take.
-    bounded = (goal.memory_bytes if goal is not None else numbers.get("memory_bytes")) is not None
-    outputs = 0 if bounded else MOST_OUTPUTS
+    goal = goal or Goal(**numbers)
+    outputs = MOST_OUTPUTS if goal.memory_bytes is None else 0  # a profile does not know what these take
     with playing(recording):  # captured once for all
         compared = compare(recording, plans)
+        if moving:
+            name = nearest_first(plans, compared, objective)[0]
+            at = plans_at(sensitivity, goal, tried[name], plans[name], profile)
+            plans, compared = _with_moved(recording, plans, compared, name, at, moving, objective)
         nearest = nearest_first(plans, compared, objective)
         few = {name: plans[name] for name in nearest[:fit]}
         fitted = _closest_fit(recording, few, outputs, objective) if few else None
     if fitted is None or over(fitted[1].after, objective) > over(compared.errors[nearest[0]], objective):
         return Closest(plans[nearest[0]], nearest[0], compared, None, unreached)  # weights are fitted to the mean
     return Closest(fitted[1].plan, fitted[0], compared, fitted[1], unreached)
+
+
+def _with_moved(
+    recording: Recording,
+    plans: Mapping[str, Plan],
+    compared: Compared,
+    name: str,
+    at: Callable[[Anchors], Plan | None],
+    moving: float,
+    objective: Objective,
+) -> tuple[dict[str, Plan], Compared]:
+    """Return plans and how far they are off with one more, if moving anchors of the plan ``name`` brings it closer."""
+    start = Placed(plans[name], compared.errors[name])
+    with playing(recording) as player:
+        before = player.computed_share
+        moved = move_anchors(
+            start,
+            at,
+            lambda plan: compare(recording, {name: plan}).errors[name],
+            lambda errors: over(errors, objective),
+            int(moving / (start.plan.flop_ratio or 1.0)),
+        )
+        calls = compared.denoiser_calls + player.computed_share - before
+    compared = replace(compared, denoiser_calls=calls)
+    if moved is start:
+        return dict(plans), compared
+    called = f"{name}, moved"
+    errors = {**compared.errors, called: moved.errors}
+    best = min(errors, key=lambda each: float(errors[each].mean()))
+    return {**plans, called: moved.plan}, replace(compared, errors=errors, best=best)
 
 
 def _closest_fit(

@@ -1,12 +1,14 @@
 """From sensitivity data to a plan."""
 
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
 from soda_compile.errors import OptionError, PlanError
+from soda_compile.planner.anchor_count import Anchors, draft
 from soda_compile.planner.costs import Costs
 from soda_compile.planner.goal import Goal
 from soda_compile.planner.problem import Actions, Draft, Problem, Strategy
@@ -47,6 +49,35 @@ def plan(
     strategy.check(goal, sensitivity.info.steps)
     problem = Problem.read(sensitivity, goal, strategy, profile)
     return _finish(problem, _within_memory(problem))
+
+
+def plans_at(
+    sensitivity: Sensitivity, goal: Goal, strategy: Strategy, like: Plan, profile: Profile | None = None
+) -> Callable[[Anchors], Plan | None]:
+    """Return what makes a plan like another one for other anchors, between which the same strategy decides.
+
+    It gives None where an interval between the anchors was not measured, and for plans that this strategy makes of more
+    than anchors. The plans have no ``predicted_error``, as none was minimised.
+
+    Args:
+        sensitivity: What ``like`` was made of.
+        goal: For what.
+        strategy: By what.
+        like: The plan.
+        profile: As for ``plan``.
+    """
+    order = max(action.order for row in like.actions for action in row)
+    problem = Problem.read(sensitivity, goal, strategy, profile).restricted(order)
+    by_anchors_alone = draft(problem, like.anchors).actions == like.actions
+
+    def at(anchors: Anchors) -> Plan | None:
+        found = draft(problem, anchors)
+        if found.error is None or not by_anchors_alone:
+            return None
+        method: dict[str, Scalar] = {"moved_anchors": len(set(anchors) - set(like.anchors))}
+        return _finish(problem, replace(found, error=None, method=method, slots=like.slots, slot_dtype=like.slot_dtype))
+
+    return at
 
 
 def fixed_interval_plan(

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planner_tables import every_schedule, make_sensitivity, plain_cost
+from planner_tables import every_schedule, make_profile, make_sensitivity, plain_cost
 
 from soda_compile.errors import OptionError, PlanError, SensitivityError
 from soda_compile.planner import (
@@ -15,6 +15,7 @@ from soda_compile.planner import (
     flop_ratio,
     plan,
 )
+from soda_compile.planner.make import plans_at, slot_memory_bytes
 from soda_compile.plans.actions import COMPUTE, FORECAST1, FORECAST2, REUSE
 from soda_compile.plans.plan import Plan
 
@@ -269,3 +270,42 @@ def test_what_is_measured_reaches_twice_the_mean_distance_of_anchors(
     goal: Goal, steps: int | None, expected: int
 ) -> None:
     assert goal.reach(steps) == expected
+
+
+@pytest.mark.parametrize(
+    "strategy", [AnchorSchedule(operator="forecast2"), AnchorSchedule(slots="stack"), PaperSchedule()]
+)
+def test_other_anchors_are_served_as_the_strategy_does(strategy):
+    sensitivity = make_sensitivity(3, steps=9, width=5)
+    goal = Goal(anchors=3)
+    like = plan(sensitivity, goal, strategy)
+    at = plans_at(sensitivity, goal, strategy, like)
+    assert at(like.anchors).actions == like.actions
+    for anchors in every_schedule(9, 3):
+        made = at(anchors)
+        assert (made is None) == math.isinf(plain_cost(sensitivity, anchors, strategy.operator, weighted=False))
+        if made is not None:
+            assert made.anchors == anchors
+            assert made.slots == like.slots
+            assert made.predicted_error is None
+
+
+def test_plans_of_more_than_anchors_have_no_others():
+    sensitivity = make_sensitivity(3, steps=9, width=5)
+    goal, strategy = Goal(anchors=3), AnchorSchedule(operator="reuse")
+    like = plan(sensitivity, goal, strategy)
+    stale = next(step for step in range(9) if step not in like.anchors)
+    first = tuple(COMPUTE if step == stale else action for step, action in enumerate(like.actions[0]))
+    mixed = replace(like, actions=(first, *like.actions[1:]))
+    assert plans_at(sensitivity, goal, strategy, mixed)(like.anchors) is None
+
+
+def test_other_anchors_keep_what_fits_the_memory():
+    sensitivity = make_sensitivity(3, steps=9, width=5)
+    profile = make_profile(sensitivity)
+    least = slot_memory_bytes(profile, plan(sensitivity, anchors=3, strategy=AnchorSchedule(operator="reuse")).actions)
+    goal, strategy = Goal(anchors=3, memory_bytes=least), AnchorSchedule(operator="forecast2", slot_dtype=None)
+    like = plan(sensitivity, goal, strategy, profile=profile)
+    moved = plans_at(sensitivity, goal, strategy, like, profile)((0, 2, 5))
+    kept = slot_memory_bytes(profile, moved.actions, moved.slots, moved.slot_dtype)
+    assert kept <= least
