@@ -24,6 +24,7 @@ from soda_compile.plans.sensitivity import Sensitivity
 
 Objective = OverSamples
 RIDGE = RIDGES[1:2]
+MOVING, APART = 8.0, 8  # generations; steps
 OTHER_RIDGES = tuple(each for each in RIDGES if each not in RIDGE)
 
 
@@ -56,7 +57,7 @@ def closest_plan(
     goal: Goal | None = None,
     *,
     objective: Objective = "mean",
-    moving: float = 8.0,
+    moving: float | None = None,
     fit: int = 3,
     strategies: Mapping[str, Strategy] | None = None,
     profile: Profile | None = None,
@@ -75,7 +76,8 @@ def closest_plan(
         objective: What shall be small over the samples: the ``mean`` of the last samples' relative errors, or the
             ``worst``, their 90th percentile.
         moving: What moving single anchors of the closest plan may take, in generations of the original for each
-            recorded one: plans with other anchors are run, and the closer ones kept. 0 for none.
+            recorded one: plans with other anchors are run, and the closer ones kept. 0 for none; by default eight where
+            anchors are eight steps or more apart in the mean. With more anchors it takes longer and gains less.
         fit: For how many of the closest plans weights are fitted, see ``soda_compile.fit``; the one that is closest
             then is taken. Fitting takes back more of what one plan gets wrong than of another. 0 for none. Outputs are
             kept for it unless the goal bounds the memory.
@@ -104,8 +106,10 @@ def closest_plan(
     outputs = MOST_OUTPUTS if goal.memory_bytes is None else 0  # a profile does not know what these take
     with playing(recording):  # captured once for all
         compared = compare(recording, plans)
+        name = nearest_first(plans, compared, objective)[0]
+        if moving is None:
+            moving = MOVING if plans[name].steps >= APART * len(plans[name].anchors) else 0.0
         if moving:
-            name = nearest_first(plans, compared, objective)[0]
             at = plans_at(sensitivity, goal, tried[name], plans[name], profile)
             plans, compared = _with_moved(recording, plans, compared, name, at, moving, objective)
         nearest = nearest_first(plans, compared, objective)
