@@ -9,6 +9,7 @@ from test_replayed_plans import Loop, ddim, recorded
 from tracing import eager_graphs
 
 import soda_compile
+import soda_compile.measure.closest
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.measure.recording import Recording
 from soda_compile.plans.sensitivity import Sensitivity
@@ -68,7 +69,9 @@ def test_it_is_the_closest_of_the_few_that_are_fitted(setting: tuple[Recording, 
         soda_compile.fit(recording, found.plan, ridges=(0.0,))
 
 
-def test_moving_anchors_brings_the_closest_plan_closer(setting: tuple[Recording, Sensitivity]) -> None:
+def test_moving_anchors_brings_the_closest_plan_closer(
+    setting: tuple[Recording, Sensitivity], monkeypatch: pytest.MonkeyPatch
+) -> None:
     recording, sensitivity = setting
     strategies = {"even": soda_compile.FixedInterval(operator="reuse")}
     found = soda_compile.closest_plan(recording, sensitivity, anchors=4, strategies=strategies, fit=0, moving=8)
@@ -84,6 +87,9 @@ def test_moving_anchors_brings_the_closest_plan_closer(setting: tuple[Recording,
     still = soda_compile.closest_plan(recording, sensitivity, anchors=4, strategies=strategies, fit=0)
     assert still.plan.anchors == even.anchors, "they are too close to be moved unasked"
     assert still.compared.denoiser_calls < found.compared.denoiser_calls
+    monkeypatch.setattr(soda_compile.measure.closest, "APART", 2)
+    unasked = soda_compile.closest_plan(recording, sensitivity, anchors=4, strategies=strategies, fit=0)
+    assert unasked.plan == found.plan
 
 
 def test_without_fitting_the_plan_is_the_candidate(setting: tuple[Recording, Sensitivity]) -> None:
