@@ -24,8 +24,11 @@ from soda_compile.plans.sensitivity import Sensitivity
 
 Objective = OverSamples
 RIDGE = RIDGES[1:2]
-MOVING, APART = 8.0, 8  # generations; steps
 OTHER_RIDGES = tuple(each for each in RIDGES if each not in RIDGE)
+MOVING = 8.0
+"""Generations' time that moving anchors may take by default."""
+APART = 8
+"""Mean distance of anchors, in steps, from which on that is the default."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +80,7 @@ def closest_plan(
             ``worst``, their 90th percentile.
         moving: What moving single anchors of the closest plan may take, in generations of the original for each
             recorded one: plans with other anchors are run, and the closer ones kept. 0 for none; by default eight where
-            anchors are eight steps or more apart in the mean. With more anchors it takes longer and gains less.
+            anchors are eight steps or more apart in the mean, as with more anchors it takes as long as all else does.
         fit: For how many of the closest plans weights are fitted, see ``soda_compile.fit``; the one that is closest
             then is taken. Fitting takes back more of what one plan gets wrong than of another. 0 for none. Outputs are
             kept for it unless the goal bounds the memory.
@@ -92,6 +95,8 @@ def closest_plan(
     """
     if objective not in get_args(Objective):
         raise OptionError(f"objective is {objective!r}; it can be {' or '.join(map(repr, get_args(Objective)))}")
+    if moving is not None and not moving >= 0:
+        raise OptionError(f"moving is {moving}; it must be a number of generations, or 0")
     tried = strategies or strategies_for(sensitivity, objective)
     plans: dict[str, Plan] = {}
     unreached: dict[str, str] = {}
