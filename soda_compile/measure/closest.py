@@ -1,12 +1,13 @@
 """The closest of several plans for one goal, run on recorded generations, with fitted weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from soda_compile.errors import OptionError, PlanError
 from soda_compile.measure.fitting import RIDGES, Fit
 from soda_compile.measure.fitting import fit as fit_weights
+from soda_compile.measure.gram import Floats
 from soda_compile.measure.moving import Placed, move_anchors
 from soda_compile.measure.planned_run import Compared, compare
 from soda_compile.measure.player import playing
@@ -60,13 +61,15 @@ def closest_plan(
     goal: Goal | None = None,
     *,
     objective: Objective = "mean",
-    moving: float | None = None,
     fit: int = 3,
+    moving: float | None = None,
     strategies: Mapping[str, Strategy] | None = None,
     profile: Profile | None = None,
     **numbers: Any,
 ) -> Closest:
     """Make a plan by each of several strategies, run all on recorded generations, and fit weights for the closest few.
+
+    Of the one that is closest then, single anchors are moved where these are few.
 
     A fixed interval with plain reuse is among them, so that a plan which loses to it on these generations, as a
     forecast may where the sampler adds noise, is not chosen. With few samples the choice is left to chance: take
@@ -78,12 +81,12 @@ def closest_plan(
         goal: Numbers to reach.
         objective: What shall be small over the samples: the ``mean`` of the last samples' relative errors, or the
             ``worst``, their 90th percentile.
-        moving: What moving single anchors of the closest plan may take, in generations of the original for each
-            recorded one: plans with other anchors are run, and the closer ones kept. 0 for none; by default eight where
-            anchors are eight steps or more apart in the mean, as with more anchors it takes as long as all else does.
         fit: For how many of the closest plans weights are fitted, see ``soda_compile.fit``; the one that is closest
             then is taken. Fitting takes back more of what one plan gets wrong than of another. 0 for none. Outputs are
             kept for it unless the goal bounds the memory.
+        moving: What moving single anchors of the closest plan may take, in generations of the original for each
+            recorded one: plans with other anchors are run, and the closer ones kept. 0 for none; by default eight where
+            anchors are eight steps or more apart in the mean, as with more anchors it takes as long as all else does.
         strategies: What to try, by name, instead of the built-in ones.
         profile: As for ``plan``.
         **numbers: The fields of ``Goal``, instead of one.
@@ -109,67 +112,63 @@ def closest_plan(
         raise PlanError("; ".join(f"{name}: {reason}" for name, reason in unreached.items()))
     goal = goal or Goal(**numbers)
     outputs = MOST_OUTPUTS if goal.memory_bytes is None else 0  # a profile does not know what these take
+
+    def size(errors: Floats) -> float:
+        return over(errors, objective)
+
+    def fitted(name: str, ridges: Sequence[float]) -> Fit:
+        return fit_weights(recording, plans[name], outputs=outputs, ridges=ridges)
+
+    def closest(fits: Mapping[str, Fit]) -> str | None:
+        return min(fits, key=lambda name: size(fits[name].after), default=None)
+
     with playing(recording):  # captured once for all
         compared = compare(recording, plans)
-        name = nearest_first(plans, compared, objective)[0]
-        if moving is None:
-            moving = MOVING if plans[name].steps >= APART * len(plans[name].anchors) else 0.0
-        if moving:
-            at = plans_at(sensitivity, goal, tried[name], plans[name], profile)
-            plans, compared = _with_moved(recording, plans, compared, name, at, moving, objective)
         nearest = nearest_first(plans, compared, objective)
-        few = {name: plans[name] for name in nearest[:fit]}
-        fitted = _closest_fit(recording, few, outputs, objective) if few else None
-    if fitted is None or over(fitted[1].after, objective) > over(compared.errors[nearest[0]], objective):
+        # Which plan gains, one ridge shows; which one is best matters less, so the others are tried for one plan alone.
+        fits = {name: fitted(name, RIDGE) for name in nearest[:fit]}
+        name = closest(fits) or nearest[0]
+        at = plans_at(sensitivity, goal, tried[name], plans[name], profile)
+        moved, compared = _moved(recording, plans[name], name, compared, at, size, _tries(plans[name], moving))
+        if moved is not None:
+            name = f"{name}, moved"
+            plans[name] = moved
+            fits |= {name: fitted(name, RIDGE)} if fit else {}
+            nearest = nearest_first(plans, compared, objective)
+        name = closest(fits) or nearest[0]
+        best = min(fits[name], fitted(name, OTHER_RIDGES), key=lambda each: size(each.after)) if fits else None
+    if best is None or size(best.after) > size(compared.errors[nearest[0]]):
         return Closest(plans[nearest[0]], nearest[0], compared, None, unreached)  # weights are fitted to the mean
-    return Closest(fitted[1].plan, fitted[0], compared, fitted[1], unreached)
+    return Closest(best.plan, name, compared, best, unreached)
 
 
-def _with_moved(
+def _tries(plan: Plan, moving: float | None) -> int:
+    """Return how many plans with other anchors may be run."""
+    if moving is None:
+        moving = MOVING if plan.steps >= APART * len(plan.anchors) else 0.0
+    return int(moving / (plan.flop_ratio or 1.0))
+
+
+def _moved(
     recording: Recording,
-    plans: Mapping[str, Plan],
-    compared: Compared,
+    plan: Plan,
     name: str,
+    compared: Compared,
     at: Callable[[Anchors], Plan | None],
-    moving: float,
-    objective: Objective,
-) -> tuple[dict[str, Plan], Compared]:
-    """Return plans and how far they are off with one more, if moving anchors of the plan ``name`` brings it closer."""
-    start = Placed(plans[name], compared.errors[name])
+    size: Callable[[Floats], float],
+    tries: int,
+) -> tuple[Plan | None, Compared]:
+    """Return the plan ``name`` with anchors where it is closer, if there is one, and what was compared with it too."""
+    start = Placed(plan, compared.errors[name])
     with playing(recording) as player:
         before = player.computed_share
-        moved = move_anchors(
-            start,
-            at,
-            lambda plan: compare(recording, {name: plan}).errors[name],
-            lambda errors: over(errors, objective),
-            int(moving / (start.plan.flop_ratio or 1.0)),
-        )
+        found = move_anchors(start, at, lambda plan: compare(recording, {name: plan}).errors[name], size, tries)
         calls = compared.denoiser_calls + player.computed_share - before
-    compared = replace(compared, denoiser_calls=calls)
-    if moved is start:
-        return dict(plans), compared
-    called = f"{name}, moved"
-    errors = {**compared.errors, called: moved.errors}
+    if found is start:
+        return None, replace(compared, denoiser_calls=calls)
+    errors = {**compared.errors, f"{name}, moved": found.errors}
     best = min(errors, key=lambda each: float(errors[each].mean()))
-    return {**plans, called: moved.plan}, replace(compared, errors=errors, best=best)
-
-
-def _closest_fit(
-    recording: Recording, plans: Mapping[str, Plan], outputs: int, objective: Objective
-) -> tuple[str, Fit]:
-    """Return the name and the fit of the plan that is closest with fitted weights.
-
-    Which plan gains, one ridge shows; which ridge is best matters less, so the others are tried for that plan alone.
-    """
-
-    def off(found: Fit) -> float:
-        return over(found.after, objective)
-
-    fits = {name: fit_weights(recording, plan, outputs=outputs, ridges=RIDGE) for name, plan in plans.items()}
-    name = min(fits, key=lambda each: off(fits[each]))
-    other = fit_weights(recording, plans[name], outputs=outputs, ridges=OTHER_RIDGES)
-    return name, min(fits[name], other, key=off)
+    return found.plan, Compared(errors, best, calls)
 
 
 def nearest_first(plans: Mapping[str, Plan], compared: Compared, objective: Objective = "mean") -> list[str]:
