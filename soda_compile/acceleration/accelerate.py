@@ -100,9 +100,10 @@ def accelerate(
         closest: Number of generations to try plans on; 0 for none. Intervals between computed steps are simulated from
             these where the memory allows; plans of several strategies, reuse at a fixed interval among them, are run,
             and the closest is stored, with the weights that bring it closest. That takes some ten generations' time
-            for each, and longer on small models. By default eight, where there is one denoiser and no ``strategy`` is
-            given; where they cannot be run again, that is said and the plan of the measurement is followed. Settings
-            that are met later follow plans of their measurement alone. See ``closest_plan``.
+            for each, up to eight more above a speedup of eight, and longer on small models. By default eight, where
+            there is one denoiser and no ``strategy`` is given; where they cannot be run again, that is said and the
+            plan of the measurement is followed. Settings that are met later follow plans of their measurement alone.
+            See ``closest_plan``.
         verify: Number of generations to run both with and without the plan, with new seeds; how far their last samples
             are apart is told and stored.
         when: ``now`` looks for what is stored, or measures, before this returns. ``lazily`` returns at once: the first
