@@ -1,5 +1,6 @@
 """The closest of several plans for one goal, run on recorded generations, with fitted weights."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -98,7 +99,7 @@ def closest_plan(
     """
     if objective not in get_args(Objective):
         raise OptionError(f"objective is {objective!r}; it can be {' or '.join(map(repr, get_args(Objective)))}")
-    if moving is not None and not moving >= 0:
+    if moving is not None and not 0 <= moving < math.inf:
         raise OptionError(f"moving is {moving}; it must be a number of generations, or 0")
     tried = strategies or strategies_for(sensitivity, objective)
     plans: dict[str, Plan] = {}

@@ -109,5 +109,6 @@ def test_what_cannot_reach_the_goal_is_left_out(setting: tuple[Recording, Sensit
         soda_compile.closest_plan(recording, sensitivity, speedup=500)
     with pytest.raises(OptionError, match="objective is 'median'"):
         soda_compile.closest_plan(recording, sensitivity, anchors=4, objective="median")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="moving is -1"):
-        soda_compile.closest_plan(recording, sensitivity, anchors=4, moving=-1)
+    for moving in (-1, float("nan"), float("inf")):
+        with pytest.raises(OptionError, match=f"moving is {moving}"):
+            soda_compile.closest_plan(recording, sensitivity, anchors=4, moving=moving)
