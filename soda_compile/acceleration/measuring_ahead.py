@@ -25,7 +25,7 @@ class Runs:
     Attributes:
         generate: Runs one from a seed.
         generations: How many make a measurement.
-        steps: Of each; None where the function that runs one decides.
+        steps: Of each; None where the function that runs one, or what it is given, decides.
         must_try: Whether it is an error that plans cannot be tried on more of them.
     """
 
@@ -55,7 +55,9 @@ class Runs:
         steps = arguments.get("num_inference_steps") or default_of(pipe, "num_inference_steps")
         if steps is None:
             raise OptionError(f"{type(pipe).__name__} has no default number of steps; pass num_inference_steps")
-        return cls(*calibration_runs(pipe, calibrate_with, arguments), steps)
+        given = () if isinstance(calibrate_with, int) else calibrate_with
+        decided = any(isinstance(each, Mapping) and "num_inference_steps" in each for each in given)
+        return cls(*calibration_runs(pipe, calibrate_with, arguments), None if decided else steps)
 
 
 def find_or_measure(source: SearchedPlans, runs: Runs, *, refresh: bool) -> None:

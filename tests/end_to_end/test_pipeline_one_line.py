@@ -92,6 +92,7 @@ def test_steps_too_far_apart_are_told(tmp_path: Path, caplog: pytest.LogCaptureF
         (1, 12, {"num_inference_steps": 13}),
         (4, 10, {"num_inference_steps": 13}),
         (1, 12, {"pipeline_options": {"num_inference_steps": 13}}),
+        (1, 12, {"calibrate_with": [{"class_labels": [3], "num_inference_steps": 13}]}),
         (1, 12, {}),  # a function says it
     ],
 )
@@ -103,9 +104,8 @@ def test_values_are_measured_as_long_as_the_plan_may_keep_them(
     def generate(seed: int) -> object:
         return DIT.draw(pipe, seed, num_inference_steps=13)
 
-    soda_compile.accelerate(
-        pipe, anchors=anchors, calibrate_with=[[3]] if steps else generate, cache=tmp_path, closest=0, **steps
-    )
+    options = {"calibrate_with": [[3]] if steps else generate, "cache": tmp_path, "closest": 0}
+    soda_compile.accelerate(pipe, anchors=anchors, **{**options, **steps})
     [table] = tmp_path.rglob("*.safetensors")
     assert soda_compile.Sensitivity.load(table).info.max_interval == longest
 
