@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from soda_compile.errors import OptionError, PlanError
@@ -129,13 +129,16 @@ def closest_plan(
         # Which plan gains, one ridge shows; which one is best matters less, so the others are tried for one plan alone.
         fits = {name: fitted(name, RIDGE) for name in nearest[:fit]}
         name = closest(fits) or nearest[0]
-        at = plans_at(sensitivity, goal, tried[name], plans[name], profile)
-        moved, compared = _moved(recording, plans[name], name, compared, at, size, _tries(plans[name], moving))
-        if moved is not None:
+        start = Placed(plans[name], compared.errors[name])
+        at = plans_at(sensitivity, goal, tried[name], start.plan, profile)
+        moved, calls = _moved(recording, start, at, size, _tries(start.plan, moving))
+        errors = dict(compared.errors)
+        if moved is not start:
             name = f"{name}, moved"
-            plans[name] = moved
+            plans[name], errors[name] = moved.plan, moved.errors
             fits |= {name: fitted(name, RIDGE)} if fit else {}
-            nearest = nearest_first(plans, compared, objective)
+        compared = Compared(errors, compared.denoiser_calls + calls)
+        nearest = nearest_first(plans, compared, objective)
         name = closest(fits) or nearest[0]
         best = min(fits[name], fitted(name, OTHER_RIDGES), key=lambda each: size(each.after)) if fits else None
     if best is None or size(best.after) > size(compared.errors[nearest[0]]):
@@ -152,24 +155,16 @@ def _tries(plan: Plan, moving: float | None) -> int:
 
 def _moved(
     recording: Recording,
-    plan: Plan,
-    name: str,
-    compared: Compared,
+    start: Placed,
     at: Callable[[Anchors], Plan | None],
     size: Callable[[Floats], float],
     tries: int,
-) -> tuple[Plan | None, Compared]:
-    """Return the plan ``name`` with anchors where it is closer, if there is one, and what was compared with it too."""
-    start = Placed(plan, compared.errors[name])
+) -> tuple[Placed, float]:
+    """Return a plan with anchors where it is closer, and the denoiser calls of the original that finding it took."""
     with playing(recording) as player:
         before = player.computed_share
-        found = move_anchors(start, at, lambda plan: compare(recording, {name: plan}).errors[name], size, tries)
-        calls = compared.denoiser_calls + player.computed_share - before
-    if found is start:
-        return None, replace(compared, denoiser_calls=calls)
-    errors = {**compared.errors, f"{name}, moved": found.errors}
-    best = min(errors, key=lambda each: float(errors[each].mean()))
-    return found.plan, Compared(errors, best, calls)
+        found = move_anchors(start, at, lambda plan: compare(recording, {"": plan}).errors[""], size, tries)
+        return found, player.computed_share - before
 
 
 def nearest_first(plans: Mapping[str, Plan], compared: Compared, objective: Objective = "mean") -> list[str]:

@@ -50,8 +50,7 @@ def move_anchors(
         before = best
         for place, by in _moves(len(start.plan.anchors), distance):
             anchors = _moved(best.plan.anchors, place, by, start.plan.steps)
-            plan = None if anchors is None or anchors in known else at(anchors)
-            if anchors is None or plan is None:
+            if anchors is None or anchors in known or (plan := at(anchors)) is None:
                 continue
             if len(known) > tries:
                 return best

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from soda_compile.errors import PlanError
@@ -110,13 +109,16 @@ class Compared:
 
     Attributes:
         errors: By name of the plan, relative L2 of the last sample, float64 [samples].
-        best: Name of the plan with the smallest mean.
         denoiser_calls: Cost of comparing, in denoiser calls of the original with one batch.
     """
 
     errors: Mapping[str, Floats]
-    best: str
     denoiser_calls: float
+
+    @property
+    def best(self) -> str:
+        """Name of the plan with the smallest mean."""
+        return min(self.errors, key=lambda name: float(self.errors[name].mean()))
 
     def __str__(self) -> str:
         means = sorted((float(values.mean()), name) for name, values in self.errors.items())
@@ -137,5 +139,4 @@ def compare(recording: Recording, plans: Mapping[str, Plan]) -> Compared:
     with playing(recording) as player:
         before = player.computed_share
         errors = {name: PlannedRun.begin(player, recording, plan).finish() for name, plan in plans.items()}
-    best = min(errors, key=lambda name: float(np.mean(errors[name])))
-    return Compared(errors, best, player.computed_share - before)
+    return Compared(errors, player.computed_share - before)
