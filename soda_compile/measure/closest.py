@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from soda_compile.errors import OptionError, PlanError
-from soda_compile.measure.fitting import RIDGES, Fit
+from soda_compile.measure.fitting import RIDGES, Fit, refined
 from soda_compile.measure.fitting import fit as fit_weights
 from soda_compile.measure.gram import Floats
 from soda_compile.measure.moving import Placed, move_anchors
@@ -113,37 +113,93 @@ def closest_plan(
         raise PlanError("; ".join(f"{name}: {reason}" for name, reason in unreached.items()))
     goal = goal or Goal(**numbers)
     outputs = MOST_OUTPUTS if goal.memory_bytes is None else 0  # a profile does not know what these take
-
-    def size(errors: Floats) -> float:
-        return over(errors, objective)
-
-    def fitted(name: str, ridges: Sequence[float]) -> Fit:
-        return fit_weights(recording, plans[name], outputs=outputs, ridges=ridges)
-
-    def closest(fits: Mapping[str, Fit]) -> str | None:
-        return min(fits, key=lambda name: size(fits[name].after), default=None)
-
     with playing(recording):  # captured once for all
-        compared = compare(recording, plans)
-        nearest = nearest_first(plans, compared, objective)
-        # Which plan gains, one ridge shows; which one is best matters less, so the others are tried for one plan alone.
-        fits = {name: fitted(name, RIDGE) for name in nearest[:fit]}
-        name = closest(fits) or nearest[0]
-        start = Placed(plans[name], compared.errors[name])
-        at = plans_at(sensitivity, goal, tried[name], start.plan, profile)
-        moved, calls = _moved(recording, start, at, size, _tries(start.plan, moving))
-        errors = dict(compared.errors)
-        if moved is not start:
-            name = f"{name}, moved"
-            plans[name], errors[name] = moved.plan, moved.errors
-            fits |= {name: fitted(name, RIDGE)} if fit else {}
-        compared = Compared(errors, compared.denoiser_calls + calls)
-        nearest = nearest_first(plans, compared, objective)
-        name = closest(fits) or nearest[0]
-        best = min(fits[name], fitted(name, OTHER_RIDGES), key=lambda each: size(each.after)) if fits else None
-    if best is None or size(best.after) > size(compared.errors[nearest[0]]):
-        return Closest(plans[nearest[0]], nearest[0], compared, None, unreached)  # weights are fitted to the mean
-    return Closest(best.plan, name, compared, best, unreached)
+        trial = _Trial(recording, objective, outputs, plans)
+        trial.fit(trial.nearest()[:fit])
+        name = trial.closest
+        at = plans_at(sensitivity, goal, tried[name], plans[name], profile)
+        if trial.move(name, at, _tries(plans[name], moving)) and fit:
+            trial.fit([trial.latest])
+        name = trial.closest
+        best = trial.refined(name) if fit else None
+    nearest = trial.nearest()[0]
+    if best is None or trial.size(best.after) > trial.size(trial.errors[nearest]):
+        name, best = nearest, None  # weights are fitted to the mean
+    return Closest(best.plan if best else plans[name], name, trial.compared, best, unreached)
+
+
+@dataclass(eq=False)
+class _Trial:
+    """Plans on recorded generations.
+
+    Attributes:
+        recording: The generations.
+        objective: What shall be small over the samples.
+        outputs: Outputs that are kept for fitted weights.
+        plans: The plans, by name.
+        errors: How far each is off with the weights of the polynomial.
+        fits: Those that were fitted, with one ridge.
+        denoiser_calls: What comparing and moving took.
+    """
+
+    recording: Recording
+    objective: Objective
+    outputs: int
+    plans: dict[str, Plan]
+    errors: dict[str, Floats] = field(init=False)
+    fits: dict[str, Fit] = field(default_factory=dict)
+    denoiser_calls: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        compared = compare(self.recording, self.plans)
+        self.errors, self.denoiser_calls = dict(compared.errors), compared.denoiser_calls
+
+    @property
+    def compared(self) -> Compared:
+        return Compared(self.errors, self.denoiser_calls)
+
+    @property
+    def closest(self) -> str:
+        """The plan that is closest of those that are fitted, if any are."""
+        return min(self.fits, key=lambda name: self.size(self.fits[name].after), default=self.nearest()[0])
+
+    @property
+    def latest(self) -> str:
+        return next(reversed(self.plans))
+
+    def size(self, errors: Floats) -> float:
+        return over(errors, self.objective)
+
+    def nearest(self) -> list[str]:
+        return nearest_first(self.plans, self.compared, self.objective)
+
+    def fit(self, names: Sequence[str]) -> None:
+        """Fit weights with one ridge: it shows which plan gains."""
+        self.fits |= {name: self._fitted(name, RIDGE) for name in names}
+
+    def refined(self, name: str) -> Fit:
+        """Fit weights with the other ridges as well, which matters less, and shift the best for the last samples."""
+        best = min(self.fits[name], self._fitted(name, OTHER_RIDGES), key=lambda each: self.size(each.after))
+        return min(best, refined(self.recording, best, self.outputs), key=lambda each: self.size(each.after))
+
+    def _fitted(self, name: str, ridges: Sequence[float]) -> Fit:
+        return fit_weights(self.recording, self.plans[name], outputs=self.outputs, ridges=ridges, refine=False)
+
+    def move(self, name: str, at: Callable[[Anchors], Plan | None], tries: int) -> bool:
+        """Add the plan with anchors where it is closer; return whether there is one."""
+        start = Placed(self.plans[name], self.errors[name])
+
+        def run(plan: Plan) -> Floats:
+            compared = compare(self.recording, {"": plan})
+            self.denoiser_calls += compared.denoiser_calls
+            return compared.errors[""]
+
+        found = move_anchors(start, at, run, self.size, tries)
+        if found is start:
+            return False
+        name = f"{name}, moved"
+        self.plans[name], self.errors[name] = found.plan, found.errors
+        return True
 
 
 def _tries(plan: Plan, moving: float | None) -> int:
@@ -151,20 +207,6 @@ def _tries(plan: Plan, moving: float | None) -> int:
     if moving is None:
         moving = MOVING if plan.steps >= APART * len(plan.anchors) else 0.0
     return int(moving / (plan.flop_ratio or 1.0))
-
-
-def _moved(
-    recording: Recording,
-    start: Placed,
-    at: Callable[[Anchors], Plan | None],
-    size: Callable[[Floats], float],
-    tries: int,
-) -> tuple[Placed, float]:
-    """Return a plan with anchors where it is closer, and the denoiser calls of the original that finding it took."""
-    with playing(recording) as player:
-        before = player.computed_share
-        found = move_anchors(start, at, lambda plan: compare(recording, {"": plan}).errors[""], size, tries)
-        return found, player.computed_share - before
 
 
 def nearest_first(plans: Mapping[str, Plan], compared: Compared, objective: Objective = "mean") -> list[str]:

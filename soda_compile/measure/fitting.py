@@ -3,10 +3,10 @@
 A stale step of a plan is run from the sample that the plan has led to, and the few weights with which the kept values
 enter are chosen by least squares: Gauss-Newton from those of the polynomial, with a ridge that holds them there where
 the values say little. So an error that was made is partly taken back at the next stale step, which costs nothing at run
-time (compare L2P, which fits coefficients to outputs instead).
+time (compare L2P, which fits coefficients to outputs instead). The weights of whole stretches are then shifted for the
+last samples, see ``refining``.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,17 +19,15 @@ from soda_compile.measure.gram import Floats
 from soda_compile.measure.planned_run import PlannedRun, norms
 from soda_compile.measure.player import Player, playing
 from soda_compile.measure.recording import Recording
-from soda_compile.plans.actions import STALE
-from soda_compile.plans.fitted_weights import MOST_OUTPUTS, OUTPUT, FittedWeights
-from soda_compile.plans.operators import OPERATORS
+from soda_compile.measure.refining import refine as refine_weights
+from soda_compile.measure.weight_numbers import DIFFERENCE, Numbers, by_order, difference_for, polynomial_weights
+from soda_compile.plans.fitted_weights import MOST_OUTPUTS, FittedWeights
 from soda_compile.plans.plan import Plan
-from soda_compile.plans.reads import reads
 from soda_compile.storage.progress import progress_bar
 
 PASSES = 2
 RIDGES = (1e-3, 1e-2, 1e-1)  # of the mean curvature; which is best depends on the plan
 LONGEST = 0.5  # of a pass, against the largest weight, or 1 if that is more
-DIFFERENCE, NARROW_DIFFERENCE = 2.0**-6, 2.0**-3  # in a weight; results in 16 bits need a larger one
 
 Deviations = Callable[[Floats], torch.Tensor]
 
@@ -42,7 +40,6 @@ class Fit:
         plan: The plan; as it was given where no weights bring the generations closer.
         before: Relative L2 of the last sample under the polynomial's weights, float64 [samples].
         after: The same under the plan.
-        fitted_steps: Number of stale steps with weights of their own.
         denoiser_calls: Cost of fitting, in denoiser calls of the original with one batch.
         seconds: Time that it took.
     """
@@ -50,9 +47,13 @@ class Fit:
     plan: Plan
     before: Floats
     after: Floats
-    fitted_steps: int
     denoiser_calls: float
     seconds: float
+
+    @property
+    def fitted_steps(self) -> int:
+        """Number of stale steps with weights of their own."""
+        return len({each.step for each in self.plan.weights})
 
     def __str__(self) -> str:
         return (
@@ -61,7 +62,14 @@ class Fit:
         )
 
 
-def fit(recording: Recording, plan: Plan, *, outputs: int = MOST_OUTPUTS, ridges: Sequence[float] = RIDGES) -> Fit:
+def fit(
+    recording: Recording,
+    plan: Plan,
+    *,
+    outputs: int = MOST_OUTPUTS,
+    ridges: Sequence[float] = RIDGES,
+    refine: bool = True,
+) -> Fit:
     """Fit weights of kept values to recorded generations, a few numbers for each stale step.
 
     Weights are shared by all regions that an operator serves at a step. With ``outputs``, what a stale step gives is
@@ -75,6 +83,8 @@ def fit(recording: Recording, plan: Plan, *, outputs: int = MOST_OUTPUTS, ridges
         plan: The plan. Where it has weights already, these are where the search begins.
         outputs: Outputs that are kept, 0 to 2; 0 for weights of the regions' values alone.
         ridges: Over the mean curvature: how strongly weights are held at the polynomial's.
+        refine: Whether to shift the weights of whole stretches of steps then, so that the last samples come closer.
+            That is done where samples which are left out come closer too, and needs two of them.
 
     Raises:
         OptionError: For another number of outputs, or without a ridge above zero.
@@ -94,11 +104,36 @@ def fit(recording: Recording, plan: Plan, *, outputs: int = MOST_OUTPUTS, ridges
             weights, after = _fit_run(player, recording, plan, outputs, ridge)
             if float(after.mean()) < float(least.mean()):
                 least, best = after, weights
-    made = replace(plan, weights=best)
-    if best:
-        made = replace(made, method=tuple({**dict(plan.method), "fitted_samples": recording.samples}.items()))
-    fitted_steps = len({each.step for each in best})
-    return Fit(made, before, least, fitted_steps, player.computed_share - share, time.perf_counter() - started)
+        calls = player.computed_share - share
+    made = Fit(_with_weights(plan, best, recording), before, least, calls, time.perf_counter() - started)
+    return refined(recording, made, outputs) if refine else made
+
+
+def refined(recording: Recording, fit: Fit, outputs: int = MOST_OUTPUTS) -> Fit:
+    """Return a fit with weights shifted so that the last samples come closer, see ``refining``; what it takes is added.
+
+    Args:
+        recording: Of ``record``.
+        fit: Of ``fit``.
+        outputs: Outputs that are kept.
+    """
+    started = time.perf_counter()
+    polynomial = polynomial_weights(fit.plan, outputs)
+    with playing(recording) as player:
+        share = player.computed_share
+        numbers = Numbers.of(polynomial, fit.plan.weights)
+        found = refine_weights(player, recording, replace(fit.plan, weights=polynomial), numbers)
+        calls = fit.denoiser_calls + player.computed_share - share
+    weights, after = found if found is not None else (fit.plan.weights, fit.after)
+    plan = _with_weights(fit.plan, weights, recording)
+    return Fit(plan, fit.before, after, calls, fit.seconds + time.perf_counter() - started)
+
+
+def _with_weights(plan: Plan, weights: tuple[FittedWeights, ...], recording: Recording) -> Plan:
+    if not weights:
+        return replace(plan, weights=())
+    method = {**dict(plan.method), "fitted_samples": recording.samples}
+    return replace(plan, weights=weights, method=tuple(method.items()))
 
 
 def _fit_run(
@@ -109,89 +144,27 @@ def _fit_run(
     Weights that stay those of the polynomial are left out.
     """
     polynomial = polynomial_weights(plan, outputs)
-    given = {(each.step, each.order): each.values for each in plan.weights}
+    home, start = Numbers.of(polynomial), Numbers.of(polynomial, plan.weights)
     run = PlannedRun.begin(player, recording, replace(plan, weights=polynomial))
     chosen: list[FittedWeights] = []
     for step in range(plan.steps):
-        sets = [each for each in polynomial if each.step == step]
-        starts = [_start(given.get((step, each.order)), each.values) for each in sets]
-        fitted = _fit_step(run, sets, starts, ridge) if sets else []
-        chosen += [each for each, start in zip(fitted, sets, strict=True) if each != start]
+        fitted = _fit_step(run, home.at(step), start.at(step), ridge)
+        chosen += fitted.changed()
         if step < plan.steps - 1:
-            run.take_step(_by_order(fitted))
-    return tuple(chosen), norms(run.deviations(run.try_step(_by_order(fitted))))
+            run.take_step(by_order(fitted.weights()))
+    return tuple(chosen), norms(run.deviations(run.try_step(by_order(fitted.weights()))))
 
 
-def _start(given: tuple[float, ...] | None, polynomial: tuple[float, ...]) -> tuple[float, ...]:
-    return given if given is not None and len(given) == len(polynomial) else polynomial
+def _fit_step(run: PlannedRun, home: Numbers, start: Numbers, ridge: float) -> Numbers:
+    """Return the numbers of the step that is due."""
+    if not home.values:
+        return home
 
+    def deviations(flat: Floats) -> torch.Tensor:
+        return run.deviations(run.try_step(by_order(home.with_flat(flat).weights())))
 
-def polynomial_weights(plan: Plan, outputs: int = 0) -> tuple[FittedWeights, ...]:
-    """Return the weights that stale regions have without fitting, where all that an operator serves read alike.
-
-    A step that prunes writes over what it reads, so it cannot be tried twice and is left out.
-
-    Args:
-        plan: The plan.
-        outputs: How many kept outputs are mixed with that of a stale step, each with a weight of zero.
-    """
-    rows = [reads(row) for row in plan.actions]
-    found = []
-    for step in range(plan.steps):
-        actions = [row[step] for row in plan.actions]
-        if any(action.kind == "prune" for action in actions):
-            continue
-        for action in STALE:
-            sources = {tuple(row[step]) for row, own in zip(rows, actions, strict=True) if own == action}
-            if len(sources) == 1:
-                values = OPERATORS[action.order].coefficients(sources.pop(), step)
-                found.append(FittedWeights(step, action.order, values))
-        kept = min(outputs, sum(anchor < step for anchor in plan.anchors))
-        if kept and found and found[-1].step == step:
-            found.append(FittedWeights(step, OUTPUT, (1.0, *(0.0 for _ in range(kept)))))
-    return tuple(found)
-
-
-def _fit_step(
-    run: PlannedRun, polynomial: Sequence[FittedWeights], start: Sequence[Sequence[float]], ridge: float
-) -> list[FittedWeights]:
-    """Return the weights of the step that is due."""
-    bounds = np.cumsum([0, *(len(each.values) for each in polynomial)])
-
-    def sets(values: Floats) -> list[FittedWeights]:
-        parts = zip(polynomial, bounds, bounds[1:], strict=False)
-        return [replace(each, values=_weights(each.order, values[first:last])) for each, first, last in parts]
-
-    def deviations(values: Floats) -> torch.Tensor:
-        return run.deviations(run.try_step(_by_order(sets(values))))
-
-    narrow = torch.finfo(run.recording.generations[0][0].calls[0].output.dtype).bits < 32
-    home = np.concatenate([_unknowns(each.order, each.values) for each in polynomial])
-    begin = np.concatenate([_unknowns(each.order, own) for each, own in zip(polynomial, start, strict=True)])
-    return sets(least_squares(deviations, home, begin, ridge, NARROW_DIFFERENCE if narrow else DIFFERENCE))
-
-
-def _unknowns(order: int, weights: Sequence[float]) -> Floats:
-    """Return the numbers that are fitted for some weights.
-
-    For the output they are its scale, and factors of the differences from each output to the one before, as the ridge
-    weighs numbers by what they change.
-    """
-    values = np.asarray(weights, dtype=np.float64)
-    return values if order != OUTPUT else np.concatenate([[values.sum()], -values[::-1].cumsum()[::-1][1:]])
-
-
-def _weights(order: int, unknowns: Floats) -> tuple[float, ...]:
-    """Return the weights for some of the numbers of ``_unknowns``."""
-    if order != OUTPUT:
-        return tuple(unknowns.tolist())
-    scale, *factors = unknowns.tolist()
-    ends = [*factors, 0.0]
-    return (scale + ends[0], *(after - before for before, after in itertools.pairwise(ends)))
-
-
-def _by_order(sets: Sequence[FittedWeights]) -> dict[int, tuple[float, ...]]:
-    return {each.order: each.values for each in sets}
+    difference = difference_for(run.recording)
+    return home.with_flat(least_squares(deviations, home.flat(), start.flat(), ridge, difference))
 
 
 def least_squares(

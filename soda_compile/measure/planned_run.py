@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,11 +83,26 @@ class PlannedRun:
             rows.append(relative_deviation(sample, wanted))
         return torch.cat(rows)
 
-    def finish(self) -> Floats:
-        """Take all steps that are left, and return how far the last samples are off, float64 [samples]."""
+    def branch(self) -> "PlannedRun":
+        """Return the same generations, to go on from here by themselves."""
+        schedulers = [copy.deepcopy(each) for each in self.schedulers]
+        kept = [tuple(own.apart() for own in each) for each in self.kept]
+        return replace(self, samples=list(self.samples), schedulers=schedulers, kept=kept)
+
+    def end(self, weights: Mapping[int, Weights] | None = None) -> torch.Tensor:
+        """Take all steps that are left but the last, and return what the last samples are off, as ``deviations`` does.
+
+        Args:
+            weights: By step, instead of the plan's fitted weights.
+        """
+        weights = weights or {}
         while self.step < self.plan.steps - 1:
-            self.take_step()
-        return norms(self.deviations(self.try_step()))
+            self.take_step(weights.get(self.step))
+        return self.deviations(self.try_step(weights.get(self.step)))
+
+    def finish(self, weights: Mapping[int, Weights] | None = None) -> Floats:
+        """Take all steps that are left, and return how far the last samples are off, float64 [samples]; see ``end``."""
+        return norms(self.end(weights))
 
 
 def relative_deviation(sample: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

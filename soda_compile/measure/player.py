@@ -43,6 +43,13 @@ class Kept:
         """Return what goes on from here by itself, through steps that write to no kept value in place."""
         return Kept(self.program, list(self.registers))
 
+    def apart(self) -> "Kept":
+        """Return what goes on from here through any steps, with kept values of its own."""
+        copied = self.copy()
+        for number in self.program.slots if self.program is not None else ():
+            copied.registers[number] = self.registers[number].clone()
+        return copied
+
 
 @dataclass(eq=False)
 class Player:
