@@ -70,7 +70,8 @@ def closest_plan(
 ) -> Closest:
     """Make a plan by each of several strategies, run all on recorded generations, and fit weights for the closest few.
 
-    Of the one that is closest then, single anchors are moved where these are few.
+    Of the one that is closest then, single anchors are moved where these are few; weights of the closest of all are
+    shifted for the last samples.
 
     A fixed interval with plain reuse is among them, so that a plan which loses to it on these generations, as a
     forecast may where the sampler adds noise, is not chosen. With few samples the choice is left to chance: take

@@ -24,6 +24,7 @@ from soda_compile.plans.plan import Plan
 STRETCHES = 8
 """Most stretches of a schedule that have shifts of their own; each costs some runs, and more gain little."""
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3)  # of the mean curvature
+LEAST = 0.1  # norm that a sample counts with at least, over the mean
 LENGTH = 512  # of what stands for the deviation of a sample
 
 
@@ -131,12 +132,12 @@ def chosen_amounts(off: Floats, slopes: Floats) -> Floats | None:
         slopes: Float64 [shifts, samples, values].
 
     Returns:
-        Float64 [shifts]; None where samples that are left out come no closer, or a value is not finite.
+        Float64 [shifts]; None where samples that are left out come no closer, nothing is off, or a value is not finite.
     """
-    if not np.isfinite(slopes).all() or not np.isfinite(off).all():
-        return None
     sizes = np.linalg.norm(off, axis=1)
-    weights = 1 / np.maximum(sizes, np.finfo(np.float64).tiny)
+    if not np.isfinite(slopes).all() or not np.isfinite(sizes).all() or not sizes.any():
+        return None
+    weights = 1 / np.maximum(sizes, LEAST * sizes.mean())
     normal = np.einsum("asv,bsv,s->sab", slopes, slopes, weights, optimize=True)
     pull = np.einsum("asv,sv,s->sa", slopes, off, weights, optimize=True)
     all_normal, all_pull = normal.sum(0), pull.sum(0)
