@@ -1,7 +1,7 @@
 """Recorded generations run again under a plan, all of them together, a step at a time."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,11 +83,13 @@ class PlannedRun:
             rows.append(relative_deviation(sample, wanted))
         return torch.cat(rows)
 
-    def branch(self) -> "PlannedRun":
-        """Return the same generations, to go on from here by themselves."""
-        schedulers = [copy.deepcopy(each) for each in self.schedulers]
-        kept = [tuple(own.apart() for own in each) for each in self.kept]
-        return replace(self, samples=list(self.samples), schedulers=schedulers, kept=kept)
+    def branches(self) -> Iterator["PlannedRun"]:
+        """Yield each generation to go on from here by itself, so that values of one alone are kept twice at once."""
+        parts = zip(self.recording.generations, self.samples, self.schedulers, self.kept, strict=True)
+        for generation, sample, scheduler, kept in parts:
+            alone = replace(self.recording, generations=(generation,))
+            own = [tuple(each.apart() for each in kept)]
+            yield replace(self, recording=alone, samples=[sample], schedulers=[copy.deepcopy(scheduler)], kept=own)
 
     def end(self, weights: Mapping[int, Weights] | None = None) -> torch.Tensor:
         """Take all steps that are left but the last, and return what the last samples are off, as ``deviations`` does.

@@ -112,7 +112,7 @@ def _slopes(
         for shift in shifts:
             if shift.first == step:
                 shifted = by_step(_shifted(numbers, zip([shift], [difference], strict=True)).weights())
-                ends[shift] = sketch(run.branch().end(shifted))
+                ends[shift] = np.concatenate([sketch(branch.end(shifted)) for branch in run.branches()])
         if step < run.plan.steps - 1:
             run.take_step(weights.get(step))
     last = run.end(weights)

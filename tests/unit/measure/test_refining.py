@@ -94,16 +94,16 @@ def test_samples_that_are_not_off_or_not_finite_give_no_amounts() -> None:
     assert chosen_amounts(off, slopes * np.nan) is None
 
 
-def test_a_branch_goes_on_by_itself() -> None:
+def test_branches_go_on_by_themselves() -> None:
     recording = recorded(ddim())
     plan = replace(PLAN, weights=polynomial_weights(PLAN))  # others can stand in their place
     with playing(recording) as player:
         run = PlannedRun.begin(player, recording, plan)
         run.take_step()
         run.take_step()
-        branch = run.branch()
-        others = run.branch().end({3: {1: (3.0, -1.0)}})
-        mine, its = run.end(), branch.end()
+        branches = list(run.branches())
+        others = torch.cat([branch.end({3: {1: (3.0, -1.0)}}) for branch in run.branches()])
+        mine, its = run.end(), torch.cat([branch.end() for branch in branches])
         from_start = PlannedRun.begin(player, recording, plan).end()
     assert torch.equal(mine, its)
     assert torch.equal(mine, from_start)
