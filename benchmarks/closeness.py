@@ -23,7 +23,8 @@ import soda_compile
 from benchmarks.leaderboard.models import MODELS
 from benchmarks.leaderboard.subject import CALIBRATION, Subject
 from benchmarks.paired import paired_ratio, spread
-from soda_compile.measure.closest import nearest_first, strategies_for
+from soda_compile.measure.candidates import nearest_first
+from soda_compile.measure.closest import strategies_for
 from soda_compile.measure.fitting import RIDGES
 from soda_compile.measure.simulation import SPACINGS
 from soda_compile.storage.files import write_atomic

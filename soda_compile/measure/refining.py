@@ -7,7 +7,7 @@ and the ridge is the one that brings samples closer which had no part in choosin
 shall help others too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +89,7 @@ def shifts_of(anchors: Sequence[int], numbers: Numbers) -> list[Shift]:
     return [Shift(places[0][0], tuple(place for _, place in places)) for places in found.values()]
 
 
-def _shifted(numbers: Numbers, amounts: "zip[tuple[Shift, float]]") -> Numbers:
+def _shifted(numbers: Numbers, amounts: Iterable[tuple[Shift, float]]) -> Numbers:
     flat = numbers.flat()
     for shift, amount in amounts:
         flat[list(shift.places)] += amount
@@ -111,7 +111,7 @@ def _slopes(
     for step in range(run.plan.steps):
         for shift in shifts:
             if shift.first == step:
-                shifted = by_step(_shifted(numbers, zip([shift], [difference], strict=True)).weights())
+                shifted = by_step(_shifted(numbers, [(shift, difference)]).weights())
                 ends[shift] = np.concatenate([sketch(branch.end(shifted)) for branch in run.branches()])
         if step < run.plan.steps - 1:
             run.take_step(weights.get(step))
