@@ -74,11 +74,12 @@ def frechet(subject: Subject, trial: Trial, samples: int) -> dict[str, float]:
     from soda_compile.digits.classifier import frechet_distance
 
     own = _features(subject, samples)
+    deviation = bootstrap_deviation(frechet_distance, own["original"], own["elsewhere"], subject.labels)
     seen = _seen(subject, subject.decode(subject.pipe, trial.latents))
     return {
         "to_original": frechet_distance(seen, own["elsewhere"]),
         "to_original_floor": frechet_distance(own["original"], own["elsewhere"]),
-        "to_original_floor_deviation": bootstrap_deviation(frechet_distance, own["original"], own["elsewhere"]),
+        "to_original_floor_deviation": deviation,
         "to_real": frechet_distance(seen, own["real"]),
         "to_real_original": frechet_distance(own["original"], own["real"]),
         "samples": samples,

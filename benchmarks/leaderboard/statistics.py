@@ -31,14 +31,19 @@ def paired_ratio(values: Sequence[float], to: Sequence[float]) -> tuple[float, f
 
 
 def bootstrap_deviation(
-    distance: Callable[[Floats, Floats], float], one: Floats, other: Floats, draws: int = 200
+    distance: Callable[[Floats, Floats], float], one: Floats, other: Floats, labels: int, draws: int = 200
 ) -> float:
-    """Standard deviation of a distance between two sets of samples [n, f], by drawing both sets anew."""
+    """Standard deviation of a distance between two sets of samples [n, f], by drawing both sets anew.
+
+    Labels take turns with the seeds, so each is drawn as often as it was: how often it comes is no chance.
+    """
     generator = np.random.default_rng(0)
-    found = [
-        distance(*(each[generator.integers(len(each), size=len(each))] for each in (one, other))) for _ in range(draws)
-    ]
-    return float(np.std(found, ddof=1))
+
+    def drawn(samples: Floats) -> Floats:
+        parts = [samples[label::labels] for label in range(labels)]
+        return np.concatenate([part[generator.integers(len(part), size=len(part))] for part in parts])
+
+    return float(np.std([distance(drawn(one), drawn(other)) for _ in range(draws)], ddof=1))
 
 
 def ranks(scores: Mapping[str, float], largest_first: bool = False) -> dict[str, int]:

@@ -37,6 +37,7 @@ class Subject:
         real: A number of real images in [0, 1].
         samplers: To run fewer steps with.
         batch: Samples that are run at once when scoring.
+        labels: Number of labels, which take turns with the seeds.
         steps: Of the original.
         denoiser: Attribute of the pipeline.
         blocks: Attribute of the denoiser: its list of transformer blocks.
@@ -53,6 +54,7 @@ class Subject:
     real: Callable[[int], Tensor]
     samplers: tuple[Sampler, ...]
     batch: int = 50
+    labels: int = 10
     steps: int = 50
     denoiser: str = "transformer"
     blocks: str = "transformer_blocks"

@@ -35,7 +35,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "without Inductor, over that of the original in the same mode: it says what the rules themselves take, not",
         "how fast compiled code is. Calibration is what ours measured, tried and fitted, and peers tuned. Kept memory",
         "is of one image. Fréchet distances are to the original's samples of other seeds; the floor is the",
-        "original's own, ± its standard deviation over draws of samples (bootstrap).",
+        "original's own, ± its standard deviation over draws of samples of each label (bootstrap), where known.",
     ]
     for name, facts in report["models"].items():
         rows = [row for row in report["rows"] if row["model"] == name]

@@ -135,8 +135,12 @@ def test_the_deviation_of_a_distance_is_that_over_fresh_samples():
     def distance(one, other):
         return float(abs(one.mean(0) - other.mean(0) + 3).sum())
 
-    fresh = [distance(*draw.normal(size=(2, 400, 2))) for _ in range(400)]
-    assert bootstrap_deviation(distance, *draw.normal(size=(2, 400, 2))) == pytest.approx(np.std(fresh), rel=0.2)
+    def labelled():  # labels that are far apart take turns
+        return draw.normal(size=(2, 400, 2)) + 10 * (np.arange(400) % 4)[:, None]
+
+    fresh = [distance(*labelled()) for _ in range(400)]
+    assert bootstrap_deviation(distance, *labelled(), 4) == pytest.approx(np.std(fresh), rel=0.2)
+    assert bootstrap_deviation(distance, *labelled(), 1) > 5 * np.std(fresh), "as if labels were drawn too"
 
 
 def test_ranks():
