@@ -55,11 +55,6 @@ class Candidates:
         """The plan that is closest of those that are fitted, if any are."""
         return min(self.fits, key=lambda name: self.size(self.fits[name].after), default=self.nearest()[0])
 
-    @property
-    def latest(self) -> str:
-        """The plan that was added last."""
-        return next(reversed(self.plans))
-
     def size(self, errors: Floats) -> float:
         """Return what of the errors shall be small."""
         return over(errors, self.objective)
@@ -80,8 +75,8 @@ class Candidates:
     def _fitted(self, name: str, ridges: Sequence[float]) -> Fit:
         return fit_weights(self.recording, self.plans[name], outputs=self.outputs, ridges=ridges, refine=False)
 
-    def move(self, name: str, at: Callable[[Anchors], Plan | None], tries: int) -> bool:
-        """Add the plan with anchors where it is closer; return whether there is one."""
+    def move(self, name: str, at: Callable[[Anchors], Plan | None], tries: int) -> str | None:
+        """Add the plan with anchors where it is closer, and return its name; None where it is nowhere closer."""
         start = Placed(self.plans[name], self.errors[name])
 
         def run(plan: Plan) -> Floats:
@@ -91,10 +86,10 @@ class Candidates:
 
         found = move_anchors(start, at, run, self.size, tries)
         if found is start:
-            return False
+            return None
         name = f"{name}, moved"
         self.plans[name], self.errors[name] = found.plan, found.errors
-        return True
+        return name
 
 
 def nearest_first(plans: Mapping[str, Plan], compared: Compared, objective: Objective = "mean") -> list[str]:

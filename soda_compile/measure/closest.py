@@ -111,8 +111,9 @@ def closest_plan(
         candidates.fit(candidates.nearest()[:fit])
         name = candidates.closest
         at = plans_at(sensitivity, goal, tried[name], plans[name], profile)
-        if candidates.move(name, at, _tries(plans[name], moving)) and fit:
-            candidates.fit([candidates.latest])
+        moved = candidates.move(name, at, _tries(plans[name], moving))
+        if moved is not None and fit:
+            candidates.fit([moved])
         name = candidates.closest
         best = candidates.refined(name) if fit else None
     nearest = candidates.nearest()[0]
