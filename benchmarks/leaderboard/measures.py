@@ -74,15 +74,27 @@ def frechet(subject: Subject, trial: Trial, samples: int) -> dict[str, float]:
     from soda_compile.digits.classifier import frechet_distance
 
     own = _features(subject, samples)
-    deviation = bootstrap_deviation(frechet_distance, own["original"], own["elsewhere"], subject.labels)
     seen = _seen(subject, subject.decode(subject.pipe, trial.latents))
     return {
         "to_original": frechet_distance(seen, own["elsewhere"]),
-        "to_original_floor": frechet_distance(own["original"], own["elsewhere"]),
-        "to_original_floor_deviation": deviation,
         "to_real": frechet_distance(seen, own["real"]),
-        "to_real_original": frechet_distance(own["original"], own["real"]),
+        **_frechet_of_original(subject, samples),
         "samples": samples,
+    }
+
+
+@lru_cache(maxsize=4)
+def _frechet_of_original(subject: Subject, samples: int) -> dict[str, float]:
+    """The same distances of the original's own samples, for all rows of a model."""
+    from soda_compile.digits.classifier import frechet_distance
+
+    own = _features(subject, samples)
+    return {
+        "to_original_floor": frechet_distance(own["original"], own["elsewhere"]),
+        "to_original_floor_deviation": bootstrap_deviation(
+            frechet_distance, own["original"], own["elsewhere"], subject.labels
+        ),
+        "to_real_original": frechet_distance(own["original"], own["real"]),
     }
 
 

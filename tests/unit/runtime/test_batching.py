@@ -206,12 +206,12 @@ def test_two_calls_a_step_are_two_branches(model: nn.Module, plan: Plan):
 
 
 def test_what_the_plan_does_not_cover_is_computed_and_counted(model: nn.Module, plan: Plan):
-    before = statistics(model).total.misses.total()
     batched = soda_compile.BatchedGenerations(model, plan, sizes=(1, 2))
     calls = [simple_calls(seed) for seed in range(2)]
     short, long = batched.new_generation(), batched.new_generation()
     for step in range(STEPS):
         batched([short, long], **joined([each[step] for each in calls], 1))
+    before = statistics(model).total.misses.total()
     fresh = batched.new_generation()
     arguments = joined([calls[0][0], calls[1][-1]], 1)
     outputs = batched([fresh, long], **arguments)  # one call too many of one generation does not concern the other
