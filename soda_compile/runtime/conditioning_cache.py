@@ -69,7 +69,7 @@ class ConditioningCache:
         timestep: Position of the timestep among the inputs of the captured graph, if the plan knows it.
         timesteps: Timesteps of the steps of this branch, if the plan knows them.
         budget: Where the memory of the values of all steps is booked.
-        limit_bytes: Bound on that memory and the other of the model; where it leaves no room nothing is kept.
+        limit_bytes: Bound on that memory and the other of the model; where it leaves no room, that is said.
     """
 
     seen: dict[Hashable, Conditions | None]
@@ -141,7 +141,7 @@ class ConditioningCache:
         self._first = [Seen.of(value, numbers=True) for value in conditions]
         if not self._matches(0, conditions):
             return None
-        if not self.budget.take(stage.memory_bytes, self.limit_bytes):
+        if not self.budget.take_besides("conditions of all steps", stage.memory_bytes, self.limit_bytes):
             return None
         self._booked_bytes += stage.memory_bytes
         self._weights = [Seen.of(inputs[index], numbers=False) for index in stage.weights]

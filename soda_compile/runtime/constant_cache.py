@@ -18,7 +18,7 @@ class ConstantCache:
 
     Attributes:
         budget: Where their memory is booked.
-        limit_bytes: Bound on that memory and the other of the model; where it leaves no room nothing is kept.
+        limit_bytes: Bound on that memory and the other of the model; where it leaves no room, that is said.
     """
 
     budget: Budget
@@ -39,7 +39,8 @@ class ConstantCache:
             needed: Numbers of the values that are read; the others may be None.
         """
         if self._booked_bytes is None:
-            self._booked_bytes = stage.memory_bytes if self.budget.take(stage.memory_bytes, self.limit_bytes) else 0
+            taken = self.budget.take_besides("constants of a generation", stage.memory_bytes, self.limit_bytes)
+            self._booked_bytes = stage.memory_bytes if taken else 0
         if self._booked_bytes < stage.memory_bytes:
             return compute(stage, inputs, needed)
         changed = {at for at, seen in self._seen.items() if not seen.is_still(inputs[at])}

@@ -1,7 +1,7 @@
 """Sets of slots: the memory in which one branch of guidance keeps values, handed out and taken back."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,12 @@ class Budget:
     """Memory of all slots of one model, under all plans.
 
     Attributes:
+        say: Takes what the user should know once, by kind.
         used_bytes: Memory of the slots that are kept now.
         peak_bytes: The most so far.
     """
 
+    say: Callable[[str, str], None]
     used_bytes: int = 0
     peak_bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -32,6 +34,23 @@ class Budget:
             self.used_bytes += memory_bytes
             self.peak_bytes = max(self.peak_bytes, self.used_bytes)
             return True
+
+    def take_besides(self, what: str, memory_bytes: int, limit_bytes: int | None) -> bool:
+        """Book memory for values that each step can compute as well; say once where there is no room.
+
+        Args:
+            what: The values, in words.
+            memory_bytes: Their memory.
+            limit_bytes: As for ``take``.
+        """
+        taken = self.take(memory_bytes, limit_bytes)
+        if not taken:
+            self.say(
+                f"memory of {what}",
+                f"{what} take {memory_bytes} bytes besides the {self.used_bytes} in use, which slot_memory_bytes="
+                f"{limit_bytes} does not allow, so each step computes them; raise it, or run fewer generations at once",
+            )
+        return taken
 
     def give_back(self, memory_bytes: int) -> None:
         """Take back ``take``."""

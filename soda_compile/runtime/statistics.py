@@ -80,20 +80,23 @@ class ModelStatistics:
     Attributes:
         total: Of all generations.
         generations: The newest generations by number, the newest last.
-        budget: Memory of slots.
         compilations: Graphs that were compiled.
         compile_seconds: Time that took.
-        reasons: The newest message of each kind of miss.
+        reasons: The newest message of each kind of miss, and what else was said.
+        budget: Memory of slots.
     """
 
     total: Tally = field(default_factory=Tally)
     generations: deque[tuple[int, Tally]] = field(default_factory=lambda: deque(maxlen=LISTED))
-    budget: Budget = field(default_factory=Budget)
     compilations: int = 0
     compile_seconds: float = 0.0
     reasons: dict[str, str] = field(default_factory=dict)
+    budget: Budget = field(init=False)
     _unread: list[tuple[Tally, Reading]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.budget = Budget(self.say)
 
     def count(self, generation: "Generation", regions: RegionCounts) -> None:
         """Add a call of a generation that followed the plan."""

@@ -212,6 +212,7 @@ def test_what_is_computed_ahead_is_kept_within_the_bound_on_memory(eager: None, 
         (counted,) = soda_compile.stats(model).values()
         assert (counted["calls"], counted["misses"]) == (STEPS, {})
         assert counted["slot_bytes"] == 0
+        assert ("memory of conditions of all steps" in counted["reasons"]) == (bound is not None)
         return int(counted["slot_bytes_peak"])
 
     slots = peak("step")

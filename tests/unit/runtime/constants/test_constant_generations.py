@@ -136,6 +136,7 @@ def test_without_room_they_are_computed_at_each_step(model: nn.Module, plan: Pla
     assert runs == [ALL] * STEPS
     counted = soda_compile.stats(model)["model"]
     assert (counted["misses"], counted["slot_bytes"]) == (before, 0)
+    assert "slot_memory_bytes=100 does not allow" in counted["reasons"]["memory of constants of a generation"]
 
 
 def test_calls_that_the_plan_does_not_cover(model: nn.Module, plan: Plan):
