@@ -123,12 +123,20 @@ def check_options(options: Mapping[str, Any] | None = None, mode: str | None = N
 
 
 def require_watched(plan: Plan | None, guard: float | None) -> None:
-    """Check that a plan that is to be guarded says which errors are expected, unless it computes everything.
+    """Check that forecasts of a plan that is to be guarded can be watched, unless it computes everything.
 
     Raises:
-        OptionError: It does not.
+        OptionError: The plan does not say which errors are expected, or rounds what it keeps.
     """
-    if guard is None or plan is None or plan.watched is not None or len(plan.anchors) == plan.steps:
+    if guard is None or plan is None or len(plan.anchors) == plan.steps:
+        return
+    if plan.slot_dtype is not None:
+        raise OptionError(
+            f"guard={guard:g} compares forecasts at anchors with what is computed there, and the plan rounds what "
+            f"forecasts are made of (slot_dtype={plan.slot_dtype!r}), so that they differ by rounding alone. Make it "
+            "without slot_dtype, or leave guard out"
+        )
+    if plan.watched is not None:
         return
     raise OptionError(
         f"guard={guard:g} compares forecasts at anchors with the errors of the calibration, and the plan has none: it "

@@ -202,6 +202,13 @@ def test_a_guard_is_a_number_above_one(guard: Any) -> None:
         soda_compile.check_options({"plan": plan_of({4: 0.1}), "guard": guard})
 
 
+def test_a_plan_that_rounds_what_it_keeps_cannot_be_guarded() -> None:
+    rounded = replace(plan_of(), slot_dtype="int8")
+    with pytest.raises(OptionError, match=r"guard=2 .* rounds .* \(slot_dtype='int8'\).* leave guard out"):
+        soda_compile.check_options({"plan": rounded, "guard": GUARD})
+    soda_compile.check_options({"plan": rounded})
+
+
 def test_generations_in_one_call_cannot_be_guarded() -> None:
     with pytest.raises(OptionError, match="generations that run on their own"):
         soda_compile.BatchedGenerations(Linear(), plan_of({4: 0.1}), guard=GUARD)
