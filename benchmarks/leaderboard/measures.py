@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks.leaderboard.statistics import bootstrap_deviation
 from benchmarks.leaderboard.subject import ELSEWHERE, Subject
 from benchmarks.leaderboard.trial import Trial, original, relative, run
+from soda_compile.digits.classifier import frechet_distance
 
 WORST = 0.05
 
@@ -71,8 +72,6 @@ def frechet(subject: Subject, trial: Trial, samples: int) -> dict[str, float]:
 
     The original's own distance to other seeds is the floor; its deviation is what another draw of seeds would change.
     """
-    from soda_compile.digits.classifier import frechet_distance
-
     own = _features(subject, samples)
     seen = _seen(subject, subject.decode(subject.pipe, trial.latents))
     return {
@@ -86,8 +85,6 @@ def frechet(subject: Subject, trial: Trial, samples: int) -> dict[str, float]:
 @lru_cache(maxsize=4)
 def _frechet_of_original(subject: Subject, samples: int) -> dict[str, float]:
     """The same distances of the original's own samples, for all rows of a model."""
-    from soda_compile.digits.classifier import frechet_distance
-
     own = _features(subject, samples)
     return {
         "to_original_floor": frechet_distance(own["original"], own["elsewhere"]),

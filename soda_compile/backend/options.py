@@ -128,7 +128,7 @@ def require_watched(plan: Plan | None, guard: float | None) -> None:
     Raises:
         OptionError: The plan does not say which errors are expected, or rounds what it keeps.
     """
-    if guard is None or plan is None or len(plan.anchors) == plan.steps:
+    if guard is None or plan is None or plan.watched is not None or len(plan.anchors) == plan.steps:
         return
     if plan.slot_dtype is not None:
         raise OptionError(
@@ -136,8 +136,6 @@ def require_watched(plan: Plan | None, guard: float | None) -> None:
             f"forecasts are made of (slot_dtype={plan.slot_dtype!r}), so that they differ by rounding alone. Make it "
             "without slot_dtype, or leave guard out"
         )
-    if plan.watched is not None:
-        return
     raise OptionError(
         f"guard={guard:g} compares forecasts at anchors with the errors of the calibration, and the plan has none: it "
         "was made by hand or before they were kept, no region is stale before an anchor, or anchors lie further apart "
